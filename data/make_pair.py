@@ -1,0 +1,249 @@
+"""Train the bundled pair: a wordy teacher and a terse student with the shape of the paper's pair.
+
+One byte-level BPE vocabulary for both, padded to different widths, and `<think>`, `</think>` tokens
+that only the student has; the teacher is trained on the same words spelled in its own tokens. Fixed
+seed; under two hours on 2 CPU cores.
+
+    python data/make_pair.py --part all
+"""
+
+import argparse
+import json
+import math
+import random
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from problems import FAMILIES, Problem, problems, terse, wordy
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+HERE = Path(__file__).parent
+SEED = 20250922
+SHARED_SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+STUDENT_SPECIALS = ["<think>", "</think>"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Words, single digits, punctuation, white space: what Qwen's tokenizer splits at.
+SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+# Share of teacher examples in the student's style: a real teacher, too, can carry on from a prefix
+# that somebody else wrote.
+TERSE_SHARE = 0.3
+
+
+def train_tokenizer() -> Tokenizer:
+    """A byte-level BPE (at most 1,024 tokens) over both styles; the think tags take no part in it."""
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tok.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024 - len(SHARED_SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    r, stream = random.Random(SEED), problems(f"{SEED} tokenizer", held_out=False)
+    texts = ["system\nuser\nassistant\nthink\n</"] * 100  # role names, and pieces that spell the tags
+    for _ in range(5000):
+        p = next(stream)
+        texts += [p.text, *wordy(p, r), *terse(p)]
+    tok.train_from_iterator(texts, trainer)
+    return tok
+
+
+def save_tokenizer(folder: Path, base: Tokenizer, specials: list[str]) -> PreTrainedTokenizerFast:
+    tok = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(base.to_str()),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+        model_max_length=8192,
+        clean_up_tokenization_spaces=False,
+    )
+    # Fixed ids whatever the role of a token: first the shared specials, then the student's own.
+    tok.chat_template = CHAT_TEMPLATE
+    tok.add_tokens([t for t in specials if t in STUDENT_SPECIALS])
+    tok.save_pretrained(folder)
+    return tok
+
+
+class Encoder:
+    """Problems and traces to ids, each distinct piece of text tokenized once."""
+
+    def __init__(self, tok: PreTrainedTokenizerFast) -> None:
+        self.tok = tok
+        self.bos, self.eos = tok.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+        self.open, self.close = self.ids("<think>"), self.ids("</think>")
+        self.user, self.assistant = self.ids("user\n"), self.ids("assistant\n")
+        self.newline = self.ids("\n")
+
+    def ids(self, text: str) -> list[int]:
+        return self.tok.encode(text, add_special_tokens=False)
+
+    def prompt(self, p: Problem) -> list[int]:
+        head = [self.bos, *self.user, *self.ids(p.text), self.eos, *self.newline]
+        return [*head, self.bos, *self.assistant]
+
+    def completion(self, style: tuple[str, str]) -> list[int]:
+        return [*self.open, *self.ids(style[0]), *self.close, *self.ids(style[1]), self.eos]
+
+
+def batches(enc: Encoder, seed: str, terse_share: float, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless (ids [size, T], labels [size, T]); examples of like length together, prompts not learnt."""
+    r, stream = random.Random(seed), problems(f"{seed} problems", held_out=False)
+    while True:
+        pool = []
+        for _ in range(size * 16):
+            p = next(stream)
+            prompt = enc.prompt(p)
+            answer = enc.completion(terse(p) if r.random() < terse_share else wordy(p, r))
+            pool.append((prompt + answer, len(prompt)))
+        pool.sort(key=lambda e: len(e[0]))
+        groups = [pool[i : i + size] for i in range(0, len(pool), size)]
+        r.shuffle(groups)
+        for group in groups:
+            ids = torch.zeros(size, max(len(e[0]) for e in group), dtype=torch.long)
+            labels = torch.full_like(ids, -100)
+            for i, (tokens, start) in enumerate(group):
+                ids[i, : len(tokens)] = torch.tensor(tokens)
+                labels[i, start : len(tokens)] = ids[i, start : len(tokens)]
+            yield ids, labels
+
+
+def train(model: Qwen3ForCausalLM, data: Iterator, steps: int, rate: float, device: str) -> None:
+    model.to(device).train()
+    opt = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
+    warm = min(100, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        opt,
+        lambda i: min(1.0, (i + 1) / warm) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * i / steps))),
+    )
+    started, mean = time.time(), 0.0
+    for i in range(steps):
+        ids, labels = (t.to(device) for t in next(data))
+        with torch.autocast(device, torch.bfloat16):
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+            learnt = labels[:, 1:] != -100
+            logits = model.lm_head(hidden[:, :-1][learnt])
+        loss = F.cross_entropy(logits.float(), labels[:, 1:][learnt])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        opt.zero_grad()
+        schedule.step()
+        mean = 0.95 * mean + 0.05 * loss.item()
+        if i % 50 == 0:
+            print(f"step {i}/{steps} loss {mean:.4f} {time.time() - started:.0f} s", file=sys.stderr, flush=True)
+    model.eval()
+
+
+@torch.inference_mode()
+def accuracy(model: Qwen3ForCausalLM, enc: Encoder, count: int) -> dict[str, float]:
+    """Greedy share of held-out problems answered right, per family and in all."""
+    stream = problems(f"{SEED} held out", held_out=True)
+    todo = [next(stream) for _ in range(count)]
+    right: dict[str, list[bool]] = {f: [] for f in FAMILIES}
+    for i in range(0, count, 50):
+        group = todo[i : i + 50]
+        prompts = [enc.prompt(p) for p in group]
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        out = model.generate(ids, attention_mask=mask, max_new_tokens=200, do_sample=False, pad_token_id=0)
+        for p, row in zip(group, out.tolist(), strict=True):
+            text = enc.tok.decode(row[width:])
+            said = re.findall(r"\\boxed\{(\d+)\}", text)
+            right[p.family].append(bool(said) and said[-1] == str(p.answer))
+    every = [x for v in right.values() for x in v]
+    return {"all": sum(every) / len(every), **{f: sum(v) / len(v) for f, v in right.items() if v}}
+
+
+def model_of(width: int, *, hidden: int, layers: int, heads: int, kv_heads: int, inner: int) -> Qwen3ForCausalLM:
+    torch.manual_seed(SEED)
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=width,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=32,
+            intermediate_size=inner,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
+    )
+
+
+def make(part: str, args: argparse.Namespace) -> None:
+    folder = HERE / part
+    base = train_tokenizer()
+    specials = SHARED_SPECIALS + (STUDENT_SPECIALS if part == "student" else [])
+    base.add_special_tokens(SHARED_SPECIALS)
+    tok = save_tokenizer(folder, base, specials)
+    enc = Encoder(tok)
+    if part == "teacher":
+        steps, share, rate = args.teacher_steps, TERSE_SHARE, 1.5e-3
+        model = model_of(832, hidden=128, layers=10, heads=4, kv_heads=2, inner=384)
+    else:
+        steps, share, rate = args.student_steps, 1.0, 3e-3
+        model = model_of(768, hidden=64, layers=2, heads=2, kv_heads=1, inner=192)
+    print(part, sum(p.numel() for p in model.parameters()), "parameters,", len(tok), "tokens", file=sys.stderr)
+    train(model, batches(enc, f"{SEED} {part}", share, 64), steps, rate, args.device)
+    model.to("cpu", torch.bfloat16)
+    model.config.eos_token_id = enc.eos
+    model.config.pad_token_id = tok.pad_token_id
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=0.7,
+        top_p=0.95,
+        top_k=20,
+        eos_token_id=[enc.eos, tok.pad_token_id],
+        pad_token_id=tok.pad_token_id,
+    )
+    model.save_pretrained(folder)
+    report = accuracy(Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32), enc, args.held_out)
+    print(json.dumps({"model": part, "steps": steps, "held_out": args.held_out, "greedy_accuracy": report}))
+
+
+def write_problems(count: int) -> None:
+    stream = problems(f"{SEED} held out", held_out=True)
+    with open(HERE / "problems.jsonl", "w", encoding="utf-8") as f:
+        for i in range(count):
+            p = next(stream)
+            f.write(json.dumps({"id": f"{p.family}-{i:03}", "problem": p.text, "answer": str(p.answer)}) + "\n")
+
+
+def main() -> None:
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--part", choices=["all", "teacher", "student", "problems"], default="all")
+    ap.add_argument("--teacher-steps", type=int, default=2600)
+    ap.add_argument("--student-steps", type=int, default=600)
+    ap.add_argument("--held-out", type=int, default=700, help="problems for the measured accuracy")
+    ap.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = ap.parse_args()
+    for part in ("problems", "student", "teacher"):
+        if args.part in ("all", part):
+            if part == "problems":
+                write_problems(256)
+            else:
+                make(part, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""rsd: reasoning traces tailored to a small model, by reverse speculative decoding (arXiv 2509.22230)."""
+
+from typing import TYPE_CHECKING, Any
+
+from rsd.config import GenerateConfig
+
+if TYPE_CHECKING:
+    from rsd.generator import TraceGenerator
+    from rsd.trace import Trace
+
+__version__ = "0.1.0"
+__all__ = ["GenerateConfig", "Trace", "TraceGenerator", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch and transformers take seconds to import; `rsd --help` must not wait for them.
+    if name == "TraceGenerator":
+        from rsd.generator import TraceGenerator
+
+        return TraceGenerator
+    if name == "Trace":
+        from rsd.trace import Trace
+
+        return Trace
+    raise AttributeError(f"module 'rsd' has no attribute {name!r}")

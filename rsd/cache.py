@@ -1,0 +1,162 @@
+"""A key/value cache whose rows have lengths of their own, and a model that decodes with it.
+
+No cache of transformers lets the rows of a batch differ in length. Here the slot index *is* the
+logical position: keys and values are written at [row, position], and a query sees the slots up to
+its own position. So rolling back is a no-op: what was written above a row's length is masked, and
+overwritten before a query can see it.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+GROW = 256  # slots: the buffers grow in such steps, so that short traces cost little memory
+PREFILL = 512  # columns of one prefill pass: bounds the attention mask
+
+
+class RowCache:
+    """Keys and values of all layers, [rows, slots, heads, head size] each.
+
+    It has the two methods of a transformers cache that attention layers call. Before a forward,
+    `write_at` says where the new columns go and how much of the buffers the queries may read.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.slots = 0
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._index = torch.empty(0, dtype=torch.long)
+        self._reach = (0, 0)
+
+    def write_at(self, positions: Tensor, length: int) -> None:
+        """Direct the next forward: columns at `positions` [R, W], queries read slots below `length`."""
+        self._grow(length)
+        rows = torch.arange(positions.shape[0], device=positions.device) * self.slots
+        self._index = (positions + rows[:, None]).flatten()
+        self._reach = (positions.shape[0], length)
+
+    def _grow(self, length: int) -> None:
+        if length <= self.slots:
+            return
+        self.slots = -(-length // GROW) * GROW
+        for layer, old in self.layers.items():
+            self.layers[layer] = new = self._empty(*old)
+            for grown, short in zip(new, old, strict=True):
+                grown[:, : short.shape[1]] = short
+
+    def _empty(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Buffers for the heads and sizes of [_, _, heads, size] examples."""
+        return (
+            keys.new_zeros(self.rows, self.slots, *keys.shape[2:]),
+            values.new_zeros(self.rows, self.slots, *values.shape[2:]),
+        )
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write [R, heads, W, size] and return all that the queries may read, [R, heads, length, size]."""
+        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+        if layer not in self.layers:
+            self.layers[layer] = self._empty(keys, values)
+        rows, length = self._reach
+        both = []
+        for buffer, new in zip(self.layers[layer], (keys, values), strict=True):
+            # A ragged block repeats a row's last column; equal writes to one slot do no harm.
+            buffer.view(-1, *buffer.shape[2:]).index_copy_(0, self._index, new.flatten(0, 1))
+            both.append(buffer[:rows, :length].transpose(1, 2))
+        return both[0], both[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._reach[1]
+
+    def copy_row(self, source: "RowCache", row: int, to: int, length: int) -> None:
+        """Copy the first `length` slots of row `row` of `source` (it may be this cache) to row `to`.
+
+        The slots above are cleared: a row that ended with NaN would otherwise leak them through
+        masked attention, where 0 * NaN is NaN.
+        """
+        self._grow(length)
+        for layer, example in source.layers.items():
+            if layer not in self.layers:
+                self.layers[layer] = self._empty(*example)
+        for layer, mine in self.layers.items():
+            for kind, buffer in enumerate(mine):
+                if length:
+                    buffer[to, :length] = source.layers[layer][kind][row, :length]
+                buffer[to, length:] = 0
+
+
+class CachedModel:
+    """A causal language model, its cache, and its attention mask.
+
+    Raises:
+        ValueError: the model keeps a recurrent state, which cannot be rolled back.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: int) -> None:
+        self.model = model
+        self.rows = rows
+        self.cache = RowCache(rows)
+        config = model.config.get_text_config()
+        kinds = getattr(config, "layer_types", None)
+        unknown = set(kinds or ()) - {"full_attention", "sliding_attention"}
+        if unknown:
+            raise ValueError(
+                f"{config.model_type} has {', '.join(sorted(unknown))} layers, whose state cannot be rolled "
+                "back: choose a model with full or sliding-window attention in every layer"
+            )
+        # Models of mixed layers take one mask a kind; others take one mask, windowed if they have a window.
+        self.kinds = sorted(set(kinds)) if kinds else None
+        self.window: int = getattr(config, "sliding_window", None) or sys.maxsize
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def __call__(self, ids: Tensor, positions: Tensor, length: int, *, last_only: bool = False) -> Tensor:
+        """Logits of `ids` [R, W] at `positions` [R, W], read against the rows' first `length` slots.
+
+        Returns [R, W, V], or [R, 1, V] of the last column alone.
+        """
+        self.cache.write_at(positions, length)
+        out = self.model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=self._masks(positions, length),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=int(last_only),
+        )
+        return out.logits
+
+    def _masks(self, positions: Tensor, length: int) -> Tensor | dict[str, Tensor]:
+        # An additive mask serves both eager attention and SDPA, which would convert a boolean one per layer.
+        behind = positions[:, None, :, None] - torch.arange(length, device=positions.device)
+        mask = torch.zeros(behind.shape, dtype=self.model.dtype, device=behind.device)
+        full = mask.masked_fill(behind < 0, -torch.inf)
+        if self.kinds is None:
+            return full.masked_fill_(behind >= self.window, -torch.inf)
+        return {
+            kind: full if kind == "full_attention" else full.masked_fill(behind >= self.window, -torch.inf)
+            for kind in self.kinds
+        }
+
+    @torch.inference_mode()
+    def prefill(self, prompts: list[list[int]]) -> "CachedModel":
+        """Read several prompts into a cache of their own, one row each, all but their last token.
+
+        The last token is what decoding starts from, so that the first step is a step like any other.
+        """
+        read = CachedModel(self.model, len(prompts))
+        lengths = torch.tensor([len(p) - 1 for p in prompts], device=self.device)
+        longest = int(lengths.max())
+        padded = [(p[:-1] or p) + [0] * (longest - len(p) + 1) for p in prompts]
+        if longest:
+            ids = torch.tensor([p[:longest] for p in padded], device=self.device)
+            for start in range(0, longest, PREFILL):
+                columns = torch.arange(start, min(start + PREFILL, longest), device=self.device)
+                # Past a row's end its last column is repeated: it writes what is already there.
+                positions = torch.minimum(columns[None], (lengths - 1).clamp_min(0)[:, None])
+                read(ids.gather(1, positions), positions, start + len(columns), last_only=True)
+        return read

@@ -1,0 +1,145 @@
+"""What a run is asked to do: one frozen, validated dataclass, and the values that models decide."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+BUNDLED_TEACHER = "bundled-teacher"
+BUNDLED_STUDENT = "bundled-student"
+
+# Neither changes what a trace is, only when, where and how many are made: a job may be resumed with
+# other values of these. The prompt column is here because the prompts themselves are compared.
+FREE_SETTINGS = frozenset({"batch_size", "device", "attn_implementation", "num_generations", "prompt_column"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """The sampling values in force, for teacher and student alike.
+
+    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off.
+    """
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 20
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature must be 0 (greedy) or positive, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top-p must be above 0 and at most 1, not {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top-k must be 0 (off) or positive, not {self.top_k}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acceptance:
+    """When a proposal of the teacher stands (RSD, arXiv 2509.22230, section 3).
+
+    threshold: a proposal needs at least this student probability; 0 accepts every proposal (the raw
+        teacher), 1 none (the student alone, by definition).
+    threshold_on: the probability that is compared: "raw" is the student's softmax at temperature 1,
+        "sampled" the student's distribution after temperature, top-k and top-p. Greedy always reads raw.
+    trials: draws of the teacher before the student falls back on its own token; `math.inf` is allowed.
+    top_k: the proposal must also be among this many likeliest tokens of the student; 0 is off.
+    """
+
+    threshold: float = 0.01
+    threshold_on: Literal["raw", "sampled"] = "raw"
+    trials: float = 5
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is a probability: choose one in [0, 1], not {self.threshold}")
+        if self.threshold_on not in ("raw", "sampled"):
+            raise ValueError(f"threshold-on must be 'raw' or 'sampled', not {self.threshold_on!r}")
+        if not (self.trials == math.inf or (self.trials >= 1 and self.trials == int(self.trials))):
+            raise ValueError(f"trials must be a whole number of at least 1, or inf, not {self.trials}")
+        if self.top_k < 0:
+            raise ValueError(f"accept-top-k must be 0 (off) or positive, not {self.top_k}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Everything that shapes a run of `rsd generate`.
+
+    `None` for temperature, top_p and top_k means the student's generation config, and where that
+    is silent 0.7, 0.95 and 20; `None` for dtype fp32 on a CPU and bf16 on a GPU; `None` for
+    batch_size 32 rows.
+
+    Raises:
+        ValueError: a value is out of its range; the message says which values are allowed.
+    """
+
+    teacher: str = BUNDLED_TEACHER
+    student: str = BUNDLED_STUDENT
+    teacher_revision: str | None = None
+    student_revision: str | None = None
+    threshold: float = 0.01
+    threshold_on: Literal["raw", "sampled"] = "raw"
+    trials: float = 5
+    accept_top_k: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_new_tokens: int = 2048
+    num_generations: int = 1
+    seed: int = 0
+    teacher_prompt: Literal["student", "own"] = "student"
+    prompt_column: str | None = None
+    system_prompt: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    device: str | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        self.acceptance()
+        self.sampling({})
+        for name, least in (("max_new_tokens", 1), ("num_generations", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name.replace('_', '-')} must be at least {least}, not {value}")
+        if self.teacher_prompt not in ("student", "own"):
+            raise ValueError(f"teacher-prompt must be 'student' or 'own', not {self.teacher_prompt!r}")
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype must be float32, bfloat16 or float16, not {self.dtype!r}")
+
+    def acceptance(self) -> Acceptance:
+        return Acceptance(
+            threshold=self.threshold,
+            threshold_on=self.threshold_on,
+            trials=self.trials,
+            top_k=self.accept_top_k,
+        )
+
+    def sampling(self, defaults: Mapping[str, Any]) -> Sampling:
+        """The sampling values in force, given those of the student's generation config."""
+        values = {}
+        for f in fields(Sampling):
+            asked = getattr(self, f.name)
+            value = asked if asked is not None else defaults.get(f.name, f.default)
+            values[f.name] = value
+        return Sampling(**values)
+
+
+# The setting of the authors' generator (papers: 2509.22230 and its code).
+PAPER = {
+    "temperature": 0.7,
+    "top_p": 0.95,
+    "top_k": 20,
+    "threshold": 0.01,
+    "trials": 5,
+    "accept_top_k": 20,
+    "max_new_tokens": 7168,
+}
+
+
+def with_paper_preset(config: GenerateConfig, **asked: Any) -> GenerateConfig:
+    """`config` with the paper's values, except where the user asked for another."""
+    return replace(config, **{**PAPER, **asked})

@@ -1,0 +1,221 @@
+"""Rows to prompts, prompts to the engine, what it commits to traces: the class that jobs call."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from rsd import data
+from rsd.config import GenerateConfig
+from rsd.data import Row
+from rsd.engine import Engine, Finished, Request
+from rsd.models import Source, dtype_of, find, load, sampling_of
+from rsd.sampling import row_key
+from rsd.trace import Trace
+from rsd.vocabulary import Vocabulary, meet
+
+DEFAULT_ROWS = 32
+
+
+class TraceGenerator:
+    """Makes traces by reverse speculative decoding.
+
+    The constructor does no I/O and the object pickles (without its models), so that it can be sent to
+    the workers of a job. `find` reads configurations and tokenizers, `load` the weights; both are
+    idempotent and called when needed.
+
+        generator = TraceGenerator(GenerateConfig(teacher="...", student="..."))
+        for trace in generator.stream([{"prompt": "What is 6 * 7?"}]):
+            print(trace.text)
+
+    Raises:
+        ValueError (from `find` and `load`): a model cannot be loaded, or the pair does not fit together.
+    """
+
+    def __init__(self, config: GenerateConfig) -> None:
+        self.config = config
+        self.notices: list[str] = []
+        self._pair: tuple[Source, Source, Vocabulary] | None = None
+        self._engine: Engine | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["config"])  # type: ignore[misc]
+
+    def find(self) -> tuple[Source, Source, Vocabulary]:
+        """Teacher, student and how their vocabularies meet; reads no weights."""
+        if self._pair is None:
+            c = self.config
+            teacher = find("teacher", c.teacher, c.teacher_revision, trust_remote_code=c.trust_remote_code)
+            student = find("student", c.student, c.student_revision, trust_remote_code=c.trust_remote_code)
+            vocabulary = meet(
+                teacher.tokenizer, student.tokenizer, teacher_width=teacher.width, student_width=student.width
+            )
+            context = min(teacher.context, student.context)
+            if c.max_new_tokens >= context:
+                raise ValueError(
+                    f"max-new-tokens {c.max_new_tokens} leaves no room for a prompt in a context of {context} "
+                    f"positions: choose less than {context}"
+                )
+            self.sampling, lines = sampling_of(c, student)
+            self.notices = [f"vocabularies: {vocabulary.describe()}", *lines]
+            self._pair = teacher, student, vocabulary
+        return self._pair
+
+    def load(self) -> "TraceGenerator":
+        """Load the weights. Idempotent; returns itself."""
+        if self._engine is None:
+            teacher, student, vocabulary = self.find()
+            self._engine = Engine(
+                load(teacher, self.config),
+                load(student, self.config),
+                vocabulary,
+                sampling=self.sampling,
+                acceptance=self.config.acceptance(),
+                eos=student.eos | {i for i in teacher.eos if i < vocabulary.width and vocabulary.shared[i]},
+                rows=self.config.batch_size or DEFAULT_ROWS,
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that shapes a trace, as JSON values: the same identity, the same traces (in fp32)."""
+        teacher, student, _ = self.find()
+        c, s = self.config, self.sampling
+        return {
+            "teacher": teacher.fingerprint(),
+            "student": student.fingerprint(),
+            "temperature": s.temperature,
+            "top_p": s.top_p,
+            "top_k": s.top_k,
+            "threshold": c.threshold,
+            "threshold_on": c.threshold_on,
+            "trials": str(c.trials),
+            "accept_top_k": c.accept_top_k,
+            "max_new_tokens": c.max_new_tokens,
+            "seed": c.seed,
+            "teacher_prompt": c.teacher_prompt,
+            "system_prompt": c.system_prompt,
+            "chat_template_kwargs": dict(c.chat_template_kwargs),
+            "dtype": dtype_of(c),
+        }
+
+    def prepare(self, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+        """Find the prompts and ids of input rows (see `data.prepare`)."""
+        return data.prepare(rows, prompt_column=self.config.prompt_column, system_prompt=self.config.system_prompt)
+
+    def stream(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Trace]:
+        """Yield `num_generations` traces a row, as they finish; a bad row yields traces with `error` set.
+
+        Raises:
+            ValueError: no row has a prompt column, or ids repeat.
+        """
+        yield from self.make(self.prepare(rows))
+
+    def run(self, rows: Iterable[Mapping[str, Any]]) -> list[Trace]:
+        """All traces, in the order of the rows and of their generations."""
+        prepared = self.prepare(rows)
+        made = {trace.key: trace for trace in self.make(prepared)}
+        return [made[str(row.id), g] for row in prepared for g in range(self.config.num_generations)]
+
+    def make(self, rows: Iterable[Row], *, skip: Collection[tuple[str, int]] = ()) -> Iterator[Trace]:
+        """`stream` for prepared rows, without the traces whose (id, generation) is in `skip`."""
+        wanted = [(row, g) for row in rows for g in range(self.config.num_generations) if (str(row.id), g) not in skip]
+        self.load()
+        failed: list[Trace] = []
+        for finished in self._engine.run(self._requests(wanted, failed)):  # type: ignore[union-attr]
+            while failed:
+                yield failed.pop(0)
+            yield self._trace(finished)
+        yield from failed
+
+    def __call__(self, batch: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
+        """Columns in, columns out: for Ray Data's `map_batches` and `datasets.map(batched=True)`."""
+        names, columns = list(batch), [list(v) for v in batch.values()]
+        rows = [
+            {k: v.item() if isinstance(v, np.generic) else v for k, v in zip(names, values, strict=True)}
+            for values in zip(*columns, strict=True)
+        ]
+        made = [trace.row() for trace in self.run(rows)]
+        return {k: [row.get(k) for row in made] for k in (made[0] if made else ())}
+
+    def render(self, row: Row) -> tuple[list[int], list[int]]:
+        """The prompt's ids as the student and as the teacher read them.
+
+        Raises:
+            ValueError: the prompt cannot be rendered or does not fit into a context.
+        """
+        teacher, student, vocabulary = self.find()
+        ids = _encode(student, row, self.config.chat_template_kwargs)
+        own = self.config.teacher_prompt == "own"
+        theirs = _encode(teacher, row, self.config.chat_template_kwargs) if own else vocabulary.for_teacher(ids)
+        for source, prompt in ((student, ids), (teacher, theirs)):
+            if len(prompt) >= source.context:
+                raise ValueError(
+                    f"the prompt has {len(prompt)} tokens and the {source.role}'s context {source.context}: "
+                    "there is no room for a trace"
+                )
+        return ids, theirs
+
+    def _requests(self, wanted: list[tuple[Row, int]], failed: list[Trace]) -> Iterator[Request]:
+        """Requests for good rows; the error traces of bad ones are put into `failed`."""
+        _, student, _ = self.find()
+        last: Row | None = None
+        for row, generation in wanted:
+            if row is not last:
+                error = row.error
+                if error is None:
+                    try:
+                        ids, theirs = self.render(row)
+                    except Exception as e:  # a prompt must not be able to end a job
+                        error = f"{e}".splitlines()[0] if f"{e}" else type(e).__name__
+                last = row
+            if error is not None:
+                failed.append(
+                    Trace(id=row.id, generation=generation, prompt=row.messages, error=error, columns=row.columns)
+                )
+                continue
+            yield Request(
+                student_prompt=ids,
+                teacher_prompt=theirs,
+                key=row_key(self.config.seed, str(row.id), generation),
+                max_new_tokens=min(self.config.max_new_tokens, student.context - len(ids)),
+                tag=(row, generation),
+            )
+
+    def _trace(self, finished: Finished) -> Trace:
+        _, student, _ = self.find()
+        row, generation = finished.request.tag
+        ids = finished.token_ids
+        shown = ids[:-1] if finished.finish_reason == "stop" else ids
+        return Trace(
+            id=row.id,
+            generation=generation,
+            prompt=row.messages,
+            text=str(student.tokenizer.decode(shown.tolist(), clean_up_tokenization_spaces=False)),
+            prompt_ids=finished.request.student_prompt,
+            token_ids=ids,
+            teacher_logprobs=finished.teacher_logprobs,
+            student_logprobs=finished.student_logprobs,
+            from_teacher=finished.from_teacher,
+            accepted=finished.accepted,
+            finish_reason=finished.finish_reason,
+            error=finished.error,
+            columns=row.columns,
+        )
+
+
+def _encode(source: Source, row: Row, template_kwargs: Mapping[str, Any]) -> list[int]:
+    tokenizer = source.tokenizer
+    if tokenizer.chat_template is not None:
+        ids = tokenizer.apply_chat_template(
+            row.messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
+        )
+    elif [m["role"] for m in row.messages] == ["user"]:
+        ids = tokenizer.encode(row.messages[0]["content"])
+    else:
+        raise ValueError(f"the {source.role}'s tokenizer has no chat template: only a plain prompt can be read")
+    if not ids:
+        raise ValueError(f"the prompt has no tokens for the {source.role}")
+    return list(ids)

@@ -1,0 +1,118 @@
+"""One job: rows in, three files out, resumable, with a progress bar and a summary."""
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import rsd
+from rsd import data
+from rsd.config import FREE_SETTINGS
+from rsd.generator import TraceGenerator
+from rsd.models import Source
+from rsd.store import Store
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished job's files hold, and what this run added to them."""
+
+    totals: Mapping[str, Any]
+    new_rows: int
+    new_tokens: int
+    seconds: float
+
+    def text(self) -> str:
+        t = self.totals
+        reasons = ", ".join(f"{n} {reason}" for reason, n in t["finish_reasons"].items()) or "none"
+        lines = [f"rows         {t['rows']} ({self.new_rows} new), finished by: {reasons}"]
+        if t["tokens"]:
+            lines += [
+                f"tokens       {t['tokens']} ({t['tokens'] / t['rows']:.0f} a row)",
+                f"acceptance   {t['acceptance_rate']:.1%} (chance that one proposal of the teacher stands)",
+                f"fallback     {t['fallback_rate']:.1%} (tokens that are the student's own)",
+            ]
+        if self.new_rows:
+            lines.append(f"time         {self.seconds:.1f} s ({self.new_tokens / self.seconds:.0f} tokens/s)")
+        if t["errors"]:
+            lines.append(f"errors       {t['errors']} rows have `error` set; the same command tries them again")
+        return "\n".join(lines)
+
+
+def run_job(
+    generator: TraceGenerator,
+    source: str | Path,
+    out: str | Path,
+    *,
+    limit: int | None = None,
+    overwrite: bool = False,
+) -> Summary:
+    """Make the traces of a file's rows and store them; resumes what an earlier run left.
+
+    Raises:
+        ValueError: bad input, a pair that does not fit, or an output of another job. Nothing is
+            written or lost then.
+    """
+    if Path(out).exists() and Path(source).exists() and Path(out).samefile(source):
+        raise ValueError(f"{out} is the input itself: use another -o")
+    rows = generator.prepare(data.read_rows(source)[:limit])
+    store = Store(out)
+    manifest = _manifest(generator, source, limit)
+    done = set() if overwrite else store.made(manifest["identity"], {str(r.id): r.messages for r in rows})
+    for notice in generator.notices:
+        say(notice)
+    total = len(rows) * generator.config.num_generations
+    found = sum((str(r.id), g) in done for r in rows for g in range(generator.config.num_generations))
+    if found == total:
+        say(f"{out} is finished: it holds all {total} traces of this job")
+        return Summary(store.totals(), 0, 0, 0.0)
+    if done:
+        say(f"resuming {out}: found {len(done)} finished traces, {total - found} to make")
+    generator.load()
+    store.begin(manifest, done, overwrite=overwrite)
+    started, count, tokens, accepted = time.monotonic(), 0, 0, 0.0
+    try:
+        with tqdm(total=total, initial=found, unit="trace", dynamic_ncols=True) as bar:
+            for trace in generator.make(rows, skip=done):
+                store.append(trace)
+                count += 1
+                tokens += len(trace.token_ids)
+                accepted += float(trace.accepted.sum())
+                rate = tokens / (time.monotonic() - started)
+                bar.set_postfix_str(f"{rate:.0f} tok/s, acceptance {accepted / max(tokens, 1):.1%}", refresh=False)
+                bar.update()
+    except BaseException:
+        store.end(None)
+        raise
+    seconds = time.monotonic() - started
+    totals = store.totals()
+    store.end(manifest | {"totals": totals})
+    return Summary(totals, count, tokens, seconds)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _manifest(generator: TraceGenerator, source: str | Path, limit: int | None) -> dict[str, Any]:
+    teacher, student, _ = generator.find()
+
+    def described(model: Source) -> dict[str, str | None]:
+        path = str(Path(model.path).resolve()) if Path(model.path).is_dir() else model.path
+        return {"name": model.name, "path": path, "revision": model.revision}
+
+    free = {f.name: getattr(generator.config, f.name) for f in fields(generator.config) if f.name in FREE_SETTINGS}
+    return {
+        "format": 1,
+        "teacher": described(teacher),
+        "student": described(student),
+        "versions": {"rsd": rsd.__version__} | {name: version(name) for name in ("torch", "transformers", "numpy")},
+        "identity": generator.identity(),
+        "settings": free | {"input": str(source), "limit": limit},
+        "totals": None,
+    }

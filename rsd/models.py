@@ -1,0 +1,170 @@
+"""Finding and loading a pair of models and tokenizers; the bundled pair; what identifies a model."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+import rsd
+from rsd.config import BUNDLED_STUDENT, BUNDLED_TEACHER, GenerateConfig, Sampling
+
+# What a generation config may hold that RSD has no place for, with the values that mean "off".
+PENALTIES: dict[str, Any] = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "exponential_decay_length_penalty": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "bad_words_ids": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where one model comes from, read but for its weights.
+
+    name: as the user gave it. path: the directory, or the Hub id. revision: the commit of a Hub
+        model, None for a directory.
+    """
+
+    role: str
+    name: str
+    path: str
+    revision: str | None
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    generation: GenerationConfig
+
+    @property
+    def width(self) -> int:
+        return int(self.config.get_text_config().vocab_size)
+
+    @property
+    def context(self) -> int:
+        return int(self.config.get_text_config().max_position_embeddings)
+
+    @property
+    def eos(self) -> set[int]:
+        """All ids that end a text, of the generation config, else the config, else the tokenizer."""
+        for holder in (self.generation, self.config.get_text_config(), self.tokenizer):
+            ids = holder.eos_token_id
+            if ids is not None:
+                return set(ids) if isinstance(ids, list | tuple) else {ids}
+        raise ValueError(f"the {self.role} {self.name} names no EOS token: add eos_token_id to its generation config")
+
+    def fingerprint(self) -> str:
+        """What identifies the model: the Hub commit, or a hash of a directory's files (of large ones a sample)."""
+        if not os.path.isdir(self.path):
+            return f"{self.name}@{self.revision}"
+        digest = hashlib.blake2b(digest_size=16)
+        for file in sorted(Path(self.path).iterdir()):
+            if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".jinja", ".txt", ".model"):
+                size = file.stat().st_size
+                digest.update(f"{file.name} {size}\n".encode())
+                with open(file, "rb") as f:
+                    for i in range(16):
+                        f.seek(size * i // 16)
+                        digest.update(f.read(65536))
+        return digest.hexdigest()
+
+
+def bundled(name: str) -> Path:
+    """A bundled file or folder: beside this module in a wheel, in data/ in a checkout."""
+    package = Path(rsd.__file__).parent
+    inside = package / "bundled"
+    return (inside if inside.is_dir() else package.parent / "data") / name
+
+
+def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool) -> Source:
+    """Read configuration and tokenizer of a local directory, a Hub id, or a bundled model.
+
+    Raises:
+        ValueError: there is no such model, or it cannot be read.
+    """
+    inside = {BUNDLED_TEACHER: "teacher", BUNDLED_STUDENT: "student"}.get(name)
+    path = str(bundled(inside)) if inside else name
+    if not os.path.isdir(path) and (path.startswith((".", "/", "~")) or path.count("/") != 1):
+        raise ValueError(f"--{role} {name}: no such directory (and a Hub id has the form owner/name)")
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(path, **options)
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"--{role} {name}: cannot be loaded: {_first_line(e)}") from e
+    try:
+        generation = GenerationConfig.from_pretrained(path, revision=revision or "main")
+    except OSError:
+        generation = GenerationConfig.from_model_config(config)
+    commit = getattr(config, "_commit_hash", None)
+    return Source(role, name, path, commit or revision, config, tokenizer, generation)
+
+
+def load(source: Source, config: GenerateConfig) -> PreTrainedModel:
+    """Load the weights, in fp32 on a CPU and bf16 on a GPU unless asked otherwise.
+
+    Raises:
+        ValueError: the weights cannot be loaded, or are not safetensors and `allow_pickle` is off.
+    """
+    device = device_of(config)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.path,
+            revision=source.revision,
+            config=source.config,
+            dtype=getattr(torch, dtype_of(config)),
+            attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=None if config.allow_pickle else True,
+            device_map=device,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
+        raise ValueError(f"--{source.role} {source.name}: cannot be loaded: {_first_line(e)}") from e
+    return model.eval()
+
+
+def device_of(config: GenerateConfig) -> str:
+    return config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_of(config: GenerateConfig) -> str:
+    return config.dtype or ("float32" if device_of(config) == "cpu" else "bfloat16")
+
+
+def sampling_of(config: GenerateConfig, student: Source) -> tuple[Sampling, list[str]]:
+    """The sampling values in force, and lines that say where they come from and what is ignored."""
+    given = student.generation.to_diff_dict()
+    defaults = {k: given[k] for k in ("temperature", "top_p", "top_k") if given.get(k) is not None}
+    values = config.sampling(defaults)
+    said = []
+    for name in ("temperature", "top_p", "top_k"):
+        source = "asked" if getattr(config, name) is not None else "student" if name in defaults else "default"
+        said.append(f"{name.replace('_', '-')} {getattr(values, name)} ({source})")
+    lines = ["sampling: " + ", ".join(said)]
+    ignored = [k for k, off in PENALTIES.items() if given.get(k) not in (None, off)]
+    if ignored:
+        lines.append(f"notice: ignored from the student's generation config: {', '.join(ignored)}")
+    return values, lines
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

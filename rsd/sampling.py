@@ -1,0 +1,196 @@
+"""The distribution that RSD samples from, as pure tensor functions.
+
+At one position let q be the teacher's sampling distribution over the tokens that both have, p the
+student's, A the tokens whose student probability reaches the threshold, a = q(A), and n the number
+of trials. The retry loop of the paper (arXiv 2509.22230: draw from q up to n times until a draw is
+in A, else draw from p) is one draw from
+
+    r(x) = [1 - (1-a)^n] q(x) 1_A(x) / a + (1-a)^n p(x)            (a = 0: r = p)
+
+so a trace is sampled from r, and any lossless speculative method applies with r as its target: the
+student drafts x ~ d, x stands with probability min(1, r(x) / d(x)), and a draft that falls is
+replaced by a draw from the residual (r - d)+.
+
+Shapes: R rows, K positions of a block, V token ids of the student. Probabilities are float32.
+"""
+
+import hashlib
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rsd.config import Acceptance, Sampling
+
+DRAFT, SURVIVE, RESIDUAL, LABEL = range(4)  # what each of a position's four uniforms decides
+
+
+def row_key(seed: int, row_id: str, generation: int) -> int:
+    """The 64-bit noise key of one trace, as a signed integer. Equal on every machine."""
+    text = f"{seed}\0{generation}\0{row_id}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+
+
+def uniforms(keys: Tensor, positions: Tensor) -> Tensor:
+    """Four uniforms in [0, 1) for every position, from (key, position) and nothing else.
+
+    SplitMix64 (Steele, Lea and Flood, 2014) used as a counter-based generator, so that a trace does
+    not depend on its batch, on block boundaries, or on what ran before.
+
+    Args:
+        keys: int64 [R], from `row_key`.
+        positions: int64 [R, K], index in the completion.
+
+    Returns:
+        float64 [R, K, 4], on the device of `keys`.
+    """
+    four = torch.arange(4, device=keys.device)
+    x = keys[:, None, None] + (positions[..., None] * 4 + four + 1) * -0x61C8864680B583EB
+    # int64 wraps like uint64; only the right shifts need the sign bits cut off.
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    x = x ^ ((x >> 31) & 0x1FFFFFFFF)
+    return ((x >> 11) & 0x1FFFFFFFFFFFFF).double() * 2.0**-53
+
+
+def warp(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities after temperature, top-k and top-p, in this order; greedy is a one-hot.
+
+    Args:
+        logits: [..., V].
+
+    Returns:
+        float32 [..., V], rows summing to 1. Top-p keeps the smallest set of likeliest tokens whose
+        mass reaches it, at least one.
+    """
+    if sampling.temperature == 0:
+        return torch.zeros_like(logits, dtype=torch.float32).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    width = logits.shape[-1]
+    if not 0 < sampling.top_k < width and sampling.top_p == 1:
+        return (logits.float() / sampling.temperature).softmax(-1)
+    k = min(sampling.top_k or width, width)
+    values, ids = logits.topk(k, dim=-1) if k < width else logits.sort(dim=-1, descending=True)
+    probs = (values.float() / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        before = probs.cumsum(-1) - probs
+        probs = probs * (before < sampling.top_p)
+        probs = probs / probs.sum(-1, keepdim=True)
+    return torch.zeros_like(logits, dtype=torch.float32).scatter_(-1, ids, probs)
+
+
+def proposals(teacher_logits: Tensor, shared: Tensor, sampling: Sampling) -> Tensor:
+    """q: the teacher's sampling distribution, *then* restricted to the shared ids and renormalised.
+
+    Args:
+        teacher_logits: [..., V_teacher], full padded width.
+        shared: float [V], 1 where an id is the same token in both vocabularies.
+
+    Returns:
+        float32 [..., V]; all zero where the teacher's pool holds no shared token.
+    """
+    q = warp(teacher_logits, sampling)
+    missing = shared.shape[-1] - q.shape[-1]
+    q = torch.nn.functional.pad(q, (0, missing)) if missing > 0 else q[..., : shared.shape[-1]]
+    q = q * shared
+    return q / q.sum(-1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
+
+
+def acceptable(logprobs: Tensor, p: Tensor, acceptance: Acceptance, sampling: Sampling) -> Tensor:
+    """A: where the student lets a proposal stand.
+
+    Args:
+        logprobs: [..., V], the student's log-softmax over its full width at temperature 1.
+        p: [..., V], the student's sampling distribution.
+
+    Returns:
+        float32 [..., V] of 0 and 1. Empty at threshold 1 by definition.
+    """
+    if acceptance.threshold == 1:
+        return torch.zeros_like(p)
+    if acceptance.threshold_on == "raw" or sampling.temperature == 0:
+        floor = math.log(acceptance.threshold) if acceptance.threshold > 0 else -math.inf
+        stands = logprobs >= floor
+    else:
+        stands = p >= acceptance.threshold
+    if 0 < acceptance.top_k < logprobs.shape[-1]:
+        stands &= logprobs >= logprobs.topk(acceptance.top_k, dim=-1).values[..., -1:]
+    return stands.float()
+
+
+class Target(NamedTuple):
+    """r, the part of it that the teacher contributes, and a = q(A)."""
+
+    r: Tensor  # [..., V]
+    by_teacher: Tensor  # [..., V], at most r
+    accepted: Tensor  # [...]
+
+
+def target(q: Tensor, p: Tensor, stands: Tensor, trials: float) -> Target:
+    """The distribution r of this module's docstring; all arguments [..., V]."""
+    q_stands = q * stands
+    a = q_stands.sum(-1, keepdim=True).clamp_max(1.0)
+    # 1 - (1-a)^n without cancellation for small a; log1p(-1) = -inf gives exactly 1.
+    teacher = (a > 0).float() if trials == math.inf else -torch.expm1(trials * torch.log1p(-a))
+    by_teacher = q_stands * (teacher / a.clamp_min(torch.finfo(a.dtype).tiny))
+    return Target(by_teacher + (1 - teacher) * p, by_teacher, a.squeeze(-1))
+
+
+def drafter(p: Tensor, stands: Tensor) -> Tensor:
+    """d: p restricted to A and renormalised, since tokens outside A are rarely committed; p if A
+    holds no mass of p."""
+    d = p * stands
+    mass = d.sum(-1, keepdim=True)
+    return torch.where(mass > 0, d / mass.clamp_min(torch.finfo(d.dtype).tiny), p)
+
+
+def draw(probs: Tensor, u: Tensor) -> Tensor:
+    """One id a distribution by inverse transform.
+
+    Args:
+        probs: [..., V], not negative, of any positive sum.
+        u: [...], uniforms in [0, 1).
+
+    Returns:
+        int64 [...].
+    """
+    cdf = probs.cumsum(-1, dtype=torch.float64)
+    ids = torch.searchsorted(cdf, (u * cdf[..., -1])[..., None], right=True).squeeze(-1)
+    return ids.clamp_max(probs.shape[-1] - 1)
+
+
+class Verdict(NamedTuple):
+    """What a block commits: the first `kept` tokens of each row."""
+
+    tokens: Tensor  # int64 [R, K]
+    kept: Tensor  # int64 [R], 1 .. K
+    from_teacher: Tensor  # bool [R, K], the label drawn from its posterior
+
+
+def verify(drafts: Tensor, d: Tensor, goal: Target, noise: Tensor) -> Verdict:
+    """Keep drafts while they survive; replace the first that does not by a draw from (r - d)+.
+
+    Speculative sampling (Leviathan et al., arXiv 2211.17192, theorem 3.5) with r as the target.
+
+    Args:
+        drafts: int64 [R, K], drawn from d.
+        d, goal.r, goal.by_teacher: [R, K, V].
+        noise: float64 [R, K, 4], from `uniforms`.
+    """
+    rows, block = drafts.shape
+    at = drafts[..., None]
+    falls = noise[..., SURVIVE] * d.gather(-1, at).squeeze(-1) >= goal.r.gather(-1, at).squeeze(-1)
+    survived = (~falls).long().cumprod(-1).sum(-1)
+    kept = (survived + 1).clamp_max(block)
+    # Vocabulary-wide work only at the one position of a row where a draft may have fallen.
+    last = kept - 1
+    row = torch.arange(rows, device=drafts.device)
+    r = goal.r[row, last]
+    other = draw((r - d[row, last]).clamp_min(0), noise[row, last, RESIDUAL])
+    # r = d but for rounding leaves no residual; then the draft stands after all.
+    replaced = falls[row, last] & (r[row, other] > 0)
+    tokens = drafts.clone()
+    tokens[row, last] = torch.where(replaced, other, drafts[row, last])
+    at = tokens[..., None]
+    by_teacher = goal.by_teacher.gather(-1, at) > noise[..., LABEL, None] * goal.r.gather(-1, at)
+    return Verdict(tokens, kept, by_teacher.squeeze(-1))

@@ -1,0 +1,195 @@
+"""The files of one job: rows, the sidecar of tokens, the manifest. Append, resume, never lose a line.
+
+Three files belong together: OUT.jsonl (a line a trace), OUT.tokens.jsonl (its arrays, written first)
+and OUT.meta.json (what the job is, and its totals). A trace counts as made when both of its lines are
+whole; anything else that a killed job left behind is dropped and made again.
+"""
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rsd.trace import Trace
+
+Key = tuple[str, int]
+
+
+class Store:
+    """The three files of a job at `out`.
+
+    Raises:
+        ValueError: the folder cannot be written, or `out` is no place for a file.
+    """
+
+    def __init__(self, out: str | Path) -> None:
+        self.out = Path(out)
+        base = self.out.with_suffix("") if self.out.suffix == ".jsonl" else self.out
+        self.sidecar = Path(f"{base}.tokens.jsonl")
+        self.manifest = Path(f"{base}.meta.json")
+        if self.out.is_dir():
+            raise ValueError(f"{out} is a folder: give the output a file name, such as {out}/traces.jsonl")
+        try:
+            with tempfile.TemporaryFile(dir=self.out.parent):
+                pass
+        except OSError as e:
+            raise ValueError(f"cannot write to the folder {self.out.parent}: {e.strerror}") from e
+        self._files: list[BinaryIO] = []
+
+    def made(self, identity: Mapping[str, Any], prompts: Mapping[str, Any]) -> set[Key]:
+        """The traces that are already there. Writes nothing.
+
+        Args:
+            identity: what shapes the traces; must be what the manifest holds.
+            prompts: the job's prompt by row id; must be the stored ones.
+
+        Raises:
+            ValueError: the files are another job's.
+        """
+        if not self.manifest.exists():
+            if any(f.exists() and f.stat().st_size for f in (self.out, self.sidecar)):
+                raise ValueError(f"{self.out} exists and has no manifest: it is not this job's; use another -o")
+            return set()
+        try:
+            before = json.loads(self.manifest.read_text(encoding="utf-8"))["identity"]
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"{self.manifest} is not a manifest of rsd; use another -o") from e
+        differing = [
+            f"{k} (there {before.get(k)!r}, now {identity.get(k)!r})"
+            for k in dict.fromkeys([*before, *identity])
+            if before.get(k) != identity.get(k)
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.out} was made with other settings: {'; '.join(differing)}; "
+                "use another -o, or --overwrite to start anew"
+            )
+        whole = {_key(line) for line in _lines(self.sidecar)}
+        done = set()
+        for row in _lines(self.out):
+            key = _key(row)
+            if key[0] in prompts and row["prompt"] != prompts[key[0]]:
+                raise ValueError(
+                    f"{self.out} holds another prompt for id {key[0]!r} than the input: "
+                    "use another -o, or --overwrite to start anew"
+                )
+            if row["error"] is None and key in whole:
+                done.add(key)
+        return done
+
+    def begin(self, manifest: Mapping[str, Any], done: set[Key], *, overwrite: bool) -> None:
+        """Open for appending, with exactly the traces `done` in both files.
+
+        Raises:
+            ValueError: another process is writing these files.
+        """
+        for file in (self.sidecar, self.out):
+            self._files.append(_locked(file))
+        if overwrite:
+            for handle in self._files:
+                handle.truncate(0)
+        self._write_manifest(manifest)
+        for i, file in enumerate((self.sidecar, self.out)):
+            # An interrupted job leaves torn lines, tokens without a row, and rows with errors.
+            if not _is_exactly(file, done):
+                _rewrite(file, done)
+                self._files[i].close()
+                self._files[i] = _locked(file)
+
+    def append(self, trace: Trace) -> None:
+        """Write one trace, the sidecar before the row, both flushed."""
+        sidecar, rows = self._files
+        if trace.error is None:
+            sidecar.write(_encode(trace.tokens()))
+            sidecar.flush()
+        rows.write(_encode(trace.row()))
+        rows.flush()
+
+    def totals(self) -> dict[str, Any]:
+        """What the rows in the file add up to."""
+        reasons: Counter[str] = Counter()
+        tokens = 0
+        accepted = fallback = 0.0
+        for row in _lines(self.out):
+            reasons[row["finish_reason"]] += 1
+            tokens += row["num_tokens"]
+            accepted += row["num_tokens"] * (row["acceptance_rate"] or 0)
+            fallback += row["num_tokens"] * (row["fallback_rate"] or 0)
+        return {
+            "rows": reasons.total(),
+            "errors": reasons["error"],
+            "tokens": tokens,
+            "acceptance_rate": round(accepted / tokens, 4) if tokens else None,
+            "fallback_rate": round(fallback / tokens, 4) if tokens else None,
+            "finish_reasons": dict(sorted(reasons.items())),
+        }
+
+    def end(self, manifest: Mapping[str, Any] | None) -> None:
+        """Close the files; with a manifest, store it."""
+        for file in self._files:
+            file.close()
+        self._files.clear()
+        if manifest is not None:
+            self._write_manifest(manifest)
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        temporary = Path(f"{self.manifest}.tmp")
+        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
+        os.replace(temporary, self.manifest)
+
+
+def _locked(file: Path) -> BinaryIO:
+    handle = open(file, "ab")  # noqa: SIM115 (closed by Store.end)
+    with suppress(ImportError):  # a platform without file locks does without this guard
+        import fcntl
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            handle.close()
+            raise ValueError(f"{file} is being written by another process: wait for it, or use another -o") from e
+    return handle
+
+
+def _rewrite(file: Path, keep: set[Key]) -> None:
+    left = set(keep)
+    temporary = Path(f"{file}.tmp")
+    with open(temporary, "wb") as f:
+        for line in _lines(file):
+            if _key(line) in left and not line.get("error"):
+                left.discard(_key(line))
+                f.write(_encode(line))
+    os.replace(temporary, file)
+
+
+def _encode(line: Mapping[str, Any]) -> bytes:
+    # A lone surrogate in an input is no UTF-8, but its escape is JSON.
+    return (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _key(line: Mapping[str, Any]) -> Key:
+    return str(line["id"]), line["generation"]
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a file that may have been torn by a crash."""
+    if not file.exists():
+        return
+    with open(file, "rb") as f:
+        for line in f:
+            with suppress(ValueError):
+                row = json.loads(line)
+                if line.endswith(b"\n") and isinstance(row, dict) and {"id", "generation"} <= row.keys():
+                    yield row
+
+
+def _is_exactly(file: Path, keys: set[Key]) -> bool:
+    """Whether a file holds these traces, each once, and nothing else."""
+    with open(file, "rb") as f:
+        count = sum(1 for _ in f)
+    found = [_key(line) for line in _lines(file) if not line.get("error")]
+    return count == len(found) == len(keys) and set(found) == keys

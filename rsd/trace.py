@@ -1,0 +1,90 @@
+"""One finished trace: its row for training, and its arrays for the sidecar."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+COLUMNS = (
+    "prompt",
+    "completion",
+    "id",
+    "generation",
+    "finish_reason",
+    "is_correct",
+    "num_tokens",
+    "acceptance_rate",
+    "fallback_rate",
+    "error",
+)
+
+
+def _nothing() -> np.ndarray:
+    return np.empty(0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trace:
+    """A trace, or the error that stands in its place.
+
+    prompt: the chat messages. text: the decoded completion without its final EOS, special tokens
+        kept. prompt_ids: the student's. The arrays have one entry a token, the final EOS included:
+        token_ids, natural-log probabilities of both models at temperature 1 over the full width (NaN
+        where the teacher has no such token), from_teacher (bool, the label drawn from its posterior),
+        and accepted (the chance that one proposal stands).
+    columns: the input row's other columns, kept.
+    """
+
+    id: str | int
+    generation: int
+    prompt: list[dict[str, str]]
+    text: str = ""
+    prompt_ids: list[int] = field(default_factory=list)
+    token_ids: np.ndarray = field(default_factory=_nothing)
+    teacher_logprobs: np.ndarray = field(default_factory=_nothing)
+    student_logprobs: np.ndarray = field(default_factory=_nothing)
+    from_teacher: np.ndarray = field(default_factory=_nothing)
+    accepted: np.ndarray = field(default_factory=_nothing)
+    finish_reason: str = "error"
+    error: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return str(self.id), self.generation
+
+    def row(self) -> dict[str, Any]:
+        """The row in TRL's conversational prompt-completion format."""
+        tokens = len(self.token_ids)
+        own = {
+            "prompt": self.prompt,
+            "completion": [{"role": "assistant", "content": self.text}],
+            "id": self.id,
+            "generation": self.generation,
+            "finish_reason": self.finish_reason,
+            "is_correct": None,
+            "num_tokens": tokens,
+            "acceptance_rate": round(float(self.accepted.mean()), 6) if tokens else None,
+            "fallback_rate": round(1 - float(self.from_teacher.mean()), 6) if tokens else None,
+            "error": self.error,
+        }
+        return own | {k if k not in own else f"input_{k}": v for k, v in self.columns.items()}
+
+    def tokens(self) -> dict[str, Any]:
+        """The sidecar's line: arrays of equal length, one entry a token."""
+        return {
+            "id": self.id,
+            "generation": self.generation,
+            "prompt_ids": self.prompt_ids,
+            "token_ids": self.token_ids.tolist(),
+            "teacher_logprobs": _logprobs(self.teacher_logprobs),
+            "student_logprobs": _logprobs(self.student_logprobs),
+            "from_teacher": self.from_teacher.astype(int).tolist(),
+        }
+
+
+def _logprobs(values: np.ndarray) -> list[float | None]:
+    # JSON has neither NaN (no such token) nor -inf (a token that a model rules out).
+    return [round(v, 6) if math.isfinite(v) else None for v in values.tolist()]

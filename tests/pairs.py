@@ -1,0 +1,126 @@
+"""Small real models for the tests: random ones, and ones that look their logits up in a table."""
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+
+from rsd.config import Acceptance, Sampling
+from rsd.engine import Engine, Finished, Request
+from rsd.sampling import row_key
+from rsd.vocabulary import Vocabulary
+
+CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+
+
+def random_model(kind: str = "qwen3", *, vocab: int = 24, layers: int = 2, seed: int = 0) -> PreTrainedModel:
+    """A random model whose distributions are far from flat."""
+    torch.manual_seed(seed)
+    config = CONFIGS[kind](
+        vocab_size=vocab,
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=48,
+        max_position_embeddings=512,
+        initializer_range=0.4,
+        tie_word_embeddings=False,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def table_model(table: torch.Tensor) -> PreTrainedModel:
+    """A Qwen3 whose next-token logits are table[last token], whatever came before.
+
+    Its layers add nothing, its embedding is one-hot, and the head holds the table.
+    """
+    size, width = table.shape
+    config = Qwen3Config(
+        vocab_size=width,
+        hidden_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=8,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-12,
+        tie_word_embeddings=False,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(width))
+        model.model.norm.weight.fill_(1.0)
+        # The norm scales a one-hot vector to sqrt(width).
+        model.lm_head.weight[:, :size] = table.T / width**0.5
+    return model
+
+
+def twin_vocabulary(width: int) -> Vocabulary:
+    """Both models share all ids."""
+    ids = torch.cat([torch.arange(width), torch.arange(width)])
+    return Vocabulary(
+        shared=torch.ones(width),
+        own=torch.zeros(width),
+        spelling=ids[:, None],
+        spelled=torch.ones(2 * width, dtype=torch.long),
+        student_only=(),
+        teacher_only=(),
+    )
+
+
+def spelled_vocabulary(width: int, teacher_width: int, spellings: dict[int, list[int]]) -> Vocabulary:
+    """Ids in `spellings` are the student's alone, and the teacher spells them so."""
+    longest = max(map(len, spellings.values()))
+    ids = torch.cat([torch.arange(width), torch.arange(teacher_width)])
+    spelling = ids[:, None].repeat(1, longest)
+    spelled = torch.ones(width + teacher_width, dtype=torch.long)
+    shared = torch.ones(width)
+    for i, piece in spellings.items():
+        shared[i] = 0
+        spelled[i] = len(piece)
+        spelling[i, : len(piece)] = torch.tensor(piece)
+    return Vocabulary(shared, torch.zeros(width), spelling, spelled, tuple(map(str, spellings)), ())
+
+
+def requests(prompts: list[list[int]], *, max_new_tokens: int = 24, vocabulary: Vocabulary, seed: int = 0):
+    return [
+        Request(
+            student_prompt=p,
+            teacher_prompt=vocabulary.for_teacher(p),
+            key=row_key(seed, str(i), 0),
+            max_new_tokens=max_new_tokens,
+            tag=i,
+        )
+        for i, p in enumerate(prompts)
+    ]
+
+
+def decode(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    prompts: list[list[int]],
+    *,
+    vocabulary: Vocabulary | None = None,
+    sampling: Sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0),
+    acceptance: Acceptance = Acceptance(threshold=0.02),
+    rows: int = 4,
+    block: int = 1,
+    eos: tuple[int, ...] = (),
+    max_new_tokens: int = 24,
+    seed: int = 0,
+) -> dict[int, Finished]:
+    """Traces by the index of their prompt."""
+    if vocabulary is None:
+        vocabulary = twin_vocabulary(student.config.vocab_size)
+    engine = Engine(
+        teacher, student, vocabulary, sampling=sampling, acceptance=acceptance, eos=eos, rows=rows, block=block
+    )
+    todo = requests(prompts, max_new_tokens=max_new_tokens, vocabulary=vocabulary, seed=seed)
+    return {f.request.tag: f for f in engine.run(todo)}
