@@ -67,7 +67,7 @@ class GenerateConfig:
 
     `None` for temperature, top_p and top_k means the student's generation config, and where that
     is silent 0.7, 0.95 and 20; `None` for dtype fp32 on a CPU and bf16 on a GPU; `None` for
-    batch_size 32 rows.
+    batch_size 32 rows; `None` for max_new_tokens 2048, or what the context leaves.
 
     Raises:
         ValueError: a value is out of its range; the message says which values are allowed.
@@ -84,7 +84,7 @@ class GenerateConfig:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    max_new_tokens: int = 2048
+    max_new_tokens: int | None = None
     num_generations: int = 1
     seed: int = 0
     teacher_prompt: Literal["student", "own"] = "student"

@@ -34,6 +34,8 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     except jsonlines.InvalidLineError as e:
         problem = str(e.__cause__ or e).splitlines()[0]
         raise ValueError(f"{path}, line {e.lineno}: not a JSON object: {problem}") from e
+    except RecursionError as e:
+        raise ValueError(f"{path}: not a JSON object: a line is nested too deeply") from e
     except UnicodeDecodeError as e:
         raise ValueError(f"{path}: not a UTF-8 text file; JSONL is expected") from e
     except OSError as e:

@@ -15,6 +15,7 @@ from rsd.trace import Trace
 from rsd.vocabulary import Vocabulary, meet
 
 DEFAULT_ROWS = 32
+DEFAULT_NEW_TOKENS = 2048
 
 
 class TraceGenerator:
@@ -54,7 +55,8 @@ class TraceGenerator:
                 teacher.tokenizer, student.tokenizer, teacher_width=teacher.width, student_width=student.width
             )
             context = min(teacher.context, student.context)
-            if c.max_new_tokens >= context:
+            self.max_new_tokens = c.max_new_tokens or DEFAULT_NEW_TOKENS
+            if c.max_new_tokens is not None and c.max_new_tokens >= context:
                 raise ValueError(
                     f"max-new-tokens {c.max_new_tokens} leaves no room for a prompt in a context of {context} "
                     f"positions: choose less than {context}"
@@ -93,7 +95,7 @@ class TraceGenerator:
             "threshold_on": c.threshold_on,
             "trials": str(c.trials),
             "accept_top_k": c.accept_top_k,
-            "max_new_tokens": c.max_new_tokens,
+            "max_new_tokens": self.max_new_tokens,
             "seed": c.seed,
             "teacher_prompt": c.teacher_prompt,
             "system_prompt": c.system_prompt,
@@ -180,7 +182,7 @@ class TraceGenerator:
                 student_prompt=ids,
                 teacher_prompt=theirs,
                 key=row_key(self.config.seed, str(row.id), generation),
-                max_new_tokens=min(self.config.max_new_tokens, student.context - len(ids)),
+                max_new_tokens=min(self.max_new_tokens, student.context - len(ids)),
                 tag=(row, generation),
             )
 

@@ -70,11 +70,15 @@ def run_job(
     found = sum((str(r.id), g) in done for r in rows for g in range(generator.config.num_generations))
     if found == total:
         say(f"{out} is finished: it holds all {total} traces of this job")
-        return Summary(store.totals(), 0, 0, 0.0)
-    if done:
-        say(f"resuming {out}: found {len(done)} finished traces, {total - found} to make")
-    generator.load()
+    else:
+        if done:
+            say(f"resuming {out}: found {len(done)} finished traces, {total - found} to make")
+        generator.load()
     store.begin(manifest, done, overwrite=overwrite)
+    if found == total:  # a job may have been killed after its last trace and before its totals
+        totals = store.totals()
+        store.end(manifest | {"totals": totals})
+        return Summary(totals, 0, 0, 0.0)
     started, count, tokens, accepted = time.monotonic(), 0, 0, 0.0
     try:
         with tqdm(total=total, initial=found, unit="trace", dynamic_ncols=True) as bar:

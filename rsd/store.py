@@ -166,9 +166,13 @@ def _rewrite(file: Path, keep: set[Key]) -> None:
     os.replace(temporary, file)
 
 
+# Characters that JSON allows in a string and `str.splitlines` takes for the end of a line.
+LINE_ENDS = {i: f"\\u{i:04x}" for i in (0x85, 0x2028, 0x2029)}
+
+
 def _encode(line: Mapping[str, Any]) -> bytes:
     # A lone surrogate in an input is no UTF-8, but its escape is JSON.
-    return (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    return (json.dumps(line, ensure_ascii=False).translate(LINE_ENDS) + "\n").encode("utf-8", "backslashreplace")
 
 
 def _key(line: Mapping[str, Any]) -> Key:

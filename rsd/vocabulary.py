@@ -76,7 +76,7 @@ def meet(
     for side, vocab, width in (("teacher", theirs, teacher_width), ("student", ours, student_width)):
         if max(vocab.values()) >= width:
             raise ValueError(f"the {side}'s tokenizer has {max(vocab.values()) + 1} ids, its model only {width} logits")
-    for token, i in ours.items():
+    for token, i in sorted(ours.items(), key=lambda item: item[1]):
         if theirs.get(token, i) != i:
             raise ValueError(
                 f"the vocabularies differ ({sizes}): {token!r} is id {theirs[token]} for the teacher and {i} for "

@@ -11,6 +11,10 @@ from rsd.vocabulary import Vocabulary
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
 
+PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0)
+USUAL = Acceptance(threshold=0.02)
+
+
 def random_model(kind: str = "qwen3", *, vocab: int = 24, layers: int = 2, seed: int = 0) -> PreTrainedModel:
     """A random model whose distributions are far from flat."""
     torch.manual_seed(seed)
@@ -108,8 +112,8 @@ def decode(
     prompts: list[list[int]],
     *,
     vocabulary: Vocabulary | None = None,
-    sampling: Sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0),
-    acceptance: Acceptance = Acceptance(threshold=0.02),
+    sampling: Sampling = PLAIN,
+    acceptance: Acceptance = USUAL,
     rows: int = 4,
     block: int = 1,
     eos: tuple[int, ...] = (),

@@ -11,7 +11,6 @@ from scipy.stats import chisquare
 from rsd.config import Acceptance, Sampling
 from rsd.sampling import target
 
-PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0)
 PROMPTS = [[1], [2, 3, 4, 5, 6, 7, 8], [9, 9], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [2, 3, 4, 5, 6, 7, 8], [11, 12, 13]]
 
 

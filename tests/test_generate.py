@@ -1,0 +1,406 @@
+"""`rsd generate` from the outside: the files it leaves, what it says, and what a crash leaves of a job."""
+
+import json
+import math
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import SPECIALS, environment, read, rsd, save_model, write
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rsd import GenerateConfig, TraceGenerator
+from rsd.cli import main
+from rsd.trace import COLUMNS
+
+FLAGS = ["--max-new-tokens", "30", "--temperature", "1", "--top-k", "0", "--top-p", "1"]
+PROBLEMS = [{"id": f"p{i}", "problem": f"{i} plus {i}?", "answer": str(2 * i), "level": i} for i in range(10)]
+
+
+def run(*args, expect=0):
+    result = CliRunner().invoke(main, ["generate", *map(str, args)])
+    assert result.exit_code == expect, result.output + str(result.exception)
+    return result
+
+
+def pair(tiny, kind="qwen3"):
+    return ["--teacher", tiny(kind)["teacher"], "--student", tiny(kind)["student"]]
+
+
+def files(out: Path) -> tuple[list[dict], list[dict], dict]:
+    base = str(out).removesuffix(".jsonl")
+    return read(out), read(Path(f"{base}.tokens.jsonl")), json.loads(Path(f"{base}.meta.json").read_text())
+
+
+def by_key(rows):
+    return {(r["id"], r["generation"]): r for r in rows}
+
+
+def test_the_rows_and_the_sidecar(tiny, tmp_path):
+    source, out = write(tmp_path / "in.jsonl", PROBLEMS), tmp_path / "out.jsonl"
+    run(source, "-o", out, *pair(tiny), *FLAGS, "--num-generations", 2)
+    rows, tokens, meta = files(out)
+    assert len(rows) == 20 and set(by_key(rows)) == set(by_key(tokens))
+    tokenizer = AutoTokenizer.from_pretrained(tiny()["student"])
+    model = AutoModelForCausalLM.from_pretrained(tiny()["student"], dtype=torch.float32)
+    for key, row in by_key(rows).items():
+        assert list(row) == [*COLUMNS, "answer", "level"]
+        problem = next(p for p in PROBLEMS if p["id"] == row["id"])
+        assert row["prompt"] == [{"role": "user", "content": problem["problem"]}]
+        assert (row["answer"], row["level"]) == (problem["answer"], problem["level"])
+        assert row["is_correct"] is None and row["error"] is None
+        arrays = by_key(tokens)[key]
+        lengths = {len(arrays[k]) for k in ("token_ids", "teacher_logprobs", "student_logprobs", "from_teacher")}
+        assert lengths == {row["num_tokens"]}
+        stopped = row["finish_reason"] == "stop"
+        assert stopped == (arrays["token_ids"][-1] in (256, 258))
+        shown = arrays["token_ids"][:-1] if stopped else arrays["token_ids"]
+        assert row["completion"] == [{"role": "assistant", "content": tokenizer.decode(shown)}]
+        assert arrays["prompt_ids"] == tokenizer.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, return_dict=False
+        )
+        assert row["fallback_rate"] == pytest.approx(1 - np.mean(arrays["from_teacher"]), abs=1e-6)
+        for token, logprob in zip(arrays["token_ids"], arrays["teacher_logprobs"], strict=True):
+            assert (logprob is None) == (token in (259, 260))
+        ids = torch.tensor([arrays["prompt_ids"] + arrays["token_ids"]])
+        with torch.inference_mode():
+            want = model(ids).logits[0].log_softmax(-1)[len(arrays["prompt_ids"]) - 1 : -1]
+        want = want.gather(1, ids[0, len(arrays["prompt_ids"]) :, None])[:, 0]
+        np.testing.assert_allclose(arrays["student_logprobs"], want, atol=1e-4)
+    assert meta["totals"]["rows"] == 20
+    assert meta["totals"]["tokens"] == sum(r["num_tokens"] for r in rows)
+    assert sum(meta["totals"]["finish_reasons"].values()) == 20
+    assert meta["student"] == {"name": tiny()["student"], "path": tiny()["student"], "revision": None}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_architectures_load_from_directories(tiny, tmp_path, kind):
+    source, out = write(tmp_path / "in.jsonl", PROBLEMS[:3]), tmp_path / "out.jsonl"
+    result = run(source, "-o", out, *pair(tiny, kind), *FLAGS)
+    assert "3 (3 new)" in result.output
+    assert "259 shared tokens, 2 only in the student (<think> </think>)" in result.output
+    assert len(files(out)[0]) == 3
+
+
+def test_the_paper_models_are_accepted_as_arguments(tmp_path):
+    # They cannot be downloaded here; the error says so, and not that the arguments are wrong.
+    result = rsd(
+        *(
+            "generate",
+            "-o",
+            tmp_path / "out.jsonl",
+            "--teacher",
+            "simplescaling/s1.1-7B",
+            "--student",
+            "Qwen/Qwen3-0.6B",
+        ),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("rsd: --teacher simplescaling/s1.1-7B: cannot be loaded:")
+    assert len(result.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_what_cannot_change_a_trace_does_not(tiny, tmp_path):
+    source = write(tmp_path / "in.jsonl", PROBLEMS)
+    run(source, "-o", tmp_path / "a.jsonl", *pair(tiny), *FLAGS)
+    shuffled = write(tmp_path / "shuffled.jsonl", random.Random(0).sample(PROBLEMS, 10))
+    run(shuffled, "-o", tmp_path / "b.jsonl", *pair(tiny), *FLAGS, "--batch-size", 1)
+    run(source, "-o", tmp_path / "c.jsonl", *pair(tiny), *FLAGS, "--limit", 4, "--batch-size", 3)
+    a, b, c = (by_key(files(tmp_path / f"{x}.jsonl")[1]) for x in "abc")
+    assert set(a) == set(b) and set(c) == {(f"p{i}", 0) for i in range(4)}
+    for other in (b, c):
+        for key, line in other.items():
+            assert line["token_ids"] == a[key]["token_ids"]
+
+
+def test_more_rows_and_more_generations_extend_a_file(tiny, tmp_path):
+    source, out = write(tmp_path / "in.jsonl", PROBLEMS), tmp_path / "out.jsonl"
+    run(source, "-o", out, *pair(tiny), *FLAGS, "--limit", 3)
+    first = out.read_text()
+    result = run(source, "-o", out, *pair(tiny), *FLAGS, "--limit", 5, "--num-generations", 2, "--batch-size", 2)
+    assert "found 3 finished traces, 7 to make" in result.output
+    assert out.read_text().startswith(first)
+    assert len(by_key(files(out)[0])) == 10
+    result = run(source, "-o", out, *pair(tiny), *FLAGS, "--limit", 5, "--num-generations", 2)
+    assert "is finished: it holds all 10 traces" in result.output
+    assert len(files(out)[0]) == 10
+
+
+def test_other_settings_are_named_and_nothing_is_lost(tiny, tmp_path):
+    source, out = write(tmp_path / "in.jsonl", PROBLEMS), tmp_path / "out.jsonl"
+    run(source, "-o", out, *pair(tiny), *FLAGS)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    result = run(source, "-o", out, *pair(tiny), *FLAGS, "--seed", 1, "--threshold", 0.5, expect=2)
+    assert "threshold (there 0.01, now 0.5); seed (there 0, now 1)" in result.output
+    swapped = ["--teacher", tiny()["student"], "--student", tiny()["student"]]
+    assert "teacher (there" in run(source, "-o", out, *swapped, *FLAGS, expect=2).output
+    other = write(tmp_path / "other.jsonl", [{"id": "p1", "problem": "Another?"}])
+    assert "another prompt for id 'p1'" in run(other, "-o", out, *pair(tiny), *FLAGS, expect=2).output
+    other.unlink()
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    run(source, "-o", out, *pair(tiny), *FLAGS, "--seed", 1, "--overwrite")
+    rows, tokens, meta = files(out)
+    assert len(rows) == len(tokens) == 10 and meta["identity"]["seed"] == 1
+    assert out.read_bytes() != before["out.jsonl"]
+
+
+def test_a_killed_job_goes_on(tiny, tmp_path):
+    """`kill -9` at random moments until the job is done equals a run that nothing stopped."""
+    flags = ["generate", "in.jsonl", *pair(tiny), *FLAGS, "--max-new-tokens", "200", "--num-generations", "6"]
+    flags += ["--batch-size", "4"]
+    write(tmp_path / "in.jsonl", PROBLEMS)
+    assert rsd(*flags, "-o", "whole.jsonl", cwd=tmp_path).returncode == 0
+    rng, killed, out = random.Random(1), 0, tmp_path / "out.jsonl"
+    for _ in range(4):
+        before = out.stat().st_size if out.exists() else 0
+        job = subprocess.Popen(
+            [sys.executable, "-m", "rsd", *flags, "-o", "out.jsonl"],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while job.poll() is None and (not out.exists() or out.stat().st_size <= before):
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        if job.poll() is None:
+            os.kill(job.pid, signal.SIGKILL)
+            killed += 1
+        if job.wait() == 0:
+            break
+    assert killed >= 2
+    # And a torn line of each kind, whatever the kills left.
+    with open(out, "a") as rows, open(tmp_path / "out.tokens.jsonl", "a") as tokens:
+        rows.write('{"id": "p1", "gener')
+        tokens.write('{"id": "p1", "generation": 0, "token_ids": [1, 2')
+    last = rsd(*flags, "-o", "out.jsonl", cwd=tmp_path)
+    assert last.returncode == 0, last.stderr
+    assert "finished traces" in last.stderr or "is finished" in last.stderr
+    for suffix in ("jsonl", "tokens.jsonl"):
+        got, want = read(tmp_path / f"out.{suffix}"), read(tmp_path / f"whole.{suffix}")
+        assert len(got) == len(want) == 60
+        assert by_key(got).keys() == by_key(want).keys()
+        for key, line in by_key(got).items():
+            exact = {k: v for k, v in line.items() if not isinstance(v, list | float) or k == "token_ids"}
+            assert exact == {k: by_key(want)[key][k] for k in exact}
+    assert json.loads((tmp_path / "out.meta.json").read_text())["totals"]["rows"] == 60
+
+
+def test_a_trace_without_its_tokens_is_made_again(tiny, tmp_path):
+    source, out = write(tmp_path / "in.jsonl", PROBLEMS), tmp_path / "out.jsonl"
+    run(source, "-o", out, *pair(tiny), *FLAGS)
+    rows, tokens, _ = files(out)
+    write(tmp_path / "out.tokens.jsonl", tokens[:4] + tokens[5:7])
+    write(out, [*rows[1:], rows[1]])  # one lost, one twice
+    run(source, "-o", out, *pair(tiny), *FLAGS)
+    again, tokens_again, _ = files(out)
+    assert len(again) == len(tokens_again) == 10
+    for old, new in ((rows, again), (tokens, tokens_again)):
+        assert {k: v.get("token_ids") for k, v in by_key(old).items()} == {
+            k: v.get("token_ids") for k, v in by_key(new).items()
+        }
+
+
+def test_bad_rows_do_not_end_a_job(tiny, tmp_path):
+    rows = [
+        {"id": 1, "prompt": "fine"},
+        {"id": 2, "prompt": ""},
+        {"id": 3, "prompt": 17},
+        {"id": 4, "prompt": "x" * 600},
+        {"id": 5, "prompt": "lone \ud800 surrogate"},
+        {"id": 6, "prompt": "also fine", "completion": "kept", "error": 0},
+    ]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    result = run(source, "-o", out, *pair(tiny), *FLAGS, "--num-generations", 2, expect=1)
+    made, tokens, meta = files(out)
+    assert len(made) == 12 and meta["totals"]["errors"] == 8 and "8 rows have `error` set" in result.output
+    errors = {r["id"]: r["error"] for r in made}
+    assert errors[1] is None and errors[6] is None
+    assert "empty" in errors[2] and "not int" in errors[3] and "there is no room" in errors[4] and errors[5]
+    assert {t["id"] for t in tokens} == {1, 6}
+    kept = next(r for r in made if r["id"] == 6)
+    assert kept["input_completion"] == "kept" and kept["input_error"] == 0 and kept["error"] is None
+    # Errors are tried again: the same run makes the same rows, none twice.
+    result = run(source, "-o", out, *pair(tiny), *FLAGS, "--num-generations", 2, expect=1)
+    assert "found 4 finished traces, 8 to make" in result.output
+    assert len(files(out)[0]) == 12 and len(files(out)[1]) == 4
+
+
+def test_nan_weights_stop_rows_not_the_job(tiny, tmp_path):
+    teacher = AutoModelForCausalLM.from_pretrained(tiny()["teacher"])
+    with torch.no_grad():
+        teacher.model.embed_tokens.weight[ord("q") - 33] = torch.nan  # the byte "q"
+    teacher.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(tiny()["teacher"]).save_pretrained(tmp_path / "broken")
+    source = write(tmp_path / "in.jsonl", [{"id": "sound", "prompt": "abc"}, {"id": "broken", "prompt": "abq"}])
+    out = tmp_path / "out.jsonl"
+    flags = ["--teacher", tmp_path / "broken", "--student", tiny()["student"], *FLAGS, "--threshold", 1]
+    run(source, "-o", out, *flags, "--batch-size", 1, "--num-generations", 2, expect=1)
+    errors = {r["id"]: r["error"] for r in files(out)[0]}
+    assert errors["sound"] is None and "NaN" in errors["broken"]
+
+
+def bad(tmp_path, tiny):
+    good = write(tmp_path / "good.jsonl", PROBLEMS)
+    empty, text = tmp_path / "empty.jsonl", tmp_path / "text.jsonl"
+    empty.touch()
+    text.write_text('{"prompt": "a"}\nhello\n')
+    theirs = write(tmp_path / "theirs.jsonl", [{"not": "ours"}])
+    (tmp_path / "theirs.meta.json").write_text("{}")
+    plain = write(tmp_path / "plain.jsonl", [{"text": "a", "label": 3}])
+    double = write(tmp_path / "double.jsonl", [{"id": "x", "prompt": "a"}, {"id": "x", "prompt": "b"}])
+    other = save_model(tmp_path / "other", SPECIALS, width=270, seed=1, base=[chr(i) for i in range(33, 120)])
+    models = pair(tiny)
+    return {
+        "no file": ([tmp_path / "none.jsonl"], "No such file"),
+        "no model": ([good, "--teacher", "./none"], "--teacher ./none: no such directory"),
+        "no hub id": ([good, "--student", "nonsense"], "--student nonsense: no such directory"),
+        "not a model": ([good, "--teacher", str(tmp_path)], "cannot be loaded"),
+        "not jsonl": ([text], "line 2: not a JSON object"),
+        "no column": ([plain], "found text, label; name yours with --prompt-column"),
+        "wrong column": ([good, "--prompt-column", "x"], "no prompt column: looked for x"),
+        "empty": ([empty], "holds no rows"),
+        "double": ([double], "duplicate id 'x' in rows 1 and 2"),
+        "threshold": ([good, "--threshold", 1.5], "choose one in [0, 1], not 1.5"),
+        "nan": ([good, "--threshold", "nan"], "choose one in [0, 1], not nan"),
+        "temperature": ([good, "--temperature", -1], "temperature must be 0 (greedy) or positive, not -1.0"),
+        "top-p": ([good, "--top-p", 0], "top-p must be above 0"),
+        "trials": ([good, "--trials", 0], "trials must be a whole number"),
+        "no trials": ([good, "--trials", "many"], "neither a whole number nor inf"),
+        "vocabulary": ([good, "--teacher", other], "the vocabularies differ (teacher 90 tokens, student 261)"),
+        "no room": ([good, "--max-new-tokens", 512], "leaves no room for a prompt in a context of 512"),
+        "no manifest": ([good, "-o", plain], "has no manifest"),
+        "another's": ([good, "-o", theirs], "is not a manifest of rsd"),
+        "the input": ([good, "-o", good, "--overwrite"], "is the input itself"),
+        "a folder": ([good, "-o", tmp_path], "is a folder"),
+        "no folder": ([good, "-o", tmp_path / "none" / "out.jsonl"], "cannot write to the folder"),
+        "unwritable": ([good, "-o", "/proc/out.jsonl"], "cannot write to the folder"),
+        "no device": ([good, "--device", "quantum"], "quantum"),
+        "bad kwargs": ([good, "--chat-template-kwargs", "[1]"], "not a JSON object"),
+        "bad flag": ([good, "--treshold", 1], "No such option"),
+    }, models
+
+
+def test_bad_input_is_one_line_and_nothing_is_lost(tiny, tmp_path):
+    cases, models = bad(tmp_path, tiny)
+    os.chdir(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for name, (args, message) in cases.items():
+        result = run(*models, *FLAGS, *args, expect=2)
+        assert message in result.output, (name, result.output)
+        assert len(result.output.strip().splitlines()[-1]) < 400
+        assert "Traceback" not in result.output
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before, name
+
+
+def test_pickled_weights_are_loaded_only_when_asked(tiny, tmp_path):
+    teacher = AutoModelForCausalLM.from_pretrained(tiny()["teacher"])
+    folder = tmp_path / "pickled"
+    teacher.config.save_pretrained(folder)
+    teacher.generation_config.save_pretrained(folder)
+    torch.save(teacher.state_dict(), folder / "pytorch_model.bin")
+    AutoTokenizer.from_pretrained(tiny()["teacher"]).save_pretrained(folder)
+    source = write(tmp_path / "in.jsonl", PROBLEMS[:1])
+    flags = [source, "-o", tmp_path / "out.jsonl", "--teacher", folder, "--student", tiny()["student"], *FLAGS]
+    assert "cannot be loaded" in run(*flags, expect=2).output
+    assert not (tmp_path / "out.jsonl").exists()
+    run(*flags, "--allow-pickle")
+
+
+def test_two_jobs_cannot_write_one_file(tiny, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    source, out = write(tmp_path / "in.jsonl", PROBLEMS[:2]), tmp_path / "out.jsonl"
+    run(source, "-o", out, *pair(tiny), *FLAGS)
+    with open(tmp_path / "out.tokens.jsonl", "ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        result = run(source, "-o", out, *pair(tiny), *FLAGS, "--overwrite", expect=2)
+    assert "is being written by another process" in result.output
+    assert len(files(out)[0]) == 2
+
+
+def test_the_dry_run_shows_both_prompts(tiny, tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"prompt": "use <think> well"}])
+    result = run(source, "-o", tmp_path / "out.jsonl", *pair(tiny), "--dry-run", "--system-prompt", "Be brief.")
+    shown = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nuse <think> well<|im_end|>\n"
+    assert result.output.count(shown) == 2
+    assert "the student's prompt, 48 tokens" in result.output and "the teacher's prompt, 54 tokens" in result.output
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_teachers_own_template(tiny, tmp_path):
+    folder = save_model(tmp_path / "teacher", SPECIALS, width=259, seed=1)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "Q: {{ messages[0].content }} A:"
+    tokenizer.save_pretrained(folder)
+    source, out = write(tmp_path / "in.jsonl", PROBLEMS[:2]), tmp_path / "out.jsonl"
+    models = ["--teacher", folder, "--student", tiny()["student"]]
+    assert "Q: 0 plus 0? A:" in run(source, *models, "--teacher-prompt", "own", "--dry-run").output
+    run(source, "-o", out, *models, *FLAGS, "--teacher-prompt", "own", "--threshold", 0, "--temperature", 0)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for line in files(out)[1]:
+        problem = next(p["problem"] for p in PROBLEMS if p["id"] == line["id"])
+        ids = tokenizer.encode(f"Q: {problem} A:", return_tensors="pt")
+        want = model.generate(ids, max_new_tokens=30, do_sample=False)[0, ids.shape[1] :].tolist()
+        assert line["token_ids"] == want
+
+
+def test_sampling_defaults_come_from_the_student(tiny, tmp_path):
+    folder = tmp_path / "student"
+    student = AutoModelForCausalLM.from_pretrained(tiny()["student"])
+    student.generation_config.update(do_sample=True, temperature=0.6, top_k=50, repetition_penalty=1.3)
+    student.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny()["student"]).save_pretrained(folder)
+    source = write(tmp_path / "in.jsonl", PROBLEMS[:1])
+    out = run(source, "--teacher", tiny()["teacher"], "--student", folder, "--dry-run", "--top-p", 0.9).output
+    assert "temperature 0.6 (student), top-p 0.9 (asked), top-k 50 (student)" in out
+    assert "ignored from the student's generation config: repetition_penalty" in out
+
+
+def test_the_papers_preset(tiny, tmp_path):
+    source, out = write(tmp_path / "in.jsonl", PROBLEMS[:1]), tmp_path / "out.jsonl"
+    result = run(source, "-o", out, *pair(tiny), "--preset", "paper", expect=2)
+    assert "max-new-tokens 7168 leaves no room for a prompt in a context of 512" in result.output
+    run(source, "-o", out, *pair(tiny), "--preset", "paper", "--max-new-tokens", 20)
+    identity = files(out)[2]["identity"]
+    want = {"temperature": 0.7, "top_p": 0.95, "top_k": 20, "threshold": 0.01, "trials": "5", "accept_top_k": 20}
+    assert {k: identity[k] for k in want} == want and identity["max_new_tokens"] == 20
+
+
+def test_the_library(tiny):
+    config = GenerateConfig(**tiny(), max_new_tokens=20, num_generations=2, temperature=1.0, seed=3)
+    generator = pickle.loads(pickle.dumps(TraceGenerator(config)))
+    rows = [{"prompt": "b"}, {"prompt": ""}, {"prompt": "a", "id": 4}]
+    made = generator.run(rows)
+    assert [(t.prompt[0]["content"] if t.prompt else "", t.generation) for t in made] == [
+        ("b", 0), ("b", 1), ("", 0), ("", 1), ("a", 0), ("a", 1)
+    ]  # fmt: skip
+    assert made[2].error and made[4].id == 4
+    assert generator.load() is generator.load()
+    streamed = {t.key: t for t in generator.stream(rows)}
+    for t in made:
+        assert streamed[t.key].token_ids.tolist() == t.token_ids.tolist()
+    assert pickle.loads(pickle.dumps(generator)).config == config
+    columns = generator({"prompt": np.array(["b", "a"], dtype=object), "id": np.array([7, 4])})
+    assert columns["id"] == [7, 7, 4, 4] and columns["generation"] == [0, 1, 0, 1]
+    assert columns["completion"][2] == [{"role": "assistant", "content": made[4].text}]
+
+
+def test_the_constructor_does_no_io():
+    TraceGenerator(GenerateConfig(teacher="/no/such", student="/no/such"))
+    with pytest.raises(ValueError, match="no such directory"):
+        TraceGenerator(GenerateConfig(teacher="/no/such", student="/no/such")).load()
+
+
+@pytest.mark.parametrize("value", [{"trials": math.inf}, {"threshold": 0}, {"temperature": 0}])
+def test_edges_of_the_ranges_are_allowed(value):
+    GenerateConfig(**value)
