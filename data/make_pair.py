@@ -202,7 +202,7 @@ def make(part: str, args: argparse.Namespace) -> None:
         model = model_of(832, hidden=128, layers=10, heads=4, kv_heads=2, inner=384)
     else:
         steps, share, rate = args.student_steps, 1.0, 3e-3
-        model = model_of(768, hidden=64, layers=2, heads=2, kv_heads=1, inner=192)
+        model = model_of(768, hidden=96, layers=2, heads=3, kv_heads=1, inner=288)
     print(part, sum(p.numel() for p in model.parameters()), "parameters,", len(tok), "tokens", file=sys.stderr)
     train(model, batches(enc, f"{SEED} {part}", share, 64), steps, rate, args.device)
     model.to("cpu", torch.bfloat16)
@@ -233,7 +233,7 @@ def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--part", choices=["all", "teacher", "student", "problems"], default="all")
     ap.add_argument("--teacher-steps", type=int, default=2600)
-    ap.add_argument("--student-steps", type=int, default=600)
+    ap.add_argument("--student-steps", type=int, default=4000)
     ap.add_argument("--held-out", type=int, default=700, help="problems for the measured accuracy")
     ap.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = ap.parse_args()

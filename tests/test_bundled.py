@@ -1,0 +1,105 @@
+"""The bundled pair and problems: that they are what the README says they are."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import environment, read, rsd
+from transformers import AutoConfig, AutoTokenizer
+
+from rsd import GenerateConfig, TraceGenerator
+from rsd.models import bundled
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "data"))
+
+
+def answer(text: str) -> str | None:
+    said = re.findall(r"\\boxed\{(\d+)\}", text)
+    return said[-1] if said else None
+
+
+def test_the_shape_of_the_pair():
+    size = 0
+    for role in ("teacher", "student"):
+        config = AutoConfig.from_pretrained(bundled(role))
+        assert config.model_type == "qwen3" and config.max_position_embeddings == 8192
+        size += sum(f.stat().st_size for f in bundled(role).iterdir())
+    assert size < 16e6
+    teacher, student, vocabulary = TraceGenerator(GenerateConfig()).find()
+    assert vocabulary.student_only == ("<think>", "</think>") and vocabulary.teacher_only == ()
+    assert teacher.width != student.width
+    assert [len(p) for p in (teacher.tokenizer.encode("<think>"), teacher.tokenizer.encode("</think>"))] == [3, 3]
+    assert len(student.tokenizer.encode("1234567890")) == 10
+    for text in ("漢字 🙂 \u0000 ﬁ", "x\u2028y"):
+        assert student.tokenizer.decode(student.tokenizer.encode(text)) == text
+
+
+def test_the_problems_are_held_out_and_distinct():
+    from problems import FAMILIES, Problem, problems
+
+    rows = read(bundled("problems.jsonl"))
+    assert len(rows) >= 200 and len({r["problem"] for r in rows}) == len(rows)
+    assert {r["id"].split("-")[0] for r in rows} == set(FAMILIES)
+    assert all(Problem("", r["problem"], ()).held_out for r in rows)
+    training = problems("any", held_out=False)
+    assert not any(next(training).held_out for _ in range(2000))
+
+
+@pytest.mark.parametrize(("threshold", "least", "most"), [(0, 0.9, 1.0), (1, 0.3, 0.7)])
+def test_the_models_are_as_good_as_said(threshold, least, most):
+    # Greedy, 504 problems that neither has seen: the teacher (threshold 0) and the student (1) alone.
+    from problems import problems
+
+    stream = problems("a test of both", held_out=True)
+    todo = [next(stream) for _ in range(504)]
+    config = GenerateConfig(threshold=threshold, temperature=0, max_new_tokens=250, batch_size=64)
+    made = TraceGenerator(config).run([{"prompt": p.text} for p in todo])
+    right = sum(answer(t.text) == str(p.answer) for t, p in zip(made, todo, strict=True))
+    assert least <= right / len(todo) <= most
+
+
+def test_rsd_traces_have_the_students_form():
+    rows = read(bundled("problems.jsonl"))[:64]
+    made = TraceGenerator(GenerateConfig()).run(rows)
+    form = [t.text.startswith("<think>\n") and t.text.count("</think>") == 1 for t in made]
+    assert sum(form) > 55
+    closing = AutoTokenizer.from_pretrained(bundled("student")).convert_tokens_to_ids("</think>")
+    for t in made:
+        # The teacher cannot propose it: it is always a fallback, and has no log-prob of the teacher's.
+        where = t.token_ids == closing
+        assert not t.from_teacher[where].any()
+        assert not (t.teacher_logprobs[where] <= 0).any()
+
+
+def test_the_raw_traces_are_what_the_command_makes(tmp_path):
+    meta = json.loads(bundled("teacher.meta.json").read_text(encoding="utf-8"))
+    want = {r["id"]: r for r in read(bundled("teacher.jsonl"))}
+    assert len(want) == meta["totals"]["rows"] == len(read(bundled("problems.jsonl")))
+    result = rsd("generate", "--threshold", "0", "--limit", "5", "-o", "raw.jsonl", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    made = read(tmp_path / "raw.jsonl")
+    assert len(made) == 5
+    for row in made:
+        assert row["completion"] == want[row["id"]]["completion"]
+    assert meta["identity"] == json.loads((tmp_path / "raw.meta.json").read_text())["identity"]
+
+
+@pytest.mark.slow
+def test_a_wheel_works_outside_the_checkout(tmp_path):
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("rsd-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
+    code = "import rsd.models as m; print(m.bundled('teacher'))"
+    env = environment() | {"PYTHONPATH": str(tmp_path / "site")}
+    where = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert where.stdout.strip() == str(tmp_path / "site" / "rsd" / "bundled" / "teacher")
+    made = subprocess.run(
+        [sys.executable, "-m", "rsd", "generate", "--limit", "3"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    assert len(read(tmp_path / "traces.jsonl")) == 3

@@ -1,0 +1,78 @@
+"""The README's commands give the README's output."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import environment, rsd
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(name: str) -> str:
+    return re.search(rf"<!-- {name} -->\n```\w+\n(.+?)\n```", README, re.S).group(1)
+
+
+def lines_without_time(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line and not line.startswith("time ")]
+
+
+def test_ci_runs_the_readmes_test_command():
+    assert block("test") in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    for name in ("run", "test"):
+        assert "torch==2.13.0 " in block(name)
+
+
+def test_the_output_shown_is_the_output(tmp_path):
+    result = rsd("generate", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    said = [line for line in result.stderr.splitlines() if line.startswith(("vocab", "sampling"))]
+    assert lines_without_time(block("output")) == said + lines_without_time(result.stdout)
+
+
+def test_the_python_example_runs(tmp_path):
+    code = re.search(r"```python\n(from rsd import.+?)\n```", README, re.S).group(1)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("\\boxed{") >= 1
+
+
+def test_help_is_fast_and_imports_no_torch():
+    code = "import sys; sys.argv = ['rsd', '--help']\nfrom rsd.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "generate" in result.stdout and result.stdout.endswith("[]\n")
+
+
+def test_every_flag_is_explained():
+    result = rsd("generate", "--help", cwd=ROOT)
+    for flag in re.findall(r"`(--[a-z-]+)", README):
+        assert flag in result.stdout
+    assert rsd("--version", cwd=ROOT).stdout.strip() == "rsd, version 0.1.0"
+
+
+@pytest.mark.slow
+def test_the_first_command_in_a_fresh_clone(tmp_path):
+    subprocess.run(["git", "clone", "-q", ROOT, tmp_path / "clone"], check=True)
+    started = time.monotonic()
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block("run")],
+        cwd=tmp_path / "clone",
+        env={k: v for k, v in os.environ.items() if not k.startswith(("VIRTUAL_ENV", "PYTHON"))},
+        capture_output=True,
+        text=True,
+    )
+    print(f"{time.monotonic() - started:.0f} s with the installation")
+    assert result.returncode == 0, result.stderr
+    assert (
+        lines_without_time(result.stdout)
+        == lines_without_time(block("output"))[-len(lines_without_time(result.stdout)) :]
+    )
+    assert len((tmp_path / "clone" / "traces.jsonl").read_text().splitlines()) == 256
