@@ -233,7 +233,7 @@ def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--part", choices=["all", "teacher", "student", "problems"], default="all")
     ap.add_argument("--teacher-steps", type=int, default=2600)
-    ap.add_argument("--student-steps", type=int, default=4000)
+    ap.add_argument("--student-steps", type=int, default=1500)
     ap.add_argument("--held-out", type=int, default=700, help="problems for the measured accuracy")
     ap.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = ap.parse_args()

@@ -63,7 +63,7 @@ def run_job(
     rows = generator.prepare(data.read_rows(source)[:limit])
     store = Store(out)
     manifest = _manifest(generator, source, limit)
-    done = set() if overwrite else store.made(manifest["identity"], {str(r.id): r.messages for r in rows})
+    done = store.made(manifest["identity"], {str(r.id): r.messages for r in rows}, overwrite=overwrite)
     for notice in generator.notices:
         say(notice)
     total = len(rows) * generator.config.num_generations

@@ -40,12 +40,13 @@ class Store:
             raise ValueError(f"cannot write to the folder {self.out.parent}: {e.strerror}") from e
         self._files: list[BinaryIO] = []
 
-    def made(self, identity: Mapping[str, Any], prompts: Mapping[str, Any]) -> set[Key]:
-        """The traces that are already there. Writes nothing.
+    def made(self, identity: Mapping[str, Any], prompts: Mapping[str, Any], *, overwrite: bool) -> set[Key]:
+        """The traces that are already there; none if they are to be overwritten. Writes nothing.
 
         Args:
             identity: what shapes the traces; must be what the manifest holds.
             prompts: the job's prompt by row id; must be the stored ones.
+            overwrite: any job's files will do, but never a file that is no job's.
 
         Raises:
             ValueError: the files are another job's.
@@ -55,9 +56,11 @@ class Store:
                 raise ValueError(f"{self.out} exists and has no manifest: it is not this job's; use another -o")
             return set()
         try:
-            before = json.loads(self.manifest.read_text(encoding="utf-8"))["identity"]
+            before = dict(json.loads(self.manifest.read_text(encoding="utf-8"))["identity"])
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{self.manifest} is not a manifest of rsd; use another -o") from e
+        if overwrite:
+            return set()
         differing = [
             f"{k} (there {before.get(k)!r}, now {identity.get(k)!r})"
             for k in dict.fromkeys([*before, *identity])
@@ -72,12 +75,12 @@ class Store:
         done = set()
         for row in _lines(self.out):
             key = _key(row)
-            if key[0] in prompts and row["prompt"] != prompts[key[0]]:
+            if key[0] in prompts and row.get("prompt") != prompts[key[0]]:
                 raise ValueError(
                     f"{self.out} holds another prompt for id {key[0]!r} than the input: "
                     "use another -o, or --overwrite to start anew"
                 )
-            if row["error"] is None and key in whole:
+            if row.get("error") is None and key in whole:
                 done.add(key)
         return done
 
@@ -176,7 +179,7 @@ def _encode(line: Mapping[str, Any]) -> bytes:
 
 
 def _key(line: Mapping[str, Any]) -> Key:
-    return str(line["id"]), line["generation"]
+    return str(line.get("id")), line["generation"]
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -187,7 +190,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
         for line in f:
             with suppress(ValueError):
                 row = json.loads(line)
-                if line.endswith(b"\n") and isinstance(row, dict) and {"id", "generation"} <= row.keys():
+                if line.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("generation"), int):
                     yield row
 
 

@@ -280,6 +280,7 @@ def bad(tmp_path, tiny):
         "vocabulary": ([good, "--teacher", other], "the vocabularies differ (teacher 90 tokens, student 261)"),
         "no room": ([good, "--max-new-tokens", 512], "leaves no room for a prompt in a context of 512"),
         "no manifest": ([good, "-o", plain], "has no manifest"),
+        "overwrite no job's": ([good, "-o", plain, "--overwrite"], "has no manifest"),
         "another's": ([good, "-o", theirs], "is not a manifest of rsd"),
         "the input": ([good, "-o", good, "--overwrite"], "is the input itself"),
         "a folder": ([good, "-o", tmp_path], "is a folder"),
