@@ -1,7 +1,7 @@
 """One problem of the bundled set, before and after: the teacher's raw trace, the RSD trace, and where
 the student's own token stands in place of the teacher's likeliest one.
 
-    python bench/example.py --id ages-003
+    python bench/example.py --id ages-101
 """
 
 import argparse
@@ -15,7 +15,7 @@ from rsd.models import bundled, load
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--id", default="ages-003", help="a problem's id in data/problems.jsonl")
+    ap.add_argument("--id", default="ages-101", help="a problem's id in data/problems.jsonl")
     args = ap.parse_args()
     rows = [row for row in read_rows(bundled("problems.jsonl")) if row["id"] == args.id]
     if not rows:

@@ -35,8 +35,8 @@ CHAT_TEMPLATE = (
 SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 # Share of teacher examples in the student's style: a real teacher, too, can carry on from a prefix
-# that somebody else wrote.
-TERSE_SHARE = 0.3
+# that somebody else wrote. It learns both styles first and settles on its own afterwards.
+TERSE_SHARE, TERSE_SHARE_AFTER = 0.3, 0.15
 
 
 def train_tokenizer() -> Tokenizer:
@@ -122,7 +122,12 @@ def batches(enc: Encoder, seed: str, terse_share: float, size: int) -> Iterator[
             yield ids, labels
 
 
-def train(model: Qwen3ForCausalLM, data: Iterator, steps: int, rate: float, device: str) -> None:
+def train(
+    model: Qwen3ForCausalLM, data: Iterator, steps: int, rate: float, device: str, *, tokens: int | None = None
+) -> None:
+    """Train on completions. A batch's loss is the mean over its tokens, or its sum over `tokens`: batches
+    hold examples of like length, so that the mean weighs the tokens of short examples more.
+    """
     model.to(device).train()
     opt = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
     warm = min(100, steps // 10)
@@ -137,7 +142,7 @@ def train(model: Qwen3ForCausalLM, data: Iterator, steps: int, rate: float, devi
             hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
             learnt = labels[:, 1:] != -100
             logits = model.lm_head(hidden[:, :-1][learnt])
-        loss = F.cross_entropy(logits.float(), labels[:, 1:][learnt])
+        loss = F.cross_entropy(logits.float(), labels[:, 1:][learnt], reduction="sum") / (tokens or learnt.sum())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
@@ -205,6 +210,23 @@ def make(part: str, args: argparse.Namespace) -> None:
         model = model_of(768, hidden=96, layers=2, heads=3, kv_heads=1, inner=288)
     print(part, sum(p.numel() for p in model.parameters()), "parameters,", len(tok), "tokens", file=sys.stderr)
     train(model, batches(enc, f"{SEED} {part}", share, 64), steps, rate, args.device)
+    save(model, tok, enc, folder)
+    report(part, steps, enc, folder, args.held_out)
+
+
+def settle(args: argparse.Namespace) -> None:
+    """The saved teacher, trained on with fewer examples in the student's style, each token weighing the same."""
+    folder = HERE / "teacher"
+    tok = PreTrainedTokenizerFast.from_pretrained(folder)
+    enc = Encoder(tok)
+    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    data = batches(enc, f"{SEED} settle", TERSE_SHARE_AFTER, 64)
+    train(model, data, args.settle_steps, 5e-4, args.device, tokens=64 * 75)
+    save(model, tok, enc, folder)
+    report("teacher, settled", args.settle_steps, enc, folder, args.held_out)
+
+
+def save(model: Qwen3ForCausalLM, tok: PreTrainedTokenizerFast, enc: Encoder, folder: Path) -> None:
     model.to("cpu", torch.bfloat16)
     model.config.eos_token_id = enc.eos
     model.config.pad_token_id = tok.pad_token_id
@@ -217,8 +239,11 @@ def make(part: str, args: argparse.Namespace) -> None:
         pad_token_id=tok.pad_token_id,
     )
     model.save_pretrained(folder)
-    report = accuracy(Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32), enc, args.held_out)
-    print(json.dumps({"model": part, "steps": steps, "held_out": args.held_out, "greedy_accuracy": report}))
+
+
+def report(model: str, steps: int, enc: Encoder, folder: Path, count: int) -> None:
+    right = accuracy(Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32), enc, count)
+    print(json.dumps({"model": model, "steps": steps, "held_out": count, "greedy_accuracy": right}), flush=True)
 
 
 def write_problems(count: int) -> None:
@@ -231,18 +256,22 @@ def write_problems(count: int) -> None:
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--part", choices=["all", "teacher", "student", "problems"], default="all")
+    ap.add_argument("--part", choices=["all", "problems", "student", "teacher", "settle"], default="all")
     ap.add_argument("--teacher-steps", type=int, default=2600)
+    ap.add_argument("--settle-steps", type=int, default=400)
     ap.add_argument("--student-steps", type=int, default=1500)
     ap.add_argument("--held-out", type=int, default=700, help="problems for the measured accuracy")
     ap.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = ap.parse_args()
-    for part in ("problems", "student", "teacher"):
+    steps = {
+        "problems": lambda: write_problems(256),
+        "student": lambda: make("student", args),
+        "teacher": lambda: make("teacher", args),
+        "settle": lambda: settle(args),
+    }
+    for part, run in steps.items():
         if args.part in ("all", part):
-            if part == "problems":
-                write_problems(256)
-            else:
-                make(part, args)
+            run()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -66,12 +67,13 @@ class RowCache:
         if self._index is None:  # the flat slots [R * heads * W] are the same in every layer
             row_heads = torch.arange(rows * keys.shape[1], device=keys.device).view(rows, -1, 1) * self.slots
             self._index = (row_heads + self._positions[:, None, :]).flatten()
-        both = []
-        for buffer, new in zip(self.layers[layer], (keys, values), strict=True):
-            # A ragged block repeats a row's last column; equal writes to one slot do no harm.
-            buffer.view(-1, buffer.shape[3]).index_copy_(0, self._index, new.reshape(-1, buffer.shape[3]))
-            both.append(buffer[:rows, :, :length])
-        return both[0], both[1]
+        # A ragged block repeats a row's last column; equal writes to one slot do no harm.
+        k, v = self.layers[layer]
+        k.view(-1, k.shape[3]).index_copy_(0, self._index, keys.reshape(-1, k.shape[3]))
+        v.view(-1, v.shape[3]).index_copy_(0, self._index, values.reshape(-1, v.shape[3]))
+        if rows < self.rows:
+            k, v = k.narrow(0, 0, rows), v.narrow(0, 0, rows)
+        return k.narrow(2, 0, length), v.narrow(2, 0, length)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._reach[1]
@@ -104,22 +106,28 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention of a few columns [R, heads, W, size] to long rows, without repeating K/V per query group.
 
-    The groups are folded into the query axis. On a CPU two plain products are twice as fast as the fused
-    kernel for so few queries. All else (a prefill, a model used by others) goes to transformers' SDPA.
+    The groups are folded into the query axis. On a CPU the fused kernel is best for few rows of one
+    column, two plain products for all else. A prefill, or a model used by others, goes to transformers' SDPA.
     """
     rows, heads, width, size = query.shape
     if attention_mask is None or width > FEW:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    cpu = query.device.type == "cpu"
+    if cpu and width == 1 and rows <= 16:
+        out = scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=heads > key.shape[1]
+        )
+        return out.transpose(1, 2), None
     groups = heads // key.shape[1]
     folded = query.reshape(rows, key.shape[1], groups * width, size)
     mask = attention_mask if width == 1 else attention_mask.repeat(1, 1, groups, 1)
     scale = size**-0.5 if scaling is None else scaling
-    if query.device.type == "cpu":
+    if cpu:
         weights = (folded * scale @ key.transpose(2, 3)).add_(mask).softmax(-1)
         out = weights @ value
     else:
-        out = torch.nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
-    return out.view(rows, heads, width, size).transpose(1, 2).contiguous(), None
+        out = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
+    return out.view(rows, heads, width, size).transpose(1, 2), None
 
 
 AttentionInterface.register("rsd", attend)
@@ -150,10 +158,10 @@ class CachedModel:
         # Models of mixed layers take one mask a kind; others take one mask, windowed if they have a window.
         self.kinds = sorted(set(kinds)) if kinds else None
         self.window: int = getattr(config, "sliding_window", None) or sys.maxsize
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
+        self.device = model.device
+        self.columns = torch.arange(GROW, device=self.device)
+        self.seen = torch.zeros((), dtype=model.dtype, device=self.device)
+        self.hidden = self.seen - torch.inf
 
     def __call__(self, ids: Tensor, positions: Tensor, length: int, *, last_only: bool = False) -> Tensor:
         """Logits of `ids` [R, W] at `positions` [R, W], read against the rows' first `length` slots.
@@ -173,15 +181,16 @@ class CachedModel:
 
     def _masks(self, positions: Tensor, length: int) -> Tensor | dict[str, Tensor]:
         # An additive mask serves both eager attention and SDPA, which would convert a boolean one per layer.
-        behind = positions[:, None, :, None] - torch.arange(length, device=positions.device)
-        mask = torch.zeros(behind.shape, dtype=self.model.dtype, device=behind.device)
-        full = mask.masked_fill(behind < 0, -torch.inf)
+        if len(self.columns) < length:
+            self.columns = torch.arange(length + GROW, device=self.device)
+        columns, at = self.columns[:length], positions[:, None, :, None]
+        full = torch.where(columns > at, self.hidden, self.seen)
+        if self.window == sys.maxsize:
+            return full if self.kinds is None else dict.fromkeys(self.kinds, full)
+        near = full.masked_fill(columns <= at - self.window, -torch.inf)
         if self.kinds is None:
-            return full.masked_fill_(behind >= self.window, -torch.inf)
-        return {
-            kind: full if kind == "full_attention" else full.masked_fill(behind >= self.window, -torch.inf)
-            for kind in self.kinds
-        }
+            return near
+        return {kind: full if kind == "full_attention" else near for kind in self.kinds}
 
     @torch.inference_mode()
     def prefill(self, prompts: list[list[int]]) -> "CachedModel":

@@ -16,16 +16,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rsd import sampling
 from rsd.cache import CachedModel
 from rsd.config import Acceptance, Sampling
+from rsd.sampling import DRAFT, acceptable, drafter, draw, proposals, target, uniforms, verify, warp
 from rsd.vocabulary import Vocabulary
 
 READ_AHEAD = 2048  # prompt tokens that are prefilled together, before rows are free for them
 AT_ONCE = 16  # and how many prompts at the most
 
-# Columns of a row's state: all that the host decides about a row, sent to the device once a round.
-KEY, DONE, STUDENT_LENGTH, TEACHER_LENGTH, PENDING, TEACHER_PENDING = range(6)
+# Columns of a row's state, which the host keeps and sends to the device once a round.
+KEY, DONE, LIMIT, STUDENT_LENGTH, TEACHER_LENGTH, PENDING, TEACHER_PENDING = range(7)
+# Columns of a token's record.
+TOKEN, LABEL, TEACHER_LOGPROB, STUDENT_LOGPROB, ACCEPTED = range(5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,23 +69,6 @@ class Finished:
     error: str | None = None
 
 
-class _Row:
-    """The host's record of a live row: [T, 6] of token, both log-probs, label, a, soundness."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.record = np.empty((min(request.max_new_tokens, 256), 6))
-
-    def append(self, done: int, committed: np.ndarray) -> None:
-        while done + len(committed) > len(self.record):
-            self.record = np.concatenate([self.record, np.empty_like(self.record)])
-        self.record[done : done + len(committed)] = committed
-
-    def finish(self, done: int, reason: str, error: str | None = None) -> Finished:
-        token, teacher, student, label, a, _ = self.record[:done].T
-        return Finished(self.request, token.astype(np.int64), teacher, student, label > 0, a, reason, error)
-
-
 class Engine:
     """Teacher and student in step over at most `rows` rows.
 
@@ -112,19 +97,21 @@ class Engine:
         self.student = CachedModel(student, rows)
         self.vocabulary = vocabulary.to(self.student.device)
         self.sampling, self.acceptance = sampling, acceptance
-        self.eos = np.array(sorted(eos), dtype=np.int64)
         self.rows, self.block = rows, block
+        # What the host looks up by the student's ids.
         self.spelled = vocabulary.spelled.cpu().numpy()
+        self.spelling = vocabulary.spelling.cpu().numpy()
         self.shared = vocabulary.shared.cpu().numpy() > 0
+        self.stops = np.isin(np.arange(vocabulary.width), list(eos))
         self.teacher_context = teacher.config.get_text_config().max_position_embeddings
-        self.rounds = 0
 
     @torch.inference_mode()
     def run(self, requests: Iterable[Request]) -> Iterator[Finished]:
         """Yield traces as they finish; a finished row's slot takes the next request at once."""
         waiting = self._prefilled(iter(requests))
-        live: list[_Row] = []  # slot i holds live[i]; free slots are always the last
-        state = np.zeros((self.rows, 6), dtype=np.int64)
+        live: list[Request] = []  # slot i holds live[i]; free slots are always the last
+        state = np.zeros((self.rows, 7), dtype=np.int64)
+        book = np.empty((self.rows, 256, 5))
         while True:
             while len(live) < self.rows and (ready := next(waiting, None)) is not None:
                 request, teacher, student, i = ready
@@ -133,119 +120,131 @@ class Engine:
                 self.student.cache.copy_row(student.cache, i, slot, lengths[0])
                 self.teacher.cache.copy_row(teacher.cache, i, slot, lengths[1])
                 pending = request.student_prompt[-1], self.vocabulary.width + request.teacher_prompt[-1]
-                state[slot] = request.key, 0, *lengths, *pending
-                live.append(_Row(request))
+                state[slot] = request.key, 0, request.max_new_tokens, *lengths, *pending
+                live.append(request)
             if not live:
                 return
-            tokens, counts, record = self._round(state[: len(live)])
-            self.rounds += 1
-            ended = []
-            for i, row in enumerate(live):
-                finished = self._commit(row, state[i], tokens[i, : counts[i]], record[i, : counts[i]])
-                if finished is not None:
-                    ended.append(i)
-                    yield finished
-            for i in reversed(ended):
-                self._release(i, live, state)
+            if state[: len(live), DONE].max() + self.block > book.shape[1]:
+                book = np.concatenate([book, np.empty_like(book)], 1)
+            ended = self._round(state[: len(live)], book)
+            for slot, reason in ended:
+                yield _finished(live[slot], book[slot, : state[slot, DONE]], reason)
+            for slot, _ in reversed(ended):
+                last = len(live) - 1
+                live[slot] = live[last]
+                live.pop()
+                if slot < last:
+                    self._move(last, slot, state, book)
 
-    def _round(self, state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Draft, verify. Returns tokens [R, K], how many of them are committed [R], and the record [R, K, 6]."""
-        block, rows = self.block, len(state)
-        on_device = torch.from_numpy(state).to(self.student.device)
-        key, done, at, _, token, _ = on_device.unbind(1)
+    def _round(self, state: np.ndarray, book: np.ndarray) -> list[tuple[int, str]]:
+        """Draft, verify, commit: advances `state` [R, 7] and `book` [R, T, 5]; the rows that ended, and why."""
+        block = self.block
+        device = self.student.device
+        noise = torch.from_numpy(uniforms(state[:, KEY], state[:, DONE, None] + np.arange(block))).to(device)
+        on_device = torch.from_numpy(state).to(device)
+        at, token = on_device[:, STUDENT_LENGTH, None], on_device[:, PENDING]
         reach = int(state[:, STUDENT_LENGTH].max()) + 1
-        noise = sampling.uniforms(key, done[:, None] + torch.arange(block, device=key.device))
 
         steps = []
         for j in range(block):
-            logits = self.student(token[:, None], at[:, None] + j, reach + j)
-            logits = logits[:, 0].float()
+            logits = self.student(token[:, None], at + j, reach + j)[:, 0].float()
             logprobs = logits.log_softmax(-1)
-            p = sampling.warp(logits + self.vocabulary.own, self.sampling)
-            stands = sampling.acceptable(logprobs, p, self.acceptance, self.sampling)
-            d = sampling.drafter(p, stands)
-            token = sampling.draw(d, noise[:, j, sampling.DRAFT])
+            p = warp(logits + self.vocabulary.own, self.sampling)
+            stands = acceptable(logprobs, p, self.acceptance, self.sampling)
+            d = drafter(p, stands)
+            token = draw(d, noise[:, j, DRAFT])
             steps.append((token, logprobs, p, stands, d))
-        drafts, logprobs, p, stands, d = (torch.stack(x, 1) for x in zip(*steps, strict=True))
+        # Stacking copies what is as wide as the vocabulary: not in lockstep, where there is one of each.
+        drafts, logprobs, p, stands, d = (
+            x[0].unsqueeze(1) if block == 1 else torch.stack(x, 1) for x in zip(*steps, strict=True)
+        )
 
-        teacher_logits = self._teach(on_device, drafts).to(p.device).float()
-        q = sampling.proposals(teacher_logits, self.vocabulary.shared, self.sampling)
-        goal = sampling.target(q, p, stands, self.acceptance.trials)
-        verdict = sampling.verify(drafts, d, goal, noise)
+        teacher_logits = self._teach(state, drafts).to(device).float()
+        q = proposals(teacher_logits, self.vocabulary.shared, self.sampling)
+        goal = target(q, p, stands, self.acceptance.trials)
+        verdict = verify(drafts, d, goal, noise)
 
-        # One number that is finite only where both models' logits are sound.
-        teacher_norm = teacher_logits.logsumexp(-1)
-        sound = teacher_norm + logprobs.amax(-1)
         at_token = verdict.tokens[..., None]
         in_teacher = at_token.clamp_max(teacher_logits.shape[-1] - 1)
-        record = torch.stack(
+        theirs = teacher_logits.log_softmax(-1)
+        numbers = torch.stack(
             [
-                verdict.tokens.double(),
-                (teacher_logits.gather(-1, in_teacher).squeeze(-1) - teacher_norm).double(),
-                logprobs.gather(-1, at_token).squeeze(-1).double(),
-                verdict.from_teacher.double(),
-                goal.accepted.double(),
-                sound.double(),
-                verdict.kept[:, None].expand(rows, block).double(),
-            ],
-            -1,
+                theirs.gather(-1, in_teacher)[..., 0],
+                logprobs.gather(-1, at_token)[..., 0],
+                goal.accepted,
+                theirs.amax(-1) + logprobs.amax(-1),  # finite only where both models' logits are sound
+            ]
         )
-        made = record.cpu().numpy()
-        return made[..., 0].astype(np.int64), made[:, 0, 6].astype(np.int64), made[..., :6]
+        kept = verdict.kept[:, None].expand(-1, block)
+        ids = torch.stack([verdict.tokens, verdict.from_teacher.long(), kept])
+        return self._commit(state, book, ids.cpu().numpy(), numbers.cpu().numpy())
 
-    def _teach(self, state: Tensor, drafts: Tensor) -> Tensor:
+    def _teach(self, state: np.ndarray, drafts: Tensor) -> Tensor:
         """The teacher's logits [R, K, V_teacher] where each draft is to be judged."""
         block = drafts.shape[1]
-        fed = torch.cat([state[:, TEACHER_PENDING, None], drafts[:, :-1]], 1)
-        lengths = self.vocabulary.spelled[fed]
+        fed = state[:, TEACHER_PENDING, None]
+        if block > 1:
+            fed = np.concatenate([fed, drafts[:, :-1].cpu().numpy()], 1)
+        lengths = self.spelled[fed]
         ends = lengths.cumsum(1)  # [R, K]: one past the last piece of each token
-        columns = torch.arange(int(ends[:, -1].max()), device=fed.device)
-        which = (columns[:, None] >= ends[:, None, :]).sum(-1).clamp_max(block - 1)
-        piece = columns - (ends - lengths).gather(1, which)
+        columns = np.arange(ends[:, -1].max())
+        which = np.minimum((columns[:, None] >= ends[:, None, :]).sum(-1), block - 1)
         # A row that is spelled in fewer pieces than another repeats its last one in place.
-        piece = piece.minimum(lengths.gather(1, which) - 1)
-        ids = self.vocabulary.spelling[fed.gather(1, which), piece]
-        start = state[:, TEACHER_LENGTH, None]
-        positions = start + columns.minimum(ends[:, -1:] - 1)
-        reach = int(positions.max()) + 1
-        device = self.teacher.device
-        logits = self.teacher(ids.to(device), positions.to(device), reach)
+        of = np.take_along_axis
+        piece = np.minimum(columns - of(ends - lengths, which, 1), of(lengths, which, 1) - 1)
+        ids = self.spelling[of(fed, which, 1), piece]
+        positions = state[:, TEACHER_LENGTH, None] + np.minimum(columns, ends[:, -1:] - 1)
+        both = torch.from_numpy(np.stack([ids, positions])).to(self.teacher.device)
+        logits = self.teacher(both[0], both[1], int(positions.max()) + 1)
         if len(columns) == block:
             return logits
-        return logits.gather(1, (ends - 1)[..., None].expand(-1, -1, logits.shape[-1]).to(device))
+        judged = torch.from_numpy(ends - 1).to(logits.device)
+        return logits.gather(1, judged[..., None].expand(-1, -1, logits.shape[-1]))
 
-    def _commit(self, row: _Row, state: np.ndarray, tokens: np.ndarray, record: np.ndarray) -> Finished | None:
-        """Book a row's tokens; the finished trace if they end it."""
-        done = int(state[DONE])
-        if not np.isfinite(record[:, 5]).all():
-            return row.finish(0, "error", "the logits of a model hold NaN or infinity")
-        # What the teacher has read when it judges each token, and would have read for the next one.
-        read = state[TEACHER_LENGTH] + self.spelled[[state[TEACHER_PENDING], *tokens[:-1]]].cumsum()
-        stops = np.isin(tokens, self.eos)
+    def _commit(
+        self, state: np.ndarray, book: np.ndarray, ids: np.ndarray, numbers: np.ndarray
+    ) -> list[tuple[int, str]]:
+        """Book what a round made, up to a row's end; the rows that ended, and why."""
+        tokens, labels, kept = ids  # [R, K]
+        teacher, student, accepted, sound = numbers
+        rows, block = tokens.shape
+        column, row = np.arange(block), np.arange(rows)
+        # What the teacher has read when it judges a token, and would have read for the next one.
+        fed = np.concatenate([state[:, TEACHER_PENDING, None], tokens[:, :-1]], 1)
+        read = state[:, TEACHER_LENGTH, None] + self.spelled[fed].cumsum(1)
+        stops = self.stops[tokens]
         full = read + self.spelled[tokens] > self.teacher_context
-        full |= np.arange(done + 1, done + len(tokens) + 1) >= row.request.max_new_tokens
-        ends = (stops | full).nonzero()[0]
-        count = int(ends[0]) + 1 if len(ends) else len(tokens)
-        tokens, record = tokens[:count], record[:count]
-        record[~self.shared[tokens], 1] = np.nan
-        row.append(done, record)
-        if len(ends):
-            return row.finish(done + count, "stop" if stops[count - 1] else "length")
-        state[DONE] += count
-        state[STUDENT_LENGTH] += count
-        state[TEACHER_LENGTH] = read[-1]
-        state[PENDING] = state[TEACHER_PENDING] = tokens[-1]
-        return None
+        full |= state[:, DONE, None] + column + 1 >= state[:, LIMIT, None]
+        valid = column < kept
+        ends = (stops | full) & valid
+        ended = ends.any(1)
+        count = np.where(ended, ends.argmax(1) + 1, kept[:, 0])
+        valid &= column < count[:, None]
+        broken = (~np.isfinite(sound) & valid).any(1)
 
-    def _release(self, slot: int, live: list[_Row], state: np.ndarray) -> None:
-        """Free a slot by moving the last live row into it, so that live rows stay together."""
-        last = live.pop()
-        if slot == len(live):
-            return
-        live[slot] = last
-        state[slot] = state[len(live)]
-        for model, length in ((self.student, STUDENT_LENGTH), (self.teacher, TEACHER_LENGTH)):
-            model.cache.copy_row(model.cache, len(live), slot, int(state[slot, length]))
+        made = np.empty((*tokens.shape, 5))
+        made[..., TOKEN], made[..., LABEL] = tokens, labels
+        made[..., TEACHER_LOGPROB] = np.where(self.shared[tokens], teacher, np.nan)
+        made[..., STUDENT_LOGPROB], made[..., ACCEPTED] = student, accepted
+        r, c = valid.nonzero()
+        book[r, state[r, DONE] + c] = made[r, c]
+        last = count - 1
+        state[:, DONE] += count
+        state[:, STUDENT_LENGTH] += count
+        state[:, TEACHER_LENGTH] = read[row, last]
+        state[:, PENDING] = state[:, TEACHER_PENDING] = tokens[row, last]
+        state[broken, DONE] = 0  # nothing of a broken row is kept
+        return [
+            (i, "error" if broken[i] else "stop" if stops[i, last[i]] else "length")
+            for i in (ended | broken).nonzero()[0].tolist()
+        ]
+
+    def _move(self, slot: int, to: int, state: np.ndarray, book: np.ndarray) -> None:
+        """Move the last live row into a freed slot, so that live rows stay together."""
+        state[to] = state[slot]
+        book[to, : state[to, DONE]] = book[slot, : state[to, DONE]]
+        self.student.cache.copy_row(self.student.cache, slot, to, int(state[to, STUDENT_LENGTH]))
+        self.teacher.cache.copy_row(self.teacher.cache, slot, to, int(state[to, TEACHER_LENGTH]))
 
     def _prefilled(self, requests: Iterator[Request]) -> Iterator[tuple[Request, CachedModel, CachedModel, int]]:
         """Requests with their prompts read: several different prompts in one pass, each only once."""
@@ -272,6 +271,20 @@ class Engine:
                 if not _same_prompt(prompts[i], request):
                     i += 1
                 yield request, teacher, student, i
+
+
+def _finished(request: Request, record: np.ndarray, reason: str) -> Finished:
+    column = record.T.copy()
+    return Finished(
+        request=request,
+        token_ids=column[TOKEN].astype(np.int64),
+        teacher_logprobs=column[TEACHER_LOGPROB],
+        student_logprobs=column[STUDENT_LOGPROB],
+        from_teacher=column[LABEL] > 0,
+        accepted=column[ACCEPTED],
+        finish_reason=reason,
+        error="the logits of a model hold NaN or infinity" if reason == "error" else None,
+    )
 
 
 def _same_prompt(a: Request, b: Request) -> bool:

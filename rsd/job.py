@@ -81,7 +81,8 @@ def run_job(
         return Summary(totals, 0, 0, 0.0)
     started, count, tokens, accepted = time.monotonic(), 0, 0, 0.0
     try:
-        with tqdm(total=total, initial=found, unit="trace", dynamic_ncols=True) as bar:
+        every = 0.1 if sys.stderr.isatty() else 10  # seconds; a log file needs fewer lines
+        with tqdm(total=total, initial=found, unit="trace", dynamic_ncols=True, mininterval=every) as bar:
             for trace in generator.make(rows, skip=done):
                 store.append(trace)
                 count += 1

@@ -18,12 +18,14 @@ import hashlib
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rsd.config import Acceptance, Sampling
 
 DRAFT, SURVIVE, RESIDUAL, LABEL = range(4)  # what each of a position's four uniforms decides
+FOUR = np.arange(1, 5)
 
 
 def row_key(seed: int, row_id: str, generation: int) -> int:
@@ -32,7 +34,7 @@ def row_key(seed: int, row_id: str, generation: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
 
 
-def uniforms(keys: Tensor, positions: Tensor) -> Tensor:
+def uniforms(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Four uniforms in [0, 1) for every position, from (key, position) and nothing else.
 
     SplitMix64 (Steele, Lea and Flood, 2014) used as a counter-based generator, so that a trace does
@@ -43,15 +45,14 @@ def uniforms(keys: Tensor, positions: Tensor) -> Tensor:
         positions: int64 [R, K], index in the completion.
 
     Returns:
-        float64 [R, K, 4], on the device of `keys`.
+        float64 [R, K, 4].
     """
-    four = torch.arange(4, device=keys.device)
-    x = keys[:, None, None] + (positions[..., None] * 4 + four + 1) * -0x61C8864680B583EB
-    # int64 wraps like uint64; only the right shifts need the sign bits cut off.
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    x = x ^ ((x >> 31) & 0x1FFFFFFFF)
-    return ((x >> 11) & 0x1FFFFFFFFFFFFF).double() * 2.0**-53
+    counter = (positions[..., None] * 4 + FOUR).astype(np.uint64)
+    x = keys.astype(np.uint64)[:, None, None] + counter * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = x ^ (x >> np.uint64(31))
+    return (x >> np.uint64(11)) * 2.0**-53
 
 
 def warp(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -70,7 +71,11 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
     if not 0 < sampling.top_k < width and sampling.top_p == 1:
         return (logits.float() / sampling.temperature).softmax(-1)
     k = min(sampling.top_k or width, width)
-    values, ids = logits.topk(k, dim=-1) if k < width else logits.sort(dim=-1, descending=True)
+    if k < width:
+        # On a CPU topk of fewer than 64 k entries takes another algorithm, here four times as slow.
+        values, ids = torch.nn.functional.pad(logits, (0, max(0, 64 * k - width)), value=-torch.inf).topk(k, dim=-1)
+    else:
+        values, ids = logits.sort(dim=-1, descending=True)
     probs = (values.float() / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
         before = probs.cumsum(-1) - probs
@@ -177,20 +182,26 @@ def verify(drafts: Tensor, d: Tensor, goal: Target, noise: Tensor) -> Verdict:
         d, goal.r, goal.by_teacher: [R, K, V].
         noise: float64 [R, K, 4], from `uniforms`.
     """
-    rows, block = drafts.shape
     at = drafts[..., None]
-    falls = noise[..., SURVIVE] * d.gather(-1, at).squeeze(-1) >= goal.r.gather(-1, at).squeeze(-1)
-    survived = (~falls).long().cumprod(-1).sum(-1)
-    kept = (survived + 1).clamp_max(block)
-    # Vocabulary-wide work only at the one position of a row where a draft may have fallen.
-    last = kept - 1
-    row = torch.arange(rows, device=drafts.device)
-    r = goal.r[row, last]
-    other = draw((r - d[row, last]).clamp_min(0), noise[row, last, RESIDUAL])
-    # r = d but for rounding leaves no residual; then the draft stands after all.
-    replaced = falls[row, last] & (r[row, other] > 0)
-    tokens = drafts.clone()
-    tokens[row, last] = torch.where(replaced, other, drafts[row, last])
+    falls = noise[..., SURVIVE] * d.gather(-1, at)[..., 0] >= goal.r.gather(-1, at)[..., 0]
+    if drafts.shape[1] == 1:  # lockstep: the first draft that may fall is the only one
+        kept = torch.ones_like(drafts[:, 0])
+        tokens = _replaced(drafts, falls, d, goal.r, noise[..., RESIDUAL])
+    else:
+        survived = (~falls).long().cumprod(-1).sum(-1, keepdim=True)
+        last = survived.clamp_max(drafts.shape[1] - 1)
+        kept = last[:, 0] + 1
+        wide = last[..., None].expand(-1, 1, d.shape[-1])
+        one = (x.gather(1, last) for x in (drafts, falls))
+        tokens = _replaced(*one, d.gather(1, wide), goal.r.gather(1, wide), noise[..., RESIDUAL].gather(1, last))
+        tokens = drafts.scatter(1, last, tokens)
     at = tokens[..., None]
     by_teacher = goal.by_teacher.gather(-1, at) > noise[..., LABEL, None] * goal.r.gather(-1, at)
-    return Verdict(tokens, kept, by_teacher.squeeze(-1))
+    return Verdict(tokens, kept, by_teacher[..., 0])
+
+
+def _replaced(drafts: Tensor, falls: Tensor, d: Tensor, r: Tensor, u: Tensor) -> Tensor:
+    """Drafts [R, 1], those that fall replaced by a draw from the residual of d and r [R, 1, V]."""
+    other = draw((r - d).clamp_min_(0), u)
+    # r = d but for rounding leaves no residual; then the draft stands after all.
+    return torch.where(falls & (r.gather(-1, other[..., None])[..., 0] > 0), other, drafts)

@@ -196,6 +196,26 @@ def test_a_killed_job_goes_on(tiny, tmp_path):
     assert json.loads((tmp_path / "out.meta.json").read_text())["totals"]["rows"] == 60
 
 
+def test_an_interrupt_is_one_line(tiny, tmp_path):
+    flags = [*pair(tiny), *FLAGS, "--max-new-tokens", "400", "--num-generations", "500", "--batch-size", "2"]
+    write(tmp_path / "in.jsonl", PROBLEMS)
+    job = subprocess.Popen(
+        [sys.executable, "-m", "rsd", "generate", "in.jsonl", *flags],
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "traces.jsonl").exists() or not (tmp_path / "traces.jsonl").stat().st_size:
+        time.sleep(0.01)
+    job.send_signal(signal.SIGINT)
+    said = job.communicate()[1]
+    assert job.returncode == 130
+    assert said.strip().splitlines()[-1] == "stopped; run the same command again to go on"
+    assert "Traceback" not in said
+    assert all(json.loads(line) for line in (tmp_path / "traces.jsonl").read_text().splitlines())
+
+
 def test_a_trace_without_its_tokens_is_made_again(tiny, tmp_path):
     source, out = write(tmp_path / "in.jsonl", PROBLEMS), tmp_path / "out.jsonl"
     run(source, "-o", out, *pair(tiny), *FLAGS)
