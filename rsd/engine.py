@@ -24,8 +24,12 @@ from rsd.vocabulary import Vocabulary
 READ_AHEAD = 2048  # prompt tokens that are prefilled together, before rows are free for them
 AT_ONCE = 16  # and how many prompts at the most
 
+# From so many rows on, a row whose next token the teacher spells in several pieces reads one of them a
+# round and waits: widening the pass for all rows would cost more than the one row's wait.
+WAIT_FROM = 16
+
 # Columns of a row's state, which the host keeps and sends to the device once a round.
-KEY, DONE, LIMIT, STUDENT_LENGTH, TEACHER_LENGTH, PENDING, TEACHER_PENDING = range(7)
+KEY, DONE, LIMIT, STUDENT_LENGTH, TEACHER_LENGTH, PENDING, TEACHER_PENDING, READ = range(8)
 # Columns of a token's record.
 TOKEN, LABEL, TEACHER_LOGPROB, STUDENT_LOGPROB, ACCEPTED = range(5)
 
@@ -110,7 +114,7 @@ class Engine:
         """Yield traces as they finish; a finished row's slot takes the next request at once."""
         waiting = self._prefilled(iter(requests))
         live: list[Request] = []  # slot i holds live[i]; free slots are always the last
-        state = np.zeros((self.rows, 7), dtype=np.int64)
+        state = np.zeros((self.rows, 8), dtype=np.int64)
         book = np.empty((self.rows, 256, 5))
         while True:
             while len(live) < self.rows and (ready := next(waiting, None)) is not None:
@@ -120,7 +124,7 @@ class Engine:
                 self.student.cache.copy_row(student.cache, i, slot, lengths[0])
                 self.teacher.cache.copy_row(teacher.cache, i, slot, lengths[1])
                 pending = request.student_prompt[-1], self.vocabulary.width + request.teacher_prompt[-1]
-                state[slot] = request.key, 0, request.max_new_tokens, *lengths, *pending
+                state[slot] = request.key, 0, request.max_new_tokens, *lengths, *pending, 0
                 live.append(request)
             if not live:
                 return
@@ -137,7 +141,7 @@ class Engine:
                     self._move(last, slot, state, book)
 
     def _round(self, state: np.ndarray, book: np.ndarray) -> list[tuple[int, str]]:
-        """Draft, verify, commit: advances `state` [R, 7] and `book` [R, T, 5]; the rows that ended, and why."""
+        """Draft, verify, commit: advances `state` [R, 8] and `book` [R, T, 5]; the rows that ended, and why."""
         block = self.block
         device = self.student.device
         noise = torch.from_numpy(uniforms(state[:, KEY], state[:, DONE, None] + np.arange(block))).to(device)
@@ -159,7 +163,8 @@ class Engine:
             x[0].unsqueeze(1) if block == 1 else torch.stack(x, 1) for x in zip(*steps, strict=True)
         )
 
-        teacher_logits = self._teach(state, drafts).to(device).float()
+        teacher_logits, judged = self._teach(state, drafts)
+        teacher_logits = teacher_logits.to(device).float()
         q = proposals(teacher_logits, self.vocabulary.shared, self.sampling)
         goal = target(q, p, stands, self.acceptance.trials)
         verdict = verify(drafts, d, goal, noise)
@@ -177,41 +182,47 @@ class Engine:
         )
         kept = verdict.kept[:, None].expand(-1, block)
         ids = torch.stack([verdict.tokens, verdict.from_teacher.long(), kept])
-        return self._commit(state, book, ids.cpu().numpy(), numbers.cpu().numpy())
+        return self._commit(state, book, judged, ids.cpu().numpy(), numbers.cpu().numpy())
 
-    def _teach(self, state: np.ndarray, drafts: Tensor) -> Tensor:
-        """The teacher's logits [R, K, V_teacher] where each draft is to be judged."""
+    def _teach(self, state: np.ndarray, drafts: Tensor) -> tuple[Tensor, np.ndarray]:
+        """The teacher's logits [R, K, V_teacher] where each draft is to be judged, and of how many of a
+        row's drafts [R] they are: the teacher has not read all pieces before the others yet.
+        """
         block = drafts.shape[1]
         fed = state[:, TEACHER_PENDING, None]
         if block > 1:
             fed = np.concatenate([fed, drafts[:, :-1].cpu().numpy()], 1)
         lengths = self.spelled[fed]
+        lengths[:, 0] -= state[:, READ]
         ends = lengths.cumsum(1)  # [R, K]: one past the last piece of each token
-        columns = np.arange(ends[:, -1].max())
+        columns = np.arange(block if len(fed) >= WAIT_FROM else ends[:, -1].max())
         which = np.minimum((columns[:, None] >= ends[:, None, :]).sum(-1), block - 1)
         # A row that is spelled in fewer pieces than another repeats its last one in place.
         of = np.take_along_axis
         piece = np.minimum(columns - of(ends - lengths, which, 1), of(lengths, which, 1) - 1)
+        piece += np.where(which == 0, state[:, READ, None], 0)
         ids = self.spelling[of(fed, which, 1), piece]
         positions = state[:, TEACHER_LENGTH, None] + np.minimum(columns, ends[:, -1:] - 1)
         both = torch.from_numpy(np.stack([ids, positions])).to(self.teacher.device)
         logits = self.teacher(both[0], both[1], int(positions.max()) + 1)
-        if len(columns) == block:
-            return logits
-        judged = torch.from_numpy(ends - 1).to(logits.device)
-        return logits.gather(1, judged[..., None].expand(-1, -1, logits.shape[-1]))
+        judged = (ends <= len(columns)).sum(1)
+        if len(columns) > 1:
+            last = torch.from_numpy(np.minimum(ends, len(columns)) - 1).to(logits.device)
+            logits = logits.gather(1, last[..., None].expand(-1, -1, logits.shape[-1]))
+        return logits, judged
 
     def _commit(
-        self, state: np.ndarray, book: np.ndarray, ids: np.ndarray, numbers: np.ndarray
+        self, state: np.ndarray, book: np.ndarray, judged: np.ndarray, ids: np.ndarray, numbers: np.ndarray
     ) -> list[tuple[int, str]]:
         """Book what a round made, up to a row's end; the rows that ended, and why."""
         tokens, labels, kept = ids  # [R, K]
         teacher, student, accepted, sound = numbers
         rows, block = tokens.shape
         column, row = np.arange(block), np.arange(rows)
+        kept = np.minimum(kept, judged[:, None])
         # What the teacher has read when it judges a token, and would have read for the next one.
         fed = np.concatenate([state[:, TEACHER_PENDING, None], tokens[:, :-1]], 1)
-        read = state[:, TEACHER_LENGTH, None] + self.spelled[fed].cumsum(1)
+        read = (state[:, TEACHER_LENGTH] - state[:, READ])[:, None] + self.spelled[fed].cumsum(1)
         stops = self.stops[tokens]
         full = read + self.spelled[tokens] > self.teacher_context
         full |= state[:, DONE, None] + column + 1 >= state[:, LIMIT, None]
@@ -228,11 +239,14 @@ class Engine:
         made[..., STUDENT_LOGPROB], made[..., ACCEPTED] = student, accepted
         r, c = valid.nonzero()
         book[r, state[r, DONE] + c] = made[r, c]
-        last = count - 1
+        waits = count == 0  # the block's columns were all pieces of the row's next token
+        last = np.maximum(count - 1, 0)
         state[:, DONE] += count
         state[:, STUDENT_LENGTH] += count
-        state[:, TEACHER_LENGTH] = read[row, last]
-        state[:, PENDING] = state[:, TEACHER_PENDING] = tokens[row, last]
+        state[:, READ] = np.where(waits, state[:, READ] + block, 0)
+        state[:, TEACHER_LENGTH] = np.where(waits, state[:, TEACHER_LENGTH] + block, read[row, last])
+        for pending in (PENDING, TEACHER_PENDING):
+            state[:, pending] = np.where(waits, state[:, pending], tokens[row, last])
         state[broken, DONE] = 0  # nothing of a broken row is kept
         return [
             (i, "error" if broken[i] else "stop" if stops[i, last[i]] else "length")

@@ -192,8 +192,13 @@ def verify(drafts: Tensor, d: Tensor, goal: Target, noise: Tensor) -> Verdict:
         last = survived.clamp_max(drafts.shape[1] - 1)
         kept = last[:, 0] + 1
         wide = last[..., None].expand(-1, 1, d.shape[-1])
-        one = (x.gather(1, last) for x in (drafts, falls))
-        tokens = _replaced(*one, d.gather(1, wide), goal.r.gather(1, wide), noise[..., RESIDUAL].gather(1, last))
+        tokens = _replaced(
+            drafts.gather(1, last),
+            falls.gather(1, last),
+            d.gather(1, wide),
+            goal.r.gather(1, wide),
+            noise[..., RESIDUAL].gather(1, last),
+        )
         tokens = drafts.scatter(1, last, tokens)
     at = tokens[..., None]
     by_teacher = goal.by_teacher.gather(-1, at) > noise[..., LABEL, None] * goal.r.gather(-1, at)

@@ -44,15 +44,18 @@ def test_recorded_logprobs_equal_a_full_forward(kind, block):
             np.testing.assert_allclose(logprobs, full_logprobs(model, PROMPTS[i], f.token_ids), atol=1e-4)
 
 
-@pytest.mark.parametrize("block", [1, 4])
-def test_contexts_of_unequal_length(block):
+@pytest.mark.parametrize("rows", [3, 20])  # from 16 rows on, a row waits while the teacher reads a spelling
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_contexts_of_unequal_length(block, rows):
     # Ids 22 and 23 are the student's alone; the teacher, which has 20 ids, spells them.
     vocabulary = spelled_vocabulary(24, 20, {20: [5], 21: [3, 4], 22: [7], 23: [1, 2, 3]})
     teacher, student = random_model(vocab=20, seed=3), random_model(seed=4)
-    prompts = [[*p, 23, 2] for p in PROMPTS] + [[4, 23], [21]]
-    made = decode(teacher, student, prompts, vocabulary=vocabulary, rows=3, block=block, max_new_tokens=80)
+    prompts = [[*p, 23, 2] for p in PROMPTS * 3] + [[4, 23], [21]]
+    made = decode(teacher, student, prompts, vocabulary=vocabulary, rows=rows, block=block, max_new_tokens=80)
+    alone = decode(teacher, student, prompts, vocabulary=vocabulary, rows=1, max_new_tokens=80)
     spelled = 0
     for i, f in made.items():
+        assert f.token_ids.tolist() == alone[i].token_ids.tolist()
         np.testing.assert_allclose(f.student_logprobs, full_logprobs(student, prompts[i], f.token_ids), atol=1e-4)
         for t, token in enumerate(f.token_ids.tolist()):
             if token >= 20:
@@ -226,18 +229,21 @@ def test_the_teachers_context_ends_a_trace():
     vocabulary = spelled_vocabulary(8, 8, {7: [1, 2, 3]})
     teacher, student = random_model(vocab=8, seed=1), table_model(torch.eye(8)[torch.full((8,), 7)] * 50)
     teacher.config.max_position_embeddings = 20
-    for block in (1, 4):
+    for block, rows in ((1, 1), (4, 1), (1, 17), (2, 17), (4, 17)):
         made = decode(
             teacher,
             student,
-            [[1, 2]],
+            [[1, 2]] * rows,
+            rows=rows,
             vocabulary=vocabulary,
             acceptance=Acceptance(threshold=1),
             block=block,
             max_new_tokens=100,
         )
-        assert made[0].finish_reason == "length"
-        assert len(made[0].token_ids) == 7  # 2 for the prompt, then six tokens of three pieces read
+        assert {f.finish_reason for f in made.values()} == {"length"}
+        assert {len(f.token_ids) for f in made.values()} == {
+            7
+        }  # 2 for the prompt, then six tokens of three pieces read
 
 
 def test_recurrent_models_are_refused_by_name():
