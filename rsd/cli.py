@@ -128,6 +128,8 @@ def generate(
         summary = run_job(generator, source, output, limit=limit, overwrite=overwrite)
     except ValueError as e:
         _fail(str(e))
+    except BrokenPipeError:  # the reader of our output went away: click ends quietly
+        raise
     except OSError as e:
         _fail(f"{e.filename or output}: {e.strerror}")
     except KeyboardInterrupt:

@@ -8,9 +8,17 @@ from typing import Any, Literal
 BUNDLED_TEACHER = "bundled-teacher"
 BUNDLED_STUDENT = "bundled-student"
 
-# Neither changes what a trace is, only when, where and how many are made: a job may be resumed with
-# other values of these. The prompt column is here because the prompts themselves are compared.
-FREE_SETTINGS = frozenset({"batch_size", "device", "attn_implementation", "num_generations", "prompt_column"})
+# None of these changes what a trace is, only when, where and how many are made: a job may be resumed with
+# other values of them. The prompts themselves are compared, and so are the models' files.
+FREE_SETTINGS = (
+    "batch_size",
+    "device",
+    "attn_implementation",
+    "num_generations",
+    "prompt_column",
+    "trust_remote_code",
+    "allow_pickle",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

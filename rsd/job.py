@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def _manifest(generator: TraceGenerator, source: str | Path, limit: int | None) 
         path = str(Path(model.path).resolve()) if Path(model.path).is_dir() else model.path
         return {"name": model.name, "path": path, "revision": model.revision}
 
-    free = {f.name: getattr(generator.config, f.name) for f in fields(generator.config) if f.name in FREE_SETTINGS}
+    free = {name: getattr(generator.config, name) for name in FREE_SETTINGS}
     return {
         "format": 1,
         "teacher": described(teacher),
