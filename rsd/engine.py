@@ -6,7 +6,6 @@ distribution at every position; the teacher reads the block in one pass; what su
 different amounts, and nothing is moved to roll back (`cache`).
 """
 
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -99,13 +98,15 @@ class Engine:
     ) -> None:
         self.teacher = CachedModel(teacher, rows)
         self.student = CachedModel(student, rows)
-        self.vocabulary = vocabulary.to(self.student.device)
+        self.vocabulary = vocabulary
+        self.shared = vocabulary.shared.to(self.student.device)
+        self.own = vocabulary.own.to(self.student.device)
         self.sampling, self.acceptance = sampling, acceptance
         self.rows, self.block = rows, block
         # What the host looks up by the student's ids.
-        self.spelled = vocabulary.spelled.cpu().numpy()
-        self.spelling = vocabulary.spelling.cpu().numpy()
-        self.shared = vocabulary.shared.cpu().numpy() > 0
+        self.spelled = vocabulary.spelled.numpy()
+        self.spelling = vocabulary.spelling.numpy()
+        self.teacher_has = vocabulary.shared.numpy() > 0
         self.stops = np.isin(np.arange(vocabulary.width), list(eos))
         self.teacher_context = teacher.config.get_text_config().max_position_embeddings
 
@@ -153,7 +154,7 @@ class Engine:
         for j in range(block):
             logits = self.student(token[:, None], at + j, reach + j)[:, 0].float()
             logprobs = logits.log_softmax(-1)
-            p = warp(logits + self.vocabulary.own, self.sampling)
+            p = warp(logits + self.own, self.sampling)
             stands = acceptable(logprobs, p, self.acceptance, self.sampling)
             d = drafter(p, stands)
             token = draw(d, noise[:, j, DRAFT])
@@ -165,7 +166,7 @@ class Engine:
 
         teacher_logits, judged = self._teach(state, drafts)
         teacher_logits = teacher_logits.to(device).float()
-        q = proposals(teacher_logits, self.vocabulary.shared, self.sampling)
+        q = proposals(teacher_logits, self.shared, self.sampling)
         goal = target(q, p, stands, self.acceptance.trials)
         verdict = verify(drafts, d, goal, noise)
 
@@ -235,7 +236,7 @@ class Engine:
 
         made = np.empty((*tokens.shape, 5))
         made[..., TOKEN], made[..., LABEL] = tokens, labels
-        made[..., TEACHER_LOGPROB] = np.where(self.shared[tokens], teacher, np.nan)
+        made[..., TEACHER_LOGPROB] = np.where(self.teacher_has[tokens], teacher, np.nan)
         made[..., STUDENT_LOGPROB], made[..., ACCEPTED] = student, accepted
         r, c = valid.nonzero()
         book[r, state[r, DONE] + c] = made[r, c]
@@ -261,29 +262,23 @@ class Engine:
         self.teacher.cache.copy_row(self.teacher.cache, slot, to, int(state[to, TEACHER_LENGTH]))
 
     def _prefilled(self, requests: Iterator[Request]) -> Iterator[tuple[Request, CachedModel, CachedModel, int]]:
-        """Requests with their prompts read: several different prompts in one pass, each only once."""
-        ahead = deque[Request]()
-        while True:
+        """Requests with their prompts read: several different prompts in one pass, equal ones in a row once."""
+        ahead = next(requests, None)
+        while ahead is not None:
+            group: list[tuple[Request, int]] = []
             prompts: list[Request] = []
             tokens = 0
-            # Equal prompts in a row count as one; the request that no longer fits starts the next group.
-            while len(prompts) < AT_ONCE and tokens < READ_AHEAD:
-                request = next(requests, None)
-                if request is None:
-                    break
-                ahead.append(request)
-                if not prompts or not _same_prompt(prompts[-1], request):
-                    prompts.append(request)
-                    tokens += len(request.student_prompt)
-            if not prompts:
-                return
+            while ahead is not None:
+                if not prompts or not _same_prompt(prompts[-1], ahead):
+                    if len(prompts) == AT_ONCE or tokens >= READ_AHEAD:
+                        break
+                    prompts.append(ahead)
+                    tokens += len(ahead.student_prompt)
+                group.append((ahead, len(prompts) - 1))
+                ahead = next(requests, None)
             student = self.student.prefill([r.student_prompt for r in prompts])
             teacher = self.teacher.prefill([r.teacher_prompt for r in prompts])
-            i = 0
-            while ahead:
-                request = ahead.popleft()
-                if not _same_prompt(prompts[i], request):
-                    i += 1
+            for request, i in group:
                 yield request, teacher, student, i
 
 

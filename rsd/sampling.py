@@ -73,7 +73,9 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
     k = min(sampling.top_k or width, width)
     if k < width:
         # On a CPU topk of fewer than 64 k entries takes another algorithm, here four times as slow.
-        values, ids = torch.nn.functional.pad(logits, (0, max(0, 64 * k - width)), value=-torch.inf).topk(k, dim=-1)
+        short = max(0, 64 * k - width)
+        wide = torch.nn.functional.pad(logits, (0, short), value=-torch.inf) if short else logits
+        values, ids = wide.topk(k, dim=-1)
     else:
         values, ids = logits.sort(dim=-1, descending=True)
     probs = (values.float() / sampling.temperature).softmax(-1)

@@ -5,7 +5,7 @@ exist in only one of the two, as in the paper's pair (arXiv 2509.22230). The tea
 student token as its own tokenization of the token's text; it can never propose one.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,15 +39,6 @@ class Vocabulary:
     def for_teacher(self, ids: list[int]) -> list[int]:
         """The student's ids as the teacher reads them."""
         return [t for i in ids for t in self.spelling[i, : self.spelled[i]].tolist()]
-
-    def to(self, device: torch.device) -> "Vocabulary":
-        return replace(
-            self,
-            shared=self.shared.to(device),
-            own=self.own.to(device),
-            spelling=self.spelling.to(device),
-            spelled=self.spelled.to(device),
-        )
 
     def describe(self) -> str:
         words = f"{int(self.shared.sum())} shared tokens"

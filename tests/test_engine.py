@@ -68,6 +68,22 @@ def test_contexts_of_unequal_length(block, rows):
     assert spelled > 10
 
 
+@pytest.mark.parametrize("length", [3, 2100])
+def test_a_prompt_is_read_once_for_all_its_generations(length):
+    # 20 prompts of three requests each: more than one group that is read together.
+    teacher, student = random_model(seed=1), random_model(seed=2)
+    for model in (teacher, student):
+        model.config.max_position_embeddings = 4096
+    count = 20 if length < 10 else 3
+    prompts = [[1 + i, *[2] * length] for i in range(count) for _ in range(3)]
+    read = []
+    student.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"].shape), with_kwargs=True)
+    decode(teacher, student, prompts, rows=2, max_new_tokens=2)
+    # A prefill has several columns, and a pass of at most 512 of them.
+    passes = [rows for rows, columns in read if columns > 1]
+    assert sum(passes) == count * -(-length // 512)
+
+
 def test_a_long_prompt_is_read_in_pieces():
     teacher, student = random_model(seed=1), random_model(seed=2)
     for model in (teacher, student):

@@ -44,6 +44,16 @@ def test_the_python_example_runs(tmp_path):
     assert result.stdout.count("\\boxed{") >= 1
 
 
+def test_the_example_shown_is_the_example(tmp_path):
+    script = [sys.executable, ROOT / "bench" / "example.py"]
+    result = subprocess.run(script, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    shown = [line for line in result.stdout.splitlines() if line and not line.isupper()]
+    assert len(shown) > 10
+    for line in shown:
+        assert line in README
+
+
 def test_help_is_fast_and_imports_no_torch():
     code = "import sys; sys.argv = ['rsd', '--help']\nfrom rsd.cli import main\ntry: main()\nexcept SystemExit: pass\n"
     code += "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
