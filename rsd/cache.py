@@ -47,9 +47,9 @@ class RowCache:
         if length <= self.slots:
             return
         self.slots = -(-length // GROW) * GROW
-        for layer, old in self.layers.items():
-            self.layers[layer] = new = self._empty(*old)
-            for grown, short in zip(new, old, strict=True):
+        for layer, (keys, values) in self.layers.items():  # one at a time: both sizes exist of one layer only
+            self.layers[layer] = new = self._empty(keys, values)
+            for grown, short in zip(new, (keys, values), strict=True):
                 grown[:, :, : short.shape[2]] = short
 
     def _empty(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,21 +78,19 @@ class RowCache:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._reach[1]
 
-    def copy_row(self, source: "RowCache", row: int, to: int, length: int) -> None:
-        """Copy the first `length` slots of row `row` of `source` (it may be this cache) to row `to`.
+    def copy_row(self, source: "RowCache", row: int, to: int) -> None:
+        """Copy row `row` of `source` (it may be this cache) to row `to`, and clear what lies beyond.
 
-        The slots above are cleared: a row that ended with NaN would otherwise leak them through
-        masked attention, where 0 * NaN is NaN.
+        A row that ended with NaN would otherwise leak it through masked attention, where 0 * NaN is NaN.
         """
-        self._grow(length)
-        for layer, example in source.layers.items():
+        self._grow(source.slots)
+        for layer, theirs in source.layers.items():
             if layer not in self.layers:
-                self.layers[layer] = self._empty(*example)
-        for layer, mine in self.layers.items():
-            for kind, buffer in enumerate(mine):
-                if length:
-                    buffer[to, :, :length] = source.layers[layer][kind][row, :, :length]
-                buffer[to, :, length:] = 0
+                self.layers[layer] = self._empty(*theirs)
+            for mine, other in zip(self.layers[layer], theirs, strict=True):
+                mine[to, :, : source.slots] = other[row]
+                if source.slots < self.slots:
+                    mine[to, :, source.slots :] = 0
 
 
 def attend(
@@ -146,6 +144,7 @@ class CachedModel:
         self.rows = rows
         self.cache = RowCache(rows)
         config = model.config.get_text_config()
+        self.context: int = config.max_position_embeddings
         kinds = getattr(config, "layer_types", None)
         unknown = set(kinds or ()) - {"full_attention", "sliding_attention"}
         if unknown:
@@ -171,7 +170,8 @@ class CachedModel:
         self.cache.write_at(positions, length)
         out = self.model(
             input_ids=ids,
-            position_ids=positions,
+            # A block may reach past the context, with drafts that are not committed.
+            position_ids=positions if length <= self.context else positions.clamp_max(self.context - 1),
             attention_mask=self._masks(positions, length),
             past_key_values=self.cache,
             use_cache=True,

@@ -12,6 +12,18 @@ import rsd
 from rsd.config import PAPER, GenerateConfig
 
 
+class Rows(click.ParamType):
+    """A number of rows, or auto."""
+
+    name = "integer|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        try:
+            return None if value == "auto" else int(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is neither a whole number nor auto", param, ctx)
+
+
 class Trials(click.ParamType):
     """A number of trials: 1, 5, ... or inf."""
 
@@ -70,9 +82,16 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--prompt-column", help="[prompt, question, problem or messages]"),
         click.option("--system-prompt", help="Put before prompts that have none."),
         click.option("--chat-template-kwargs", type=JsonObject(), help="Such as '{\"enable_thinking\": true}'."),
-        click.option("--batch-size", type=int, help="Rows decoded together; does not change a trace [32]."),
+        click.option(
+            "--batch-size",
+            type=Rows(),
+            help="Rows decoded together; changes no trace [auto: what the free memory holds].",
+        ),
+        click.option("--block-size", type=int, help="Tokens drafted a round; changes no trace [what is fastest]."),
         click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[float32 on a CPU]"),
         click.option("--device", help="cpu, cuda, cuda:1, auto ... [cuda where there is one]"),
+        click.option("--teacher-device", help="A device of the teacher's own."),
+        click.option("--student-device", help="A device of the student's own."),
         click.option("--attn-implementation", help="sdpa or eager [the model's default]."),
         click.option("--trust-remote-code", is_flag=True, default=None, help="Run code that a model repository holds."),
         click.option("--allow-pickle", is_flag=True, default=None, help="Load weights that are not safetensors."),

@@ -12,8 +12,12 @@ BUNDLED_STUDENT = "bundled-student"
 # other values of them. The prompts themselves are compared, and so are the models' files.
 FREE_SETTINGS = (
     "batch_size",
+    "block_size",
     "device",
+    "teacher_device",
+    "student_device",
     "attn_implementation",
+    "compile",
     "num_generations",
     "prompt_column",
     "trust_remote_code",
@@ -74,8 +78,10 @@ class GenerateConfig:
     """Everything that shapes a run of `rsd generate`.
 
     `None` for temperature, top_p and top_k means the student's generation config, and where that
-    is silent 0.7, 0.95 and 20; `None` for dtype fp32 on a CPU and bf16 on a GPU; `None` for
-    batch_size 32 rows; `None` for max_new_tokens 2048, or what the context leaves.
+    is silent 0.7, 0.95 and 20; `None` for dtype bf16, or fp32 where a model runs on a CPU; `None`
+    for batch_size as many rows as the free memory holds; `None` for block_size what is measured to
+    be fastest; `None` for max_new_tokens 2048, or what the context leaves; `None` for
+    teacher_device and student_device `device`.
 
     Raises:
         ValueError: a value is out of its range; the message says which values are allowed.
@@ -100,19 +106,23 @@ class GenerateConfig:
     system_prompt: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int | None = None
+    block_size: int | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None
+    teacher_device: str | None = None
+    student_device: str | None = None
     attn_implementation: str | None = None
+    compile: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         self.acceptance()
         self.sampling({})
-        for name, least in (("max_new_tokens", 1), ("num_generations", 1), ("batch_size", 1)):
+        for name in ("max_new_tokens", "num_generations", "batch_size", "block_size"):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name.replace('_', '-')} must be at least {least}, not {value}")
+            if value is not None and value < 1:
+                raise ValueError(f"{name.replace('_', '-')} must be at least 1, not {value}")
         if self.teacher_prompt not in ("student", "own"):
             raise ValueError(f"teacher-prompt must be 'student' or 'own', not {self.teacher_prompt!r}")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):

@@ -9,12 +9,13 @@ from rsd import data
 from rsd.config import GenerateConfig
 from rsd.data import Row
 from rsd.engine import Engine, Finished, Request
-from rsd.models import Source, dtype_of, find, load, sampling_of
+from rsd.memory import PROMPT, Estimate, estimate, need
+from rsd.models import Source, device_of, dtype_of, find, load, sampling_of
+from rsd.pace import Pace
 from rsd.sampling import row_key
 from rsd.trace import Trace
 from rsd.vocabulary import Vocabulary, meet
 
-DEFAULT_ROWS = 32
 DEFAULT_NEW_TOKENS = 2048
 
 
@@ -38,6 +39,7 @@ class TraceGenerator:
         self.notices: list[str] = []
         self._pair: tuple[Source, Source, Vocabulary] | None = None
         self._engine: Engine | None = None
+        self._memory: Estimate | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config}
@@ -70,6 +72,7 @@ class TraceGenerator:
         """Load the weights. Idempotent; returns itself."""
         if self._engine is None:
             teacher, student, vocabulary = self.find()
+            rows = self.memory().rows  # before the weights take their part
             self._engine = Engine(
                 load(teacher, self.config),
                 load(student, self.config),
@@ -77,9 +80,35 @@ class TraceGenerator:
                 sampling=self.sampling,
                 acceptance=self.config.acceptance(),
                 eos=student.eos | {i for i in teacher.eos if i < vocabulary.width and vocabulary.shared[i]},
-                rows=self.config.batch_size or DEFAULT_ROWS,
+                rows=rows,
+                block=self.config.block_size,
             )
         return self
+
+    @property
+    def pace(self) -> Pace:
+        """How the rounds of the last `make`, `run` or `stream` went."""
+        self.load()
+        return self._engine.pace  # type: ignore[union-attr]
+
+    def memory(self) -> Estimate:
+        """What the pair will take, and the rows that are decoded together; reads no weights."""
+        if self._memory is not None:
+            return self._memory
+        teacher, student, _ = self.find()
+        tokens = min(teacher.context, student.context, self.max_new_tokens + PROMPT)
+        needs = (
+            need(
+                source.config,
+                dtype=dtype_of(self.config),
+                device=device_of(self.config, source.role),
+                tokens=tokens,
+                trust_remote_code=self.config.trust_remote_code,
+            )
+            for source in (teacher, student)
+        )
+        self._memory = estimate(*needs, tokens=tokens, rows=self.config.batch_size)
+        return self._memory
 
     def identity(self) -> dict[str, Any]:
         """Everything that shapes a trace, as JSON values: the same identity, the same traces (in fp32)."""

@@ -2,9 +2,11 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ class Summary:
     new_rows: int
     new_tokens: int
     seconds: float
+    tokens_per_round: float  # committed to a row in a round, on average
 
     def text(self) -> str:
         t = self.totals
@@ -38,7 +41,8 @@ class Summary:
                 f"fallback     {t['fallback_rate']:.1%} (tokens that are the student's own)",
             ]
         if self.new_rows:
-            lines.append(f"time         {self.seconds:.1f} s ({self.new_tokens / self.seconds:.0f} tokens/s)")
+            speed = f"{self.new_tokens / self.seconds:.0f} tokens/s, {self.tokens_per_round:.1f} tokens a round"
+            lines.append(f"time         {self.seconds:.1f} s ({speed})")
         if t["errors"]:
             lines.append(f"errors       {t['errors']} rows have `error` set; the same command tries them again")
         return "\n".join(lines)
@@ -63,9 +67,11 @@ def run_job(
     rows = generator.prepare(data.read_rows(source)[:limit])
     store = Store(out)
     manifest = _manifest(generator, source, limit)
+    manifest["decoding"] = {} if overwrite else store.decoding()
     done = store.made(manifest["identity"], {str(r.id): r.messages for r in rows}, overwrite=overwrite)
     for notice in generator.notices:
         say(notice)
+    say(generator.memory().text)
     total = len(rows) * generator.config.num_generations
     found = sum((str(r.id), g) in done for r in rows for g in range(generator.config.num_generations))
     if found == total:
@@ -78,7 +84,7 @@ def run_job(
     if found == total:  # a job may have been killed after its last trace and before its totals
         totals = store.totals()
         store.end(manifest | {"totals": totals})
-        return Summary(totals, 0, 0, 0.0)
+        return Summary(totals, 0, 0, 0.0, 0.0)
     started, count, tokens, accepted = time.monotonic(), 0, 0, 0.0
     try:
         every = 0.1 if sys.stderr.isatty() else 10  # seconds; a log file needs fewer lines
@@ -89,15 +95,38 @@ def run_job(
                 tokens += len(trace.token_ids)
                 accepted += float(trace.accepted.sum())
                 rate = tokens / (time.monotonic() - started)
-                bar.set_postfix_str(f"{rate:.0f} tok/s, acceptance {accepted / max(tokens, 1):.1%}", refresh=False)
+                shown = [f"{rate:.0f} tok/s", f"acceptance {accepted / max(tokens, 1):.1%}"]
+                if generator.pace.row_rounds:
+                    shown.append(f"{generator.pace.tokens_per_round:.1f} tokens a round")
+                bar.set_postfix_str(", ".join(shown), refresh=False)
                 bar.update()
     except BaseException:
         store.end(None)
         raise
     seconds = time.monotonic() - started
     totals = store.totals()
-    store.end(manifest | {"totals": totals})
-    return Summary(totals, count, tokens, seconds)
+    decoding = _decoding(manifest["decoding"], generator.pace.books())
+    store.end(manifest | {"totals": totals, "decoding": decoding})
+    return Summary(totals, count, tokens, seconds, generator.pace.tokens_per_round)
+
+
+def _decoding(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The books of several runs added up, and what they come to."""
+
+    def lists(name: str) -> list[int]:
+        return [a + b for a, b in zip_longest(before.get(name, []), now[name], fillvalue=0)]
+
+    sizes = Counter(before.get("block_sizes", {})) + Counter(now["block_sizes"])
+    judged, survived = lists("drafts_judged"), lists("drafts_survived")
+    made = {name: before.get(name, 0) + now[name] for name in ("rounds", "row_rounds", "tokens")}
+    return {
+        "tokens_per_round": round(made["tokens"] / made["row_rounds"], 3) if made["row_rounds"] else None,
+        "survival": [round(s / j, 4) for s, j in zip(survived, judged, strict=True)],
+        **made,
+        "block_sizes": dict(sorted(sizes.items(), key=lambda item: int(item[0]))),
+        "drafts_judged": judged,
+        "drafts_survived": survived,
+    }
 
 
 def say(line: str) -> None:
@@ -120,4 +149,5 @@ def _manifest(generator: TraceGenerator, source: str | Path, limit: int | None) 
         "identity": generator.identity(),
         "settings": free | {"input": str(source), "limit": limit},
         "totals": None,
+        "decoding": {},
     }

@@ -124,7 +124,6 @@ def load(source: Source, config: GenerateConfig) -> PreTrainedModel:
     Raises:
         ValueError: the weights cannot be loaded, or are not safetensors and `allow_pickle` is off.
     """
-    device = device_of(config)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -134,19 +133,22 @@ def load(source: Source, config: GenerateConfig) -> PreTrainedModel:
             attn_implementation=config.attn_implementation,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=None if config.allow_pickle else True,
-            device_map=device,
+            device_map=device_of(config, source.role),
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
         raise ValueError(f"--{source.role} {source.name}: cannot be loaded: {_first_line(e)}") from e
     return model.eval()
 
 
-def device_of(config: GenerateConfig) -> str:
-    return config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+def device_of(config: GenerateConfig, role: str) -> str:
+    own = config.teacher_device if role == "teacher" else config.student_device
+    return own or config.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def dtype_of(config: GenerateConfig) -> str:
-    return config.dtype or ("float32" if device_of(config) == "cpu" else "bfloat16")
+    """One for both models, since it shapes the traces."""
+    on_cpu = "cpu" in (device_of(config, "teacher"), device_of(config, "student"))
+    return config.dtype or ("float32" if on_cpu else "bfloat16")
 
 
 def sampling_of(config: GenerateConfig, student: Source) -> tuple[Sampling, list[str]]:

@@ -167,10 +167,10 @@ def draw(probs: Tensor, u: Tensor) -> Tensor:
 
 
 class Verdict(NamedTuple):
-    """What a block commits: the first `kept` tokens of each row."""
+    """What a block commits: the drafts of each row that survive, and what replaces the first that falls."""
 
     tokens: Tensor  # int64 [R, K]
-    kept: Tensor  # int64 [R], 1 .. K
+    survived: Tensor  # int64 [R], 0 .. K
     from_teacher: Tensor  # bool [R, K], the label drawn from its posterior
 
 
@@ -187,12 +187,11 @@ def verify(drafts: Tensor, d: Tensor, goal: Target, noise: Tensor) -> Verdict:
     at = drafts[..., None]
     falls = noise[..., SURVIVE] * d.gather(-1, at)[..., 0] >= goal.r.gather(-1, at)[..., 0]
     if drafts.shape[1] == 1:  # lockstep: the first draft that may fall is the only one
-        kept = torch.ones_like(drafts[:, 0])
+        survived = (~falls[:, 0]).long()
         tokens = _replaced(drafts, falls, d, goal.r, noise[..., RESIDUAL])
     else:
-        survived = (~falls).long().cumprod(-1).sum(-1, keepdim=True)
-        last = survived.clamp_max(drafts.shape[1] - 1)
-        kept = last[:, 0] + 1
+        survived = (~falls).long().cumprod(-1).sum(-1)
+        last = survived[:, None].clamp_max(drafts.shape[1] - 1)
         wide = last[..., None].expand(-1, 1, d.shape[-1])
         tokens = _replaced(
             drafts.gather(1, last),
@@ -204,7 +203,7 @@ def verify(drafts: Tensor, d: Tensor, goal: Target, noise: Tensor) -> Verdict:
         tokens = drafts.scatter(1, last, tokens)
     at = tokens[..., None]
     by_teacher = goal.by_teacher.gather(-1, at) > noise[..., LABEL, None] * goal.r.gather(-1, at)
-    return Verdict(tokens, kept, by_teacher[..., 0])
+    return Verdict(tokens, survived, by_teacher[..., 0])
 
 
 def _replaced(drafts: Tensor, falls: Tensor, d: Tensor, r: Tensor, u: Tensor) -> Tensor:

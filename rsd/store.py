@@ -103,6 +103,13 @@ class Store:
                 self._files[i].close()
                 self._files[i] = _locked(file)
 
+    def decoding(self) -> dict[str, Any]:
+        """The books of the rounds (`Pace.books`) that made what is there, as far as runs came to their end."""
+        try:
+            return dict(json.loads(self.manifest.read_text(encoding="utf-8"))["decoding"] or {})
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
     def append(self, trace: Trace) -> None:
         """Write one trace, the sidecar before the row, both flushed."""
         sidecar, rows = self._files

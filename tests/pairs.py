@@ -115,7 +115,7 @@ def decode(
     sampling: Sampling = PLAIN,
     acceptance: Acceptance = USUAL,
     rows: int = 4,
-    block: int = 1,
+    block: int | None = 1,
     eos: tuple[int, ...] = (),
     max_new_tokens: int = 24,
     seed: int = 0,

@@ -101,7 +101,7 @@ def test_a_block_ends_at_the_first_fallen_draft():
     r[0, 1] = r[1, 3] = torch.tensor([0.0, 1.0, 0.0])
     goal = target(r, r, torch.ones_like(r), 1)
     made = verify(torch.zeros(2, 4, dtype=torch.long), d, goal, torch.full((2, 4, 4), 0.5, dtype=torch.float64))
-    assert made.kept.tolist() == [2, 4]
+    assert made.survived.tolist() == [1, 3]
     assert made.tokens[0, :2].tolist() == [0, 1]
     assert made.tokens[1].tolist() == [0, 0, 0, 1]
 

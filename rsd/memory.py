@@ -1,0 +1,81 @@
+"""How many rows fit: what a pair's weights, caches and working tensors take, against what is free."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+MOST_ROWS = {"cpu": 32}  # more rows than that no longer pay on a CPU
+MOST_ROWS_ELSEWHERE = 128
+PROMPT = 512  # tokens assumed for a prompt, beside the longest trace
+KEEP_FREE = 0.1  # of the free memory, for what is not counted
+WIDE = 16  # tensors of float32 as wide as the vocabulary that a round holds for every row and draft
+DRAFTS = 8  # and drafts of a round with many rows
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that one model takes: once, and for every row of `tokens` tokens."""
+
+    device: str
+    weights: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    rows: int
+    text: str
+
+
+def need(config: PreTrainedConfig, *, dtype: str, device: str, tokens: int, trust_remote_code: bool = False) -> Need:
+    """What a model will take, from its configuration alone."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    size = getattr(torch, dtype).itemsize
+    c = config.get_text_config()
+    heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    cache = 2 * c.num_hidden_layers * heads * head * size * tokens
+    return Need(device, sum(p.numel() for p in model.parameters()) * size, cache + WIDE * DRAFTS * c.vocab_size * 4)
+
+
+def estimate(teacher: Need, student: Need, *, tokens: int, rows: int | None) -> Estimate:
+    """How many rows of `tokens` tokens fit into the free memory, unless `rows` is given.
+
+    Two models on one device share it. A cache is only as large as its longest trace so far, so this is
+    what the longest traces need.
+    """
+    most, free_said = [], []
+    for device in dict.fromkeys([teacher.device, student.device]):
+        on = [n for n in (teacher, student) if n.device == device]
+        free = free_bytes(device)
+        left = free * (1 - KEEP_FREE) - sum(n.weights for n in on)
+        most.append(min(int(left // sum(n.row for n in on)), MOST_ROWS.get(device, MOST_ROWS_ELSEWHERE)))
+        free_said.append(f"{_gb(free)} free on {device}")
+    fits = rows if rows is not None else max(1, min(most))
+    text = (
+        f"memory: weights {_gb(teacher.weights + student.weights)}, and at the most {_gb(teacher.row + student.row)} "
+        f"for each row of {tokens} tokens in both caches: {fits} rows at once ({', '.join(free_said)})"
+    )
+    if min(most) < 1:
+        text += "; this may not fit"
+    return Estimate(fits, text)
+
+
+def free_bytes(device: str) -> int:
+    """Free memory of a device; of the machine's memory no more than a container is allowed."""
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        several = range(torch.cuda.device_count()) if device == "auto" else [torch.device(device)]
+        return sum(int(torch.cuda.mem_get_info(one)[0]) for one in several)
+    free = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (allowed := limit.read_text().strip()).isdigit():
+        free = min(free, int(allowed) - int(used.read_text()))
+    return max(free, 0)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2g} GB" if size < 1e10 else f"{size / 1e9:.0f} GB"

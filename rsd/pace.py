@@ -1,0 +1,128 @@
+"""How many tokens to draft a round: from what rounds have cost, and how far drafts have survived.
+
+A round of k drafts costs k student steps and one teacher pass of k columns, and commits
+1 + s1 + s1 s2 + ... tokens (k terms; s the survival of each draft after those before it). Where a pass
+over k columns costs little more than one over a single column (one row; a GPU), long blocks win; where
+it costs k times as much (many rows on a CPU), lockstep does. So nothing is assumed: both are measured.
+"""
+
+from collections import Counter, deque
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+CHOICES = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24])
+PROBE = 32  # every so many rounds a neighbour of the best choice is measured again
+REMEMBER = 7  # rounds whose median is the cost of a choice
+FORGET = 0.97  # the weight of a round against the next one, in the survival that is expected
+
+
+class Pace:
+    """Chooses the block length of every round, and keeps the books of all of them.
+
+    It begins in lockstep and climbs while that pays. A choice never changes a trace.
+
+    Args:
+        fixed: always this block length.
+    """
+
+    def __init__(self, fixed: int | None = None) -> None:
+        self.fixed = fixed
+        self.longest = max(fixed or 0, int(CHOICES[-1]))
+        self.begin()
+        # Drafts judged by position in the block, and of these the ones after which a row goes on.
+        self._recent = np.zeros((2, self.longest))
+        self._seconds: dict[int, dict[int, deque[float]]] = {}
+        self._rounds: Counter[int] = Counter()
+
+    def begin(self) -> None:
+        """Open new books; what was learned stays."""
+        self.judged = np.zeros(self.longest, dtype=np.int64)
+        self.survived = np.zeros(self.longest, dtype=np.int64)
+        self.blocks: Counter[int] = Counter()
+        self.row_rounds = self.tokens = 0
+
+    def choose(self, rows: int) -> int:
+        """The block length of the next round of `rows` live rows."""
+        if self.fixed is not None:
+            return self.fixed
+        kind = _kind(rows)
+        known = {k: median(took) for k, took in self._seconds.get(kind, {}).items()}
+        if not known:  # what was best for the nearest number of rows is measured first
+            others = sorted(self._seconds, key=lambda other: abs(other - kind))
+            return self._best(others[0]) if others else 1
+        best = self._best(kind)
+        if self._rounds[kind] % PROBE == PROBE - 1:
+            i = int(np.searchsorted(CHOICES, best)) + (1 if self._rounds[kind] // PROBE % 2 else -1)
+            best = int(CHOICES[min(max(i, 0), len(CHOICES) - 1)])
+        return best
+
+    def _best(self, kind: int) -> int:
+        known = {k: median(took) for k, took in self._seconds[kind].items()}
+        measured = np.array(sorted(known))
+        cost = np.array([known[k] for k in measured])
+        # What was never measured is assumed to be cheap, so that it is tried where it could be best:
+        # fewer drafts at their share of the cost, more of them at half the last slope.
+        seconds = np.interp(CHOICES, measured, cost)
+        seconds = np.where(measured[0] > CHOICES, cost[0] * CHOICES / measured[0], seconds)
+        slope = (cost[-1] - cost[-2]) / (measured[-1] - measured[-2]) / 2 if len(known) > 1 else 0
+        seconds += np.maximum(CHOICES - measured[-1], 0) * max(slope, 0)
+        rate = self.expected()[CHOICES - 1] / seconds
+        rate[2 * measured[-1] < CHOICES] = 0  # climbs in steps
+        return int(CHOICES[rate.argmax()])
+
+    def expected(self) -> np.ndarray:
+        """Tokens that a round of 1, 2, ... drafts is expected to commit to a row."""
+        judged, went_on = self._recent
+        pooled = (went_on.sum() + 4) / (judged.sum() + 5)
+        goes_on = (went_on + 4 * pooled) / (judged + 4)
+        return np.concatenate([[1.0], goes_on[:-1]]).cumprod().cumsum()
+
+    @property
+    def tokens_per_round(self) -> float:
+        """Tokens that a round committed to a row, on average; 0 before the first."""
+        return self.tokens / max(self.row_rounds, 1)
+
+    def learn(self, *, seconds: float, judged: np.ndarray, survived: np.ndarray, ends: np.ndarray, tokens: int) -> None:
+        """Book one round.
+
+        Args:
+            seconds: wall time of the round.
+            judged, survived, ends: bool [R, K]: drafts that were judged with all before them standing;
+                those that stood; those whose token ended the trace.
+            tokens: committed by all rows together.
+        """
+        rows, block = judged.shape
+        self.blocks[block] += 1
+        self.row_rounds += rows
+        self.tokens += tokens
+        self.judged[:block] += judged.sum(0)
+        self.survived[:block] += survived.sum(0)
+        self._recent *= FORGET
+        self._recent[0, :block] += judged.sum(0)
+        self._recent[1, :block] += (survived & ~ends).sum(0)
+        kind = _kind(rows)
+        self._rounds[kind] += 1
+        self._seconds.setdefault(kind, {}).setdefault(block, deque(maxlen=REMEMBER)).append(seconds)
+
+    def books(self) -> dict[str, Any]:
+        """Totals of all rounds since `begin`, as JSON values.
+
+        rounds, row_rounds (a round of 8 rows is 8), tokens committed, rounds by block size, and by a
+        draft's position in its block how many were judged and how many survived.
+        """
+        longest = int(np.count_nonzero(self.judged))
+        return {
+            "rounds": self.blocks.total(),
+            "row_rounds": self.row_rounds,
+            "tokens": self.tokens,
+            "block_sizes": {str(k): n for k, n in sorted(self.blocks.items())},
+            "drafts_judged": self.judged[:longest].tolist(),
+            "drafts_survived": self.survived[:longest].tolist(),
+        }
+
+
+def _kind(rows: int) -> int:
+    """Numbers of rows that cost about the same are measured together: 1, 2, 3-4, 5-8, 9-16, ..."""
+    return (rows - 1).bit_length()
