@@ -112,8 +112,9 @@ def attend(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     cpu = query.device.type == "cpu"
     if cpu and width == 1 and rows <= 16:
+        grouped = {"enable_gqa": True} if heads > key.shape[1] else {}  # a constant, also for torch.compile
         out = scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=heads > key.shape[1]
+            query, key, value, attn_mask=attention_mask, scale=scaling, **grouped
         )
         return out.transpose(1, 2), None
     groups = heads // key.shape[1]
@@ -135,12 +136,20 @@ AttentionMaskInterface.register("rsd", sdpa_mask)
 class CachedModel:
     """A causal language model, its cache, and its attention mask.
 
+    Args:
+        compile: run decoding steps (not prefills) through `torch.compile`, once for any length and,
+            as far as it can tell them apart, any number of rows and columns.
+
     Raises:
         ValueError: the model keeps a recurrent state, which cannot be rolled back.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: int) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int, *, compile: bool = False) -> None:
         self.model = model
+        self.step: Any = model
+        if compile:
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+            self.step = torch.compile(model, dynamic=True)
         self.rows = rows
         self.cache = RowCache(rows)
         config = model.config.get_text_config()
@@ -168,7 +177,7 @@ class CachedModel:
         Returns [R, W, V], or [R, 1, V] of the last column alone.
         """
         self.cache.write_at(positions, length)
-        out = self.model(
+        out = self.step(
             input_ids=ids,
             # A block may reach past the context, with drafts that are not committed.
             position_ids=positions if length <= self.context else positions.clamp_max(self.context - 1),

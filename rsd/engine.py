@@ -93,6 +93,7 @@ class Engine:
         eos: ids that end a trace.
         block: tokens drafted a round; 1 is lockstep; None leaves it to `pace`. A trace does not depend
             on it (in fp32, up to near-ties).
+        compile: see `cache.CachedModel`.
 
     Raises:
         ValueError: a model whose state cannot be rolled back.
@@ -109,6 +110,7 @@ class Engine:
         eos: Collection[int],
         rows: int = 32,
         block: int | None = None,
+        compile: bool = False,
     ) -> None:
         self.vocabulary = vocabulary
         self.rows, self.at_once = rows, AT_ONCE
@@ -122,6 +124,7 @@ class Engine:
             eos=eos,
             rows=rows,
             pace=self.pace,
+            compile=compile,
         )
 
     @torch.inference_mode()

@@ -1,5 +1,7 @@
 """Rows to prompts, prompts to the engine, what it commits to traces: the class that jobs call."""
 
+import os
+import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -72,6 +74,8 @@ class TraceGenerator:
         """Load the weights. Idempotent; returns itself."""
         if self._engine is None:
             teacher, student, vocabulary = self.find()
+            if self.config.compile and not shutil.which(os.environ.get("CXX", "g++")):
+                raise ValueError("compile needs a C++ compiler: install g++, name one in CXX, or leave it out")
             rows = self.memory().rows  # before the weights take their part
             self._engine = Engine(
                 load(teacher, self.config),
@@ -82,6 +86,7 @@ class TraceGenerator:
                 eos=student.eos | {i for i in teacher.eos if i < vocabulary.width and vocabulary.shared[i]},
                 rows=rows,
                 block=self.config.block_size,
+                compile=self.config.compile,
             )
         return self
 

@@ -44,9 +44,10 @@ class Rounds:
         eos: Collection[int],
         rows: int,
         pace: Pace,
+        compile: bool,
     ) -> None:
-        self.teacher = CachedModel(teacher, rows)
-        self.student = CachedModel(student, rows)
+        self.teacher = CachedModel(teacher, rows, compile=compile)
+        self.student = CachedModel(student, rows, compile=compile)
         self.shared = vocabulary.shared.to(self.student.device)
         self.own = vocabulary.own.to(self.student.device)
         self.sampling, self.acceptance, self.pace = sampling, acceptance, pace
