@@ -1,133 +1,188 @@
-"""Tokens per second of the engine in lockstep, against the bare cost of its two models.
+"""Tokens per second of the engine, against the teacher alone and against RSD one call a token.
 
-"Bare" is one cached forward of the teacher plus one of the student, a token each for the same rows,
-with transformers' own cache and nothing else: no sampling, no bookkeeping. Repeats are interleaved, so
-that a machine whose speed drifts slows all contenders alike; the ratio is the result.
+Every contender makes the same number of tokens for the same prompts, prompts included in the time; nothing
+ends a trace early, so that no contender pays for rows that have ended. Repeats are interleaved, so that a
+machine whose speed drifts slows all alike: the ratio of a repeat is the result.
 
-    python bench/decode.py --rows 1 8 32 --json bench/decode.json
+    generate    the teacher alone through `model.generate`, same dtype and sampling
+    assisted    the same with the student as transformers' assistant (one row; its traces are the teacher's)
+    published   RSD as one stateless call per model and token: each row reads its whole context again
+    lockstep    this engine, block size 1
+    own         this engine, block size as it chooses
+    compiled    the same with --compile (asked for by that flag)
+
+    python bench/decode.py --json bench/decode.json
+    python bench/decode.py --pair planted --b 0.75 --rows 1
 """
 
 import argparse
+import copy
 import json
-import os
-import platform
 import statistics
 import time
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+import transformers
+from common import SHAPES, Pair, Planted, bundled_pair, interleaved, machine, ratio, write
+from transformers import GenerationConfig
 
-from rsd import GenerateConfig
-from rsd.config import Acceptance, Sampling
-from rsd.data import read_rows
-from rsd.engine import Engine, Request
-from rsd.models import bundled, find, load
-from rsd.sampling import row_key
-from rsd.vocabulary import meet
+from rsd.engine import Engine
 
-
-def machine() -> dict[str, object]:
-    """What the figures were measured on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {name: version(name) for name in ("torch", "transformers", "rsd")},
-    }
+RATIOS = [
+    ("own", "generate"),
+    ("own", "lockstep"),
+    ("own", "published"),
+    ("own", "assisted"),
+    ("compiled", "generate"),
+    ("compiled", "own"),
+]
 
 
-@torch.inference_mode()
-def bare_seconds(models: list[PreTrainedModel], prompts: list[list[int]], tokens: int) -> float:
-    """Seconds a step of one cached forward of each model, decoding from the same prompts' length."""
-    length = max(map(len, prompts))
-    ids = torch.tensor([(p * length)[:length] for p in prompts])
-    caches = [DynamicCache(config=m.config) for m in models]
-    for model, cache in zip(models, caches, strict=True):
-        model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    token = ids[:, -1:]
-    started = time.perf_counter()
-    for _ in range(tokens):
-        for model, cache in zip(models, caches, strict=True):
-            model(token, past_key_values=cache, use_cache=True)
-    return (time.perf_counter() - started) / tokens
+def batches(pair: Pair, rows: int) -> list[list[list[int]]]:
+    """The prompts, by the static batches of `generate`; the engine refills its slots instead."""
+    many = pair.batches
+    prompts = (pair.prompts * (1 + many * rows // len(pair.prompts)))[: many * rows]
+    return [prompts[i : i + rows] for i in range(0, len(prompts), rows)]
 
 
-def lockstep_seconds(engine: Engine, prompts: list[list[int]], tokens: int) -> float:
-    """Seconds a round with a row for each prompt, all live to the end: what a long run takes more than a short one."""
-    took = []
-    for length in (1, tokens + 1):
-        requests = [
-            Request(p, engine.vocabulary.for_teacher(p), row_key(0, str(i), 0), length) for i, p in enumerate(prompts)
-        ]
+def generate(pair: Pair, rows: int, *, assisted: bool = False) -> Callable[[], float]:
+    device = pair.teacher.device
+    s = pair.sampling
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=s.temperature,
+        top_p=s.top_p,
+        top_k=s.top_k,
+        max_new_tokens=pair.tokens,
+        min_new_tokens=pair.tokens,
+        pad_token_id=0,
+    )
+    kwargs: dict[str, Any] = {}
+    if assisted:
+        # With two tokenizers transformers prunes the assistant's head and embedding in place.
+        kwargs["assistant_model"] = copy.deepcopy(pair.student)
+        if pair.tokenizers:
+            kwargs |= {"tokenizer": pair.tokenizers[0], "assistant_tokenizer": pair.tokenizers[1]}
+
+    def run() -> float:
         started = time.perf_counter()
-        for _ in engine.run(requests):
-            pass
-        took.append(time.perf_counter() - started)
-    return (took[1] - took[0]) / tokens
+        made = 0
+        for batch in batches(pair, rows):
+            theirs = [pair.vocabulary.for_teacher(p) for p in batch]
+            longest = max(map(len, theirs))
+            ids = torch.tensor([[0] * (longest - len(p)) + p for p in theirs], device=device)
+            mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in theirs], device=device)
+            out = pair.teacher.generate(ids, attention_mask=mask, generation_config=config, **kwargs)
+            made += out[:, longest:].numel()
+        return made / (time.perf_counter() - started)
+
+    return run
+
+
+def published(pair: Pair) -> Callable[[], float]:
+    """Calls are one row each, so that the rate is the same for any number of rows. Three tokens are timed,
+    in the middle of a trace."""
+    half = pair.tokens // 2
+
+    @torch.inference_mode()
+    def run() -> float:
+        took = []
+        for prompt in pair.prompts[:3]:
+            for model, context in ((pair.teacher, pair.vocabulary.for_teacher(prompt)), (pair.student, prompt)):
+                ids = torch.tensor([(context + context * half)[: len(context) + half]], device=model.device)
+                started = time.perf_counter()
+                model(ids, use_cache=False, logits_to_keep=1).logits.cpu()
+                took.append(time.perf_counter() - started)
+        return 3 / sum(took)
+
+    return run
+
+
+def ours(pair: Pair, engine: Engine) -> Callable[[], float]:
+    count = sum(map(len, batches(pair, engine.rows)))
+
+    def run() -> float:
+        requests = pair.requests(count, [pair.tokens] * count)
+        started = time.perf_counter()
+        made = sum(len(f.token_ids) for f in engine.run(requests))
+        return made / (time.perf_counter() - started)
+
+    return run
+
+
+def measure(pair: Pair, rows: int, *, repeats: int, others: bool, compiled: bool) -> dict[str, Any]:
+    own = pair.engine(rows, None)
+    contenders = {"lockstep": ours(pair, pair.engine(rows, 1)), "own": ours(pair, own)}
+    if others:
+        contenders |= {"generate": generate(pair, rows), "published": published(pair)}
+    if others and rows == 1:
+        contenders["assisted"] = generate(pair, rows, assisted=True)
+    if compiled:
+        contenders["compiled"] = ours(pair, pair.engine(rows, None, compile=True))
+        for _ in range(4):  # each new shape takes seconds to compile
+            contenders["compiled"]()
+    contenders["own"]()  # learns its pace, as a long job does in its first rounds
+    figures = interleaved(contenders, repeats)
+    books = own.pace.books()
+    survived, judged = sum(books["drafts_survived"]), sum(books["drafts_judged"])
+    return {
+        "pair": pair.name,
+        "rows": rows,
+        "tokens": pair.tokens,
+        "tokens_per_s": figures,
+        "tokens_per_round": books["tokens"] / books["row_rounds"],
+        "survival": survived / judged,
+        "block_sizes": books["block_sizes"],
+        "ratios": {f"{a} / {b}": ratio(figures[a], figures[b]) for a, b in RATIOS if a in figures and b in figures},
+    }
 
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--pair", nargs="+", choices=["bundled", *SHAPES], default=["bundled", "planted"])
+    ap.add_argument(
+        "--b",
+        type=float,
+        nargs="+",
+        default=[0.75, 0.6, 0.9],
+        help="agreements of a planted pair; contenders that do not depend on it are measured at the first only",
+    )
     ap.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
-    ap.add_argument("--tokens", type=int, default=100, help="tokens a row and repeat")
-    ap.add_argument("--repeats", type=int, default=7)
+    ap.add_argument("--context", type=int, default=16, help="tokens of a planted pair's prompts")
+    ap.add_argument("--repeats", type=int, default=5)
     ap.add_argument("--threads", type=int, default=2)
+    ap.add_argument("--device", default="cpu", help="of a planted pair; bf16 on a GPU")
+    ap.add_argument("--compiled", action="store_true", help="also with --compile")
     ap.add_argument("--json", help="also write the figures here")
     args = ap.parse_args()
     torch.set_num_threads(args.threads)
-    config = GenerateConfig()
-    teacher = find("teacher", config.teacher, None, trust_remote_code=False)
-    student = find("student", config.student, None, trust_remote_code=False)
-    models = [load(teacher, config), load(student, config)]
-    vocabulary = meet(teacher.tokenizer, student.tokenizer, teacher_width=teacher.width, student_width=student.width)
-    problems = [row["problem"] for row in read_rows(bundled("problems.jsonl"))]
-    prompts = [
-        student.tokenizer.apply_chat_template(
-            [{"role": "user", "content": p}], add_generation_prompt=True, return_dict=False
-        )
-        for p in problems
-    ]
-    alone = {
-        role: [1000 * bare_seconds([m], prompts[:1], args.tokens) for _ in range(args.repeats)]
-        for role, m in zip(("teacher", "student"), models, strict=True)
-    }
-    step = {role: statistics.median(v) for role, v in alone.items()}
-    ratio = step["student"] / step["teacher"]
-    print(
-        f"one step at one row: teacher {step['teacher']:.2f} ms, student {step['student']:.2f} ms, ratio {ratio:.2f}\n"
-    )
-    print("| rows | bare, tokens/s | RSD, tokens/s | RSD / bare | one step / bare |")
-    print("|---|---|---|---|---|")
-    table = []
-    for rows in args.rows:
-        # At threshold 0 no token is one that the teacher spells in pieces: what is left is a step of each model.
-        engines = [
-            Engine(*models, vocabulary, sampling=Sampling(), acceptance=acceptance, eos=(), rows=rows)
-            for acceptance in (Acceptance(), Acceptance(threshold=0))
-        ]
-        seconds = []
-        for repeat in range(args.repeats + 1):
-            bare = bare_seconds(models, prompts[:rows], args.tokens)
-            ours = [lockstep_seconds(engine, prompts[:rows], args.tokens) for engine in engines]
-            if repeat:  # the first warms up
-                seconds.append((bare, *ours))
-        ratios = [sorted(s[0] / s[i] for s in seconds) for i in (1, 2)]
-        bare, rsd, _ = (rows / statistics.median(x) for x in zip(*seconds, strict=True))
-        shown = [f"{statistics.median(r):.2f} ({r[0]:.2f} .. {r[-1]:.2f})" for r in ratios]
-        print(f"| {rows} | {bare:.0f} | {rsd:.0f} | {shown[0]} | {shown[1]} |", flush=True)
-        table.append(
-            {"rows": rows, "bare_tokens_per_s": bare, "rsd_tokens_per_s": rsd, "rsd": ratios[0], "step": ratios[1]}
-        )
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    results: list[dict[str, Any]] = []
+    names = [f"{a} / {b}" for a, b in RATIOS if args.compiled or "compiled" not in (a, b)]
+    print("| pair | rows | own, tokens/s | tokens a round | " + " | ".join(names) + " |")
+    print("|---|---|---|---|" + "---|" * len(names))
+    for name in args.pair:
+        dtype = "float32" if args.device == "cpu" else "bfloat16"
+        planted = None if name == "bundled" else Planted(name, device=args.device, dtype=dtype, context=args.context)
+        for b in args.b if planted else [0.0]:
+            pair = planted.pair(b) if planted else bundled_pair()
+            for rows in args.rows:
+                others = not planted or b == args.b[0]
+                result = measure(pair, rows, repeats=args.repeats, others=others, compiled=args.compiled)
+                results.append(result)
+                speed = statistics.median(result["tokens_per_s"]["own"])
+                shown = [result["ratios"].get(n, "") for n in names]
+                print(
+                    f"| {pair.name} | {rows} | {speed:.0f} | {result['tokens_per_round']:.1f} | "
+                    + " | ".join(shown)
+                    + " |",
+                    flush=True,
+                )
+                write(args.json, results)
     print(f"\n{json.dumps(machine())}")
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as f:
-            json.dump({"machine": machine(), "step_ms": alone, "lockstep": table}, f, indent=1)
-            f.write("\n")
 
 
 if __name__ == "__main__":

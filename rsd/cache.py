@@ -38,12 +38,13 @@ class RowCache:
 
     def write_at(self, positions: Tensor, length: int) -> None:
         """Direct the next forward: columns at `positions` [R, W], queries read slots below `length`."""
-        self._grow(length)
+        self.reserve(length)
         self._reach = (positions.shape[0], length)
         self._positions = positions
         self._index = None
 
-    def _grow(self, length: int) -> None:
+    def reserve(self, length: int) -> None:
+        """Have at least so many slots."""
         if length <= self.slots:
             return
         self.slots = -(-length // GROW) * GROW
@@ -83,7 +84,7 @@ class RowCache:
 
         A row that ended with NaN would otherwise leak it through masked attention, where 0 * NaN is NaN.
         """
-        self._grow(source.slots)
+        self.reserve(source.slots)
         for layer, theirs in source.layers.items():
             if layer not in self.layers:
                 self.layers[layer] = self._empty(*theirs)
@@ -113,9 +114,7 @@ def attend(
     cpu = query.device.type == "cpu"
     if cpu and width == 1 and rows <= 16:
         grouped = {"enable_gqa": True} if heads > key.shape[1] else {}  # a constant, also for torch.compile
-        out = scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scaling, **grouped
-        )
+        out = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling, **grouped)
         return out.transpose(1, 2), None
     groups = heads // key.shape[1]
     folded = query.reshape(rows, key.shape[1], groups * width, size)

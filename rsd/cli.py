@@ -93,7 +93,9 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--teacher-device", help="A device of the teacher's own."),
         click.option("--student-device", help="A device of the student's own."),
         click.option("--attn-implementation", help="sdpa or eager [the model's default]."),
-        click.option("--compile", is_flag=True, default=None, help="torch.compile both models: a minute first, then faster."),
+        click.option(
+            "--compile", is_flag=True, default=None, help="torch.compile both models: a minute first, then faster."
+        ),
         click.option("--trust-remote-code", is_flag=True, default=None, help="Run code that a model repository holds."),
         click.option("--allow-pickle", is_flag=True, default=None, help="Load weights that are not safetensors."),
     ]

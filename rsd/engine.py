@@ -156,22 +156,21 @@ class Engine:
                 short = True  # what the exception holds on to is only freed after this block
             if short:
                 alone = self.rows == 1
-                waiting.put_back(
-                    [Row(row.request, book[i, : state[i, DONE]].copy()) for i, row in enumerate(live) if row]
-                    + [r.row for r in ready]
-                )
-                ready.clear()
+                interrupted = [
+                    Row(row.request, book[slot, : state[slot, DONE]].copy()) for slot, row in enumerate(live) if row
+                ]
+                waiting.put_back(interrupted + [r.row for r in ready])
                 live.clear()
+                ready.clear()
                 self._shrink()
                 if alone and (row := waiting.pop()):
-                    error = f"out of memory after {len(row.record)} tokens, with this row alone"
-                    yield _finished(row.request, row.record[:0], "error", error)
+                    why = f"out of memory after {len(row.record)} tokens, with this row alone"
+                    yield _finished(row.request, row.record[:0], "error", why)
             for slot, reason in ended:
-                row = live[slot]
-                if row is not None:
-                    error = "the logits of a model hold NaN or infinity" if reason == "error" else None
-                    yield _finished(row.request, book[slot, : state[slot, DONE]], reason, error)
+                request = live[slot].request  # type: ignore[union-attr]
                 live[slot] = None
+                nan = "the logits of a model hold NaN or infinity" if reason == "error" else None
+                yield _finished(request, book[slot, : state[slot, DONE]], reason, nan)
 
     def _fill(
         self,
@@ -216,27 +215,39 @@ class Engine:
         return book
 
     def _prefill(self, waiting: "_Waiting", ready: deque[Ready]) -> None:
-        """Read what waits first: several different prompts in one pass, equal ones in a row once."""
-        group: list[tuple[Row, int]] = []
-        ours: list[list[int]] = []
-        theirs: list[list[int]] = []
-        while (row := waiting.peek(len(group))) is not None:
-            reads = row.read(self.vocabulary)
-            if not group or reads != (ours[-1], theirs[-1]):
-                if len(ours) == self.at_once or sum(map(len, ours)) >= READ_AHEAD:
-                    break
-                ours.append(reads[0])
-                theirs.append(reads[1])
-            group.append((row, len(ours) - 1))
-        if group:
-            student, teacher = self.rounds.student.prefill(ours), self.rounds.teacher.prefill(theirs)
-            for row, at in group:
-                waiting.pop()
-                ready.append(Ready(row, student, teacher, at))
+        """Read what waits first: several different prompts in one pass, equal ones in a row once.
+
+        Out of memory, it reads half as many at once.
+        """
+        while True:
+            group: list[tuple[Row, int]] = []
+            ours: list[list[int]] = []
+            theirs: list[list[int]] = []
+            while (row := waiting.peek(len(group))) is not None:
+                reads = row.read(self.vocabulary)
+                if not group or reads != (ours[-1], theirs[-1]):
+                    if len(ours) == self.at_once or sum(map(len, ours)) >= READ_AHEAD:
+                        break
+                    ours.append(reads[0])
+                    theirs.append(reads[1])
+                group.append((row, len(ours) - 1))
+            if not group:
+                return
+            try:
+                student, teacher = self.rounds.student.prefill(ours), self.rounds.teacher.prefill(theirs)
+            except (RuntimeError, MemoryError) as e:
+                if len(ours) == 1 or not _out_of_memory(e):
+                    raise
+            else:
+                for row, at in group:
+                    waiting.pop()
+                    ready.append(Ready(row, student, teacher, at))
+                return
+            self.at_once = len(ours) // 2
 
     def _shrink(self) -> None:
         """Drop the caches and go on with half of the rows."""
-        self.rows, self.at_once = max(1, self.rows // 2), max(1, self.at_once // 2)
+        self.rows = max(1, self.rows // 2)
         for model in (self.rounds.student, self.rounds.teacher):
             model.cache = RowCache(self.rows)
         if torch.cuda.is_available():

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 CHOICES = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24])
-PROBE = 32  # every so many rounds a neighbour of the best choice is measured again
-REMEMBER = 7  # rounds whose median is the cost of a choice
-FORGET = 0.97  # the weight of a round against the next one, in the survival that is expected
+REMEMBER = 15  # rounds whose median is the cost of a choice
+COLD = 0.6  # what the first round of a choice is taken to cost when warm: it allocates, compiles, captures
+DOUBT = 0.08  # how far a cost may be below its median if it was measured once; shrinks with the root of the rounds
+FADE = 0.998  # how much of the rounds that a cost rests on is left a round later, so that it is measured again
+FORGET = 0.99  # the same for the survival of drafts
 
 
 class Pace:
@@ -33,8 +35,7 @@ class Pace:
         self.begin()
         # Drafts judged by position in the block, and of these the ones after which a row goes on.
         self._recent = np.zeros((2, self.longest))
-        self._seconds: dict[int, dict[int, deque[float]]] = {}
-        self._rounds: Counter[int] = Counter()
+        self._costs: dict[int, dict[int, _Cost]] = {}
 
     def begin(self) -> None:
         """Open new books; what was learned stays."""
@@ -47,27 +48,21 @@ class Pace:
         """The block length of the next round of `rows` live rows."""
         if self.fixed is not None:
             return self.fixed
-        kind = _kind(rows)
-        known = {k: median(took) for k, took in self._seconds.get(kind, {}).items()}
-        if not known:  # what was best for the nearest number of rows is measured first
-            others = sorted(self._seconds, key=lambda other: abs(other - kind))
-            return self._best(others[0]) if others else 1
-        best = self._best(kind)
-        if self._rounds[kind] % PROBE == PROBE - 1:
-            i = int(np.searchsorted(CHOICES, best)) + (1 if self._rounds[kind] // PROBE % 2 else -1)
-            best = int(CHOICES[min(max(i, 0), len(CHOICES) - 1)])
-        return best
-
-    def _best(self, kind: int) -> int:
-        known = {k: median(took) for k, took in self._seconds[kind].items()}
-        measured = np.array(sorted(known))
-        cost = np.array([known[k] for k in measured])
-        # What was never measured is assumed to be cheap, so that it is tried where it could be best:
-        # fewer drafts at their share of the cost, more of them at half the last slope.
-        seconds = np.interp(CHOICES, measured, cost)
-        seconds = np.where(measured[0] > CHOICES, cost[0] * CHOICES / measured[0], seconds)
-        slope = (cost[-1] - cost[-2]) / (measured[-1] - measured[-2]) / 2 if len(known) > 1 else 0
-        seconds += np.maximum(CHOICES - measured[-1], 0) * max(slope, 0)
+        if not self._costs:
+            return 1
+        # With a new number of rows, what was best for the nearest one is measured first.
+        kind = min(self._costs, key=lambda other: abs(other - _kind(rows)))
+        costs = self._costs[kind]
+        measured = np.array(sorted(costs))
+        least = np.array([costs[k].least() for k in measured])
+        # What was never measured is taken to be cheap, so that it is tried where it could be best: fewer
+        # drafts at their share of the cost, more of them at half the last slope. (Up to four at no slope:
+        # going from one column to two can cost more than from two to eight.)
+        seconds = np.interp(CHOICES, measured, least)
+        seconds = np.where(measured[0] > CHOICES, least[0] * CHOICES / measured[0], seconds)
+        if measured[-1] >= 4 and len(measured) > 1:
+            slope = (least[-1] - least[-2]) / (measured[-1] - measured[-2]) / 2
+            seconds += max(slope, 0) * np.maximum(CHOICES - measured[-1], 0)
         rate = self.expected()[CHOICES - 1] / seconds
         rate[2 * measured[-1] < CHOICES] = 0  # climbs in steps
         return int(CHOICES[rate.argmax()])
@@ -102,9 +97,10 @@ class Pace:
         self._recent *= FORGET
         self._recent[0, :block] += judged.sum(0)
         self._recent[1, :block] += (survived & ~ends).sum(0)
-        kind = _kind(rows)
-        self._rounds[kind] += 1
-        self._seconds.setdefault(kind, {}).setdefault(block, deque(maxlen=REMEMBER)).append(seconds)
+        costs = self._costs.setdefault(_kind(rows), {})
+        for cost in costs.values():
+            cost.weight *= FADE
+        costs.setdefault(block, _Cost()).add(seconds)
 
     def books(self) -> dict[str, Any]:
         """Totals of all rounds since `begin`, as JSON values.
@@ -126,3 +122,25 @@ class Pace:
 def _kind(rows: int) -> int:
     """Numbers of rows that cost about the same are measured together: 1, 2, 3-4, 5-8, 9-16, ..."""
     return (rows - 1).bit_length()
+
+
+class _Cost:
+    """Seconds of the last rounds of one choice, and how many rounds they still count for."""
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        self.seconds: deque[float] = deque(maxlen=REMEMBER)
+        self.weight = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.weight += 1
+        if self.first is None:
+            self.first = seconds
+        else:
+            self.seconds.append(seconds)
+
+    def least(self) -> float:
+        """What the choice may cost at the least, as far as is known."""
+        if not self.seconds:
+            return COLD * (self.first or 0.0)
+        return median(self.seconds) * (1 - min(DOUBT / self.weight**0.5, 0.9))

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from rsd.cache import CachedModel
 from rsd.config import Acceptance, Sampling
+from rsd.graph import DraftLoop
 from rsd.pace import Pace
 from rsd.sampling import DRAFT, acceptable, drafter, draw, proposals, target, uniforms, verify, warp
 from rsd.vocabulary import Vocabulary
@@ -56,6 +57,8 @@ class Rounds:
         self.spelling = vocabulary.spelling.numpy()
         self.teacher_has = vocabulary.shared.numpy() > 0
         self.stops = np.isin(np.arange(vocabulary.width), list(eos))
+        on_gpu = self.student.device.type == "cuda"
+        self.loop = DraftLoop(self._draft, self.student, capture=True) if compile and on_gpu else None
 
     def round(self, state: np.ndarray, book: np.ndarray, block: int) -> list[tuple[int, str]]:
         """Draft, verify, commit `block` tokens at the most: advances `state` [R, 8] and `book` [R, T, 5].
@@ -69,15 +72,13 @@ class Rounds:
         at, token = on_device[:, STUDENT_LENGTH, None], on_device[:, PENDING]
         reach = int(state[:, STUDENT_LENGTH].max()) + 1
 
-        steps = []
-        for j in range(block):
-            logits = self.student(token[:, None], at + j, reach + j)[:, 0].float()
-            logprobs = logits.log_softmax(-1)
-            p = warp(logits + self.own, self.sampling)
-            stands = acceptable(logprobs, p, self.acceptance, self.sampling)
-            d = drafter(p, stands)
-            token = draw(d, noise[:, j, DRAFT])
-            steps.append((token, logprobs, p, stands, d))
+        if self.loop is not None:
+            steps = self.loop(token, at, noise[..., DRAFT], reach)
+        else:
+            steps = []
+            for j in range(block):
+                steps.append(self._draft(token, at + j, reach + j, noise[:, j, DRAFT]))
+                token = steps[-1][0]
         # Stacking copies what is as wide as the vocabulary: not in lockstep, where there is one of each.
         drafts, logprobs, p, stands, d = (
             x[0].unsqueeze(1) if block == 1 else torch.stack(x, 1) for x in zip(*steps, strict=True)
@@ -103,6 +104,15 @@ class Rounds:
         survived = verdict.survived[:, None].expand(-1, block)
         ids = torch.stack([verdict.tokens, verdict.from_teacher.long(), survived])
         return self._commit(state, book, reached, ids.cpu().numpy(), numbers.cpu().numpy(), started)
+
+    def _draft(self, token: Tensor, at: Tensor, length: int, uniform: Tensor) -> tuple[Tensor, ...]:
+        """One draft [R] of the student, and what judging it needs: log-probs, p, A and d, [R, V] each."""
+        logits = self.student(token[:, None], at, length)[:, 0].float()
+        logprobs = logits.log_softmax(-1)
+        p = warp(logits + self.own, self.sampling)
+        stands = acceptable(logprobs, p, self.acceptance, self.sampling)
+        d = drafter(p, stands)
+        return draw(d, uniform), logprobs, p, stands, d
 
     def _teach(self, state: np.ndarray, drafts: Tensor) -> tuple[Tensor, np.ndarray]:
         """The teacher's logits [R, K, V_teacher] where each draft is to be judged, and of how many of a

@@ -119,12 +119,21 @@ def decode(
     eos: tuple[int, ...] = (),
     max_new_tokens: int = 24,
     seed: int = 0,
+    compile: bool = False,
 ) -> dict[int, Finished]:
     """Traces by the index of their prompt."""
     if vocabulary is None:
         vocabulary = twin_vocabulary(student.config.vocab_size)
     engine = Engine(
-        teacher, student, vocabulary, sampling=sampling, acceptance=acceptance, eos=eos, rows=rows, block=block
+        teacher,
+        student,
+        vocabulary,
+        sampling=sampling,
+        acceptance=acceptance,
+        eos=eos,
+        rows=rows,
+        block=block,
+        compile=compile,
     )
     todo = requests(prompts, max_new_tokens=max_new_tokens, vocabulary=vocabulary, seed=seed)
     return {f.request.tag: f for f in engine.run(todo)}

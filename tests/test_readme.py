@@ -19,7 +19,7 @@ def block(name: str) -> str:
 
 
 def lines_without_time(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line and not line.startswith("time ")]
+    return [line for line in text.splitlines() if line and not line.startswith(("time ", "memory: "))]
 
 
 def test_ci_runs_the_readmes_test_command():

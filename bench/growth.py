@@ -1,0 +1,103 @@
+"""What a token costs as traces get longer and rows get more, and what the caches take.
+
+The first table makes traces of doubling lengths, all rows to the end; the time of a length is what it takes
+beyond half of it, so that each line is a stretch of the trace. Beside it stands the same stretch of a bare
+forward of both models with transformers' cache: attention makes both dearer, and the engine should not be
+dearer still. The second table does the same for more and more rows. Lockstep throughout, so that a step is
+a step (see decode.py for blocks).
+
+    python bench/growth.py --json bench/growth.json
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import Pair, bundled_pair, interleaved, machine, ratio, write
+from transformers import DynamicCache
+
+from rsd.engine import Engine
+
+SAMPLE = 48  # forwards of a bare stretch that are timed, spread over it
+
+
+@torch.inference_mode()
+def bare(pair: Pair, rows: int, start: int, end: int) -> float:
+    """Milliseconds of one cached forward of both models, in the middle of a stretch."""
+    took = 0.0
+    for model in (pair.teacher, pair.student):
+        cache = DynamicCache(config=model.config)
+        ids = torch.tensor(pair.prompts[0], device=model.device).repeat(rows, 1)
+        ids = ids.repeat(1, 1 + end // ids.shape[1])[:, : (start + end) // 2 - SAMPLE // 2]
+        for piece in ids.split(256, 1):
+            model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        started = time.perf_counter()
+        for _ in range(SAMPLE):
+            model(ids[:, -1:], past_key_values=cache, use_cache=True).logits.cpu()
+        took += time.perf_counter() - started
+    return 1000 * took / SAMPLE
+
+
+def stretch(pair: Pair, engine: Engine, start: int, end: int) -> float:
+    """Milliseconds a round from token `start` to token `end` of all rows."""
+    took = []
+    for length in (start, end):
+        requests = pair.requests(engine.rows, [length] * engine.rows)
+        started = time.perf_counter()
+        for _ in engine.run(requests):
+            pass
+        took.append(time.perf_counter() - started)
+    return 1000 * (took[1] - took[0]) / (end - start)
+
+
+def cache_bytes(engine: Engine) -> int:
+    layers = [*engine.rounds.teacher.cache.layers.values(), *engine.rounds.student.cache.layers.values()]
+    return sum(keys.nbytes + values.nbytes for keys, values in layers)
+
+
+def line(pair: Pair, rows: int, start: int, end: int, repeats: int) -> dict[str, Any]:
+    engine = pair.engine(rows, 1)
+    contenders: dict[str, Callable[[], float]] = {
+        "engine": lambda: stretch(pair, engine, start, end),
+        "bare": lambda: bare(pair, rows, start, end),
+    }
+    figures = interleaved(contenders, repeats)
+    size = cache_bytes(engine)
+    medians = {name: statistics.median(figures[name]) for name in figures}
+    print(
+        f"| {rows} | {start} .. {end} | {medians['engine']:.2f} | {medians['engine'] / rows:.3f} | "
+        f"{medians['bare']:.2f} | {ratio(figures['engine'], figures['bare'])} | {size / 1e6:.0f} | "
+        f"{size / 1e3 / rows / end:.1f} |",
+        flush=True,
+    )
+    return {"rows": rows, "start": start, "end": end, "ms_a_step": figures, "cache_bytes": size}
+
+
+def main() -> None:
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096])
+    ap.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    ap.add_argument("--at-rows", type=int, default=4, help="rows of the first table")
+    ap.add_argument("--at-length", type=int, default=256, help="length of the second")
+    ap.add_argument("--repeats", type=int, default=3)
+    ap.add_argument("--threads", type=int, default=2)
+    ap.add_argument("--json", help="also write the figures here")
+    args = ap.parse_args()
+    torch.set_num_threads(args.threads)
+    pair = bundled_pair()
+    print("| rows | tokens | engine, ms a step | a token | bare, ms a step | engine / bare | caches, MB | kB a token |")
+    print("|---|---|---|---|---|---|---|---|")
+    results = []
+    shapes = [(args.at_rows, n) for n in args.lengths] + [(rows, args.at_length) for rows in args.rows]
+    for rows, length in shapes:
+        results.append(line(pair, rows, length // 2, length, args.repeats))
+        write(args.json, results)
+    print(f"\n{json.dumps(machine())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""Blocks: the same traces as lockstep, the same distribution, and a length that pays."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from pairs import decode, random_model, requests, spelled_vocabulary, twin_vocabulary
+from scipy.stats import chisquare
+
+from rsd import GenerateConfig, TraceGenerator
+from rsd.config import Acceptance, Sampling
+from rsd.data import read_rows
+from rsd.engine import Engine, Request
+from rsd.graph import DraftLoop
+from rsd.models import bundled
+from rsd.pace import CHOICES, Pace
+from rsd.sampling import acceptable, proposals, row_key, target, warp
+
+SETTINGS = [
+    (temperature, threshold, trials, *filters)
+    for i, (temperature, threshold, trials) in enumerate(
+        itertools.product([0, 0.7, 1.0], [0, 0.01, 0.1, 1], [1, 5, math.inf])
+    )
+    for filters in [[(0.95, 20), (1.0, 0), (0.8, 0), (1.0, 5)][i % 4]]
+]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """The bundled pair, loaded once."""
+    return TraceGenerator(GenerateConfig()).load()
+
+
+def engine(pair, *, rows, block, sampling=None, acceptance=None, **kwargs):
+    _, student, vocabulary = pair.find()
+    return Engine(
+        pair._engine.rounds.teacher.model,
+        pair._engine.rounds.student.model,
+        vocabulary,
+        sampling=sampling or pair.sampling,
+        acceptance=acceptance or Acceptance(),
+        eos=student.eos,
+        rows=rows,
+        block=block,
+        **kwargs,
+    )
+
+
+def bundled_requests(pair, count, *, max_new_tokens=48):
+    rows = pair.prepare(read_rows(bundled("problems.jsonl"))[:count])
+    return [
+        Request(*pair.render(row), key=row_key(0, str(row.id), 0), max_new_tokens=max_new_tokens, tag=row.id)
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize(("temperature", "threshold", "trials", "top_p", "top_k"), SETTINGS)
+def test_a_trace_is_the_same_for_every_block_batch_and_order(pair, temperature, threshold, trials, top_p, top_k):
+    settings = {
+        "sampling": Sampling(temperature=temperature, top_p=top_p, top_k=top_k),
+        "acceptance": Acceptance(threshold=threshold, trials=trials),
+    }
+    todo = bundled_requests(pair, 6)
+    want = {f.request.tag: f for f in engine(pair, rows=6, block=1, **settings).run(todo)}
+    variants = [(1, 8, todo), (3, 2, todo[::-1]), (6, 5, todo[3:] + todo[:3]), (17, 16, todo), (4, None, todo)]
+    for rows, block, order in variants:
+        made = list(engine(pair, rows=rows, block=block, **settings).run(order))
+        assert len(made) == len(todo)
+        for f in made:
+            lockstep = want[f.request.tag]
+            assert f.token_ids.tolist() == lockstep.token_ids.tolist()
+            assert f.from_teacher.tolist() == lockstep.from_teacher.tolist()
+            assert f.finish_reason == lockstep.finish_reason
+            np.testing.assert_allclose(f.teacher_logprobs, lockstep.teacher_logprobs, atol=1e-3)
+            np.testing.assert_allclose(f.accepted, lockstep.accepted, atol=1e-3)
+
+
+def test_20000_traces_of_blocks_and_of_lockstep_follow_r(pair):
+    # In the middle of a question, where neither model knows how it goes on (b is 0.6): the first token
+    # against r, and the second against r after the commonest first one.
+    teacher, student = pair._engine.rounds.teacher.model, pair._engine.rounds.student.model
+    _, _, vocabulary = pair.find()
+    sampling, acceptance = Sampling(temperature=1.3, top_p=0.98, top_k=40), Acceptance(threshold=0.02, trials=2)
+    prompt = bundled_requests(pair, 2)[1].student_prompt[:9]
+    exact = {}
+
+    def r(after):
+        if after not in exact:
+            ours = [*prompt, *after]
+            with torch.inference_mode():
+                logits = student(torch.tensor([ours])).logits[0, -1].double()
+                theirs = teacher(torch.tensor([vocabulary.for_teacher(ours)])).logits[0, -1].double()
+            p = warp(logits + vocabulary.own, sampling)
+            stands = acceptable(logits.log_softmax(-1), p, acceptance, sampling)
+            q = proposals(theirs, vocabulary.shared, sampling)
+            exact[after] = target(q, p, stands, acceptance.trials).r.double().numpy()
+        return exact[after]
+
+    for rows, block in ((250, 4), (250, 1)):
+        todo = [
+            Request(prompt, vocabulary.for_teacher(prompt), row_key(block, str(i), 0), max_new_tokens=2)
+            for i in range(20_000)
+        ]
+        made = engine(pair, rows=rows, block=block, sampling=sampling, acceptance=acceptance).run(todo)
+        tokens = np.array([[*f.token_ids, -1][:2] for f in made])
+        assert len(tokens) == 20_000
+        first = np.bincount(tokens[:, 0]).argmax()
+        for seen, want in ((tokens[:, 0], r(())), (tokens[tokens[:, 0] == first, 1], r((int(first),)))):
+            counts = np.bincount(seen, minlength=len(want))
+            assert counts[want == 0].sum() == 0
+            expected = len(seen) * want / want.sum()
+            many = expected >= 5  # the rest is one cell
+            cells = [*counts[many], counts[~many].sum()], [*expected[many], expected[~many].sum()]
+            assert many.sum() > 10 and len(seen) > 1000
+            cells = [c[:-1] if cells[1][-1] == 0 else c for c in cells]
+            assert chisquare(*cells).pvalue > 0.001
+
+
+def test_a_finished_row_is_refilled_at_once():
+    # One long trace and sixteen short ones on two rows: the short ones pass through the other slot.
+    model, vocabulary = random_model(), twin_vocabulary(24)
+    lengths = [64] + [4] * 16
+    todo = [Request([1], [1], key=i, max_new_tokens=n) for i, n in enumerate(lengths)]
+    settings = {"sampling": Sampling(), "acceptance": Acceptance(), "eos": (), "rows": 2}
+    lockstep = Engine(model, model, vocabulary, block=1, **settings)
+    assert sorted(len(f.token_ids) for f in lockstep.run(todo)) == sorted(lengths)
+    assert lockstep.pace.books()["rounds"] == 64
+
+
+def test_caches_grow_with_the_traces():
+    model, vocabulary = random_model(), twin_vocabulary(24)
+    made = Engine(model, model, vocabulary, sampling=Sampling(), acceptance=Acceptance(), eos=(), rows=2)
+    list(made.run([Request([1], [1], key=1, max_new_tokens=30)]))
+    assert made.rounds.teacher.cache.slots == 256
+    list(made.run([Request([1], [1], key=1, max_new_tokens=300)]))
+    assert made.rounds.teacher.cache.slots == 512
+
+
+PROMPTS = [[1 + i % 5, 2 + i % 7] for i in range(12)]
+
+
+class OutOfMemory:
+    """Makes a model fail for lack of memory as long as a condition on the shape of its input holds."""
+
+    def __init__(self, model, condition):
+        self.hits, self.condition = 0, condition
+        model.register_forward_pre_hook(self.check, with_kwargs=True)
+
+    def check(self, _, __, given):
+        if self.condition(given["input_ids"].shape, int(given["position_ids"].max())):
+            self.hits += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("block", [1, 4])
+@pytest.mark.parametrize(
+    ("condition", "rows_left"),
+    [
+        (lambda shape, last: shape[0] > 3 and last > 20, {2, 3}),  # in the middle of the traces
+        (lambda shape, last: shape[0] > 3, {2, 3}),  # from the first prompts on
+    ],
+)
+def test_out_of_memory_halves_the_rows_and_changes_no_trace(side, block, condition, rows_left):
+    # Id 23 is spelled in three pieces, so that some rows are interrupted with a pending spelling.
+    vocabulary = spelled_vocabulary(24, 22, {22: [4], 23: [1, 2, 3]})
+    models = [random_model(vocab=22, seed=3), random_model(seed=4)]
+    want = decode(*models, PROMPTS, vocabulary=vocabulary, rows=1, max_new_tokens=60)
+    short = OutOfMemory(models[side], condition)
+    for rows in (12, 8):
+        tight = Engine(
+            *models,
+            vocabulary,
+            sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0),
+            acceptance=Acceptance(threshold=0.02),
+            eos=(),
+            rows=rows,
+            block=block,
+        )
+        made = {f.request.tag: f for f in tight.run(requests(PROMPTS, max_new_tokens=60, vocabulary=vocabulary))}
+        assert short.hits > 0 and tight.rows in rows_left
+        assert sorted(made) == sorted(want)
+        for i, f in made.items():
+            assert f.error is None and f.token_ids.tolist() == want[i].token_ids.tolist()
+            np.testing.assert_allclose(f.student_logprobs, want[i].student_logprobs, atol=1e-4)
+
+
+def test_a_row_that_does_not_fit_alone_ends_as_an_error():
+    teacher, student = random_model(seed=1), random_model(seed=2)
+    prompts = [[1, 2], [3] * 40, [4, 5]]
+    OutOfMemory(teacher, lambda shape, last: last >= 38)
+    made = decode(teacher, student, prompts, rows=4, max_new_tokens=10)
+    assert made[1].finish_reason == "error" and "out of memory" in made[1].error and len(made[1].token_ids) == 0
+    assert [made[i].finish_reason for i in (0, 2)] == ["length", "length"]
+
+
+def test_another_error_is_no_lack_of_memory():
+    teacher, student = random_model(seed=1), random_model(seed=2)
+
+    def fail(*_):
+        raise RuntimeError("another")
+
+    teacher.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="another"):
+        decode(teacher, student, [[1, 2, 3]])
+
+
+def regret(cost, survival, *, rounds=600, noise=0.1, seed=0):
+    """Time a token of `Pace` over that of the best constant choice, on a simulated machine."""
+    random = np.random.default_rng(seed)
+    pace, rows, took, made, seen = Pace(), 8, 0.0, 0, set()
+    for _ in range(rounds):
+        k = pace.choose(rows)
+        assert k in CHOICES
+        stood = (random.random((rows, k)) < survival).cumprod(1).astype(bool)
+        judged = np.concatenate([np.ones((rows, 1), bool), stood[:, :-1]], 1)
+        tokens = np.minimum(stood.sum(1) + 1, k)
+        seconds = cost(k) * random.lognormal(0, noise) * (1 if k in seen else 1.5)  # the first is cold
+        seen.add(k)
+        pace.learn(
+            seconds=seconds, judged=judged, survived=stood, ends=np.zeros((rows, k), bool), tokens=int(tokens.sum())
+        )
+        took, made = took + cost(k), made + tokens.sum()
+    best = min(cost(k) / (rows * (1 - survival**k) / (1 - survival)) for k in CHOICES)
+    assert pace.tokens_per_round == pytest.approx(made / rounds / rows)
+    return took / made / best
+
+
+@pytest.mark.parametrize("survival", [0.3, 0.6, 0.75, 0.9, 0.98])
+@pytest.mark.parametrize(
+    "cost",
+    [
+        lambda k: k * 0.25 + 1,  # one row: a pass costs the same for any number of columns
+        lambda k: k * 1.07,  # many rows on a CPU: no gain from blocks
+        lambda k: k * 0.07 + (1 if k == 1 else 1.6 + 0.02 * k),  # a jump from one column to more
+        lambda k: k * 0.07 + max(1, k / 4),  # memory-bound up to four columns
+    ],
+)
+def test_the_pace_is_nearly_the_best(cost, survival):
+    assert np.median([regret(cost, survival, seed=seed) for seed in range(5)]) < 1.05
+
+
+def test_the_pace_never_costs_much_against_lockstep():
+    # Where lockstep is best, in a long run, learning included.
+    for survival in (0.3, 0.6, 0.75, 0.9):
+        assert regret(lambda k: 1.07 * k, survival, rounds=1000) < 1.03
+
+
+def test_the_books_add_up(pair):
+    todo = bundled_requests(pair, 12)
+    for block in (1, 6, None):
+        run = engine(pair, rows=4, block=block)
+        made = list(run.run(todo))
+        books = run.pace.books()
+        assert books["tokens"] == sum(len(f.token_ids) for f in made)
+        assert books["rounds"] == sum(books["block_sizes"].values())
+        if block is not None:
+            assert set(books["block_sizes"]) == {str(block)}
+            assert len(books["drafts_judged"]) == block
+        assert books["drafts_judged"][0] <= books["row_rounds"] <= books["rounds"] * 4
+        # Every committed token is a draft that was judged: it survived, or was replaced.
+        assert sum(books["drafts_judged"]) == books["tokens"]
+        for judged, survived, following in itertools.zip_longest(
+            books["drafts_judged"], books["drafts_survived"], books["drafts_judged"][1:], fillvalue=0
+        ):
+            assert following <= survived <= judged
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_the_loop_that_a_gpu_captures_drafts_the_same(block):
+    # Its steps run one by one here, in the same tensors at fixed addresses, over a cache that grows.
+    teacher, student = random_model(seed=1), random_model(seed=2)
+    vocabulary = twin_vocabulary(24)
+    settings = {"sampling": Sampling(top_k=6), "acceptance": Acceptance(), "eos": (0,), "rows": 5, "block": block}
+    todo = requests(PROMPTS, max_new_tokens=280, vocabulary=vocabulary)
+    eager, fixed = (Engine(teacher, student, vocabulary, **settings) for _ in range(2))
+    fixed.rounds.loop = DraftLoop(fixed.rounds._draft, fixed.rounds.student, capture=False)
+    want = {f.request.tag: f.token_ids.tolist() for f in eager.run(todo)}
+    assert {f.request.tag: f.token_ids.tolist() for f in fixed.run(todo)} == want
+    assert max(map(len, want.values())) > 256
+
+
+@pytest.mark.slow
+def test_compiled_traces_are_the_eager_ones():
+    teacher, student = random_model(seed=1), random_model(seed=2)
+    want = decode(teacher, student, PROMPTS, rows=3, max_new_tokens=12)
+    made = decode(teacher, student, PROMPTS, rows=3, block=3, max_new_tokens=12, compile=True)
+    for i, f in made.items():
+        assert f.token_ids.tolist() == want[i].token_ids.tolist()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_gpu_makes_the_traces_of_the_cpu(compile):
+    teacher, student = random_model(seed=1), random_model(seed=2)
+    want = decode(teacher, student, PROMPTS, rows=3, max_new_tokens=24)
+    for block in (1, 4, None):
+        made = decode(teacher.cuda(), student.cuda(), PROMPTS, rows=3, block=block, max_new_tokens=24, compile=compile)
+        for i, f in made.items():
+            assert f.token_ids.tolist() == want[i].token_ids.tolist()
