@@ -1,5 +1,6 @@
 """What the benchmarks share: the two pairs, the figures' machine, interleaved repeats."""
 
+import copy
 import json
 import math
 import os
@@ -19,17 +20,19 @@ from rsd.config import Acceptance, Sampling
 from rsd.data import read_rows
 from rsd.engine import Engine, Request
 from rsd.models import bundled, find, load
+from rsd.packed import pack
 from rsd.sampling import acceptable, drafter, proposals, row_key, target, warp
 from rsd.vocabulary import Vocabulary, meet
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two models, prompts for both (the bundled pair's reach `tokens` tokens before they end), and how they meet."""
+    """Two models as rsd loads them, how they meet, and prompts whose traces are cut at `tokens` tokens."""
 
     name: str
     teacher: PreTrainedModel
     student: PreTrainedModel
+    plain: tuple[PreTrainedModel, PreTrainedModel]  # the same, as transformers loads them
     vocabulary: Vocabulary
     prompts: list[list[int]]
     tokens: int
@@ -40,7 +43,8 @@ class Pair:
 
     def engine(self, rows: int, block: int | None, **kwargs: Any) -> Engine:
         kwargs = {"sampling": self.sampling, "acceptance": self.acceptance} | kwargs
-        return Engine(self.teacher, self.student, self.vocabulary, eos=(), rows=rows, block=block, **kwargs)
+        models = self.plain if kwargs.get("compile") else (self.teacher, self.student)
+        return Engine(*models, self.vocabulary, eos=(), rows=rows, block=block, **kwargs)
 
     def requests(self, count: int, tokens: list[int]) -> list[Request]:
         """`count` traces of these lengths exactly, nothing ending one before."""
@@ -58,10 +62,11 @@ def bundled_pair(tokens: int = 40) -> Pair:
     teacher, student = (load(source, config) for source in sources)
     tokenizers = sources[0].tokenizer, sources[1].tokenizer
     widths = {"teacher_width": sources[0].width, "student_width": sources[1].width}
+    plain = tuple(AutoModelForCausalLM.from_pretrained(s.path, dtype=torch.float32).eval() for s in sources)
     made = TraceGenerator(config).run(read_rows(bundled("problems.jsonl")))
     prompts = [trace.prompt_ids for trace in made if len(trace.token_ids) >= tokens]
     vocabulary = meet(*tokenizers, **widths)
-    return Pair("bundled", teacher, student, vocabulary, prompts, tokens, tokenizers=tokenizers)
+    return Pair("bundled", teacher, student, plain, vocabulary, prompts, tokens, tokenizers=tokenizers)
 
 
 def _qwen3(hidden: int, layers: int, heads: int, inner: int) -> Qwen3Config:
@@ -185,7 +190,11 @@ class Planted:
         self._plant(self.teacher, self._turned(low))
         draws = torch.Generator().manual_seed(1)
         prompts = torch.randint(self.width, (64, self.context), generator=draws).tolist()
-        return Pair(f"{self.name}, b = {b}", self.teacher, self.student, self.vocabulary, prompts, tokens, batches=1)
+        packed = copy.deepcopy(self.teacher), copy.deepcopy(self.student)
+        for model in packed:
+            pack(model)
+        plain = self.teacher, self.student
+        return Pair(f"{self.name}, b = {b}", *packed, plain, self.vocabulary, prompts, tokens, batches=1)
 
 
 def interleaved(contenders: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

@@ -5,7 +5,8 @@ ends a trace early, so that no contender pays for rows that have ended. Repeats 
 machine whose speed drifts slows all alike: the ratio of a repeat is the result.
 
     generate    the teacher alone through `model.generate`, same dtype and sampling
-    assisted    the same with the student as transformers' assistant (one row; its traces are the teacher's)
+    packed      the same with the linear layers as rsd packs them on a CPU
+    assisted    `generate` with the student as transformers' assistant (one row; its traces are the teacher's)
     published   RSD as one stateless call per model and token: each row reads its whole context again
     lockstep    this engine, block size 1
     own         this engine, block size as it chooses
@@ -32,23 +33,24 @@ from rsd.engine import Engine
 
 RATIOS = [
     ("own", "generate"),
+    ("own", "packed"),
     ("own", "lockstep"),
     ("own", "published"),
     ("own", "assisted"),
-    ("compiled", "generate"),
     ("compiled", "own"),
 ]
 
 
 def batches(pair: Pair, rows: int) -> list[list[list[int]]]:
     """The prompts, by the static batches of `generate`; the engine refills its slots instead."""
-    many = pair.batches
+    many = 4 if rows == 1 else pair.batches
     prompts = (pair.prompts * (1 + many * rows // len(pair.prompts)))[: many * rows]
     return [prompts[i : i + rows] for i in range(0, len(prompts), rows)]
 
 
-def generate(pair: Pair, rows: int, *, assisted: bool = False) -> Callable[[], float]:
-    device = pair.teacher.device
+def generate(pair: Pair, rows: int, *, assisted: bool = False, packed: bool = False) -> Callable[[], float]:
+    teacher = pair.teacher if packed else pair.plain[0]
+    device = teacher.device
     s = pair.sampling
     config = GenerationConfig(
         do_sample=True,
@@ -62,7 +64,7 @@ def generate(pair: Pair, rows: int, *, assisted: bool = False) -> Callable[[], f
     kwargs: dict[str, Any] = {}
     if assisted:
         # With two tokenizers transformers prunes the assistant's head and embedding in place.
-        kwargs["assistant_model"] = copy.deepcopy(pair.student)
+        kwargs["assistant_model"] = copy.deepcopy(pair.plain[1])
         if pair.tokenizers:
             kwargs |= {"tokenizer": pair.tokenizers[0], "assistant_tokenizer": pair.tokenizers[1]}
 
@@ -74,7 +76,7 @@ def generate(pair: Pair, rows: int, *, assisted: bool = False) -> Callable[[], f
             longest = max(map(len, theirs))
             ids = torch.tensor([[0] * (longest - len(p)) + p for p in theirs], device=device)
             mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in theirs], device=device)
-            out = pair.teacher.generate(ids, attention_mask=mask, generation_config=config, **kwargs)
+            out = teacher.generate(ids, attention_mask=mask, generation_config=config, **kwargs)
             made += out[:, longest:].numel()
         return made / (time.perf_counter() - started)
 
@@ -85,12 +87,13 @@ def published(pair: Pair) -> Callable[[], float]:
     """Calls are one row each, so that the rate is the same for any number of rows. Three tokens are timed,
     in the middle of a trace."""
     half = pair.tokens // 2
+    teacher, student = pair.plain
 
     @torch.inference_mode()
     def run() -> float:
         took = []
         for prompt in pair.prompts[:3]:
-            for model, context in ((pair.teacher, pair.vocabulary.for_teacher(prompt)), (pair.student, prompt)):
+            for model, context in ((teacher, pair.vocabulary.for_teacher(prompt)), (student, prompt)):
                 ids = torch.tensor([(context + context * half)[: len(context) + half]], device=model.device)
                 started = time.perf_counter()
                 model(ids, use_cache=False, logits_to_keep=1).logits.cpu()
@@ -116,14 +119,19 @@ def measure(pair: Pair, rows: int, *, repeats: int, others: bool, compiled: bool
     own = pair.engine(rows, None)
     contenders = {"lockstep": ours(pair, pair.engine(rows, 1)), "own": ours(pair, own)}
     if others:
-        contenders |= {"generate": generate(pair, rows), "published": published(pair)}
+        contenders |= {
+            "generate": generate(pair, rows),
+            "packed": generate(pair, rows, packed=True),
+            "published": published(pair),
+        }
     if others and rows == 1:
         contenders["assisted"] = generate(pair, rows, assisted=True)
     if compiled:
-        contenders["compiled"] = ours(pair, pair.engine(rows, None, compile=True))
+        contenders["compiled"] = ours(pair, pair.engine(rows, None, compile=True))  # of plain models
         for _ in range(4):  # each new shape takes seconds to compile
             contenders["compiled"]()
-    contenders["own"]()  # learns its pace, as a long job does in its first rounds
+    for _ in range(3):  # learns its pace, as a long job does in its first hundred rounds
+        contenders["own"]()
     figures = interleaved(contenders, repeats)
     books = own.pace.books()
     survived, judged = sum(books["drafts_survived"]), sum(books["drafts_judged"])
@@ -162,8 +170,8 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     results: list[dict[str, Any]] = []
     names = [f"{a} / {b}" for a, b in RATIOS if args.compiled or "compiled" not in (a, b)]
-    print("| pair | rows | own, tokens/s | tokens a round | " + " | ".join(names) + " |")
-    print("|---|---|---|---|" + "---|" * len(names))
+    print("| pair | rows | own, tokens/s | tokens a round | drafts that survive | " + " | ".join(names) + " |")
+    print("|---|---|---|---|---|" + "---|" * len(names))
     for name in args.pair:
         dtype = "float32" if args.device == "cpu" else "bfloat16"
         planted = None if name == "bundled" else Planted(name, device=args.device, dtype=dtype, context=args.context)
@@ -174,13 +182,9 @@ def main() -> None:
                 result = measure(pair, rows, repeats=args.repeats, others=others, compiled=args.compiled)
                 results.append(result)
                 speed = statistics.median(result["tokens_per_s"]["own"])
-                shown = [result["ratios"].get(n, "") for n in names]
-                print(
-                    f"| {pair.name} | {rows} | {speed:.0f} | {result['tokens_per_round']:.1f} | "
-                    + " | ".join(shown)
-                    + " |",
-                    flush=True,
-                )
+                shown = [f"{speed:.0f}", f"{result['tokens_per_round']:.1f}", f"{result['survival']:.2f}"]
+                shown += [result["ratios"].get(n, "") for n in names]
+                print(f"| {pair.name} | {rows} | " + " | ".join(shown) + " |", flush=True)
                 write(args.json, results)
     print(f"\n{json.dumps(machine())}")
 

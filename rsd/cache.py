@@ -68,6 +68,8 @@ class RowCache:
         if self._index is None:  # the flat slots [R * heads * W] are the same in every layer
             row_heads = torch.arange(rows * keys.shape[1], device=keys.device).view(rows, -1, 1) * self.slots
             self._index = (row_heads + self._positions[:, None, :]).flatten()
+        if self._index.device != keys.device:  # a model spread over several devices
+            self._index = self._index.to(keys.device)
         # A ragged block repeats a row's last column; equal writes to one slot do no harm.
         k, v = self.layers[layer]
         k.view(-1, k.shape[3]).index_copy_(0, self._index, keys.reshape(-1, k.shape[3]))

@@ -38,8 +38,11 @@ def need(config: PreTrainedConfig, *, dtype: str, device: str, tokens: int, trus
     c = config.get_text_config()
     heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
     head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    weights = sum(p.numel() for p in model.parameters()) * size
+    if device == "cpu" and c.tie_word_embeddings:
+        weights += c.vocab_size * c.hidden_size * size  # the head is packed, the embedding is not
     cache = 2 * c.num_hidden_layers * heads * head * size * tokens
-    return Need(device, sum(p.numel() for p in model.parameters()) * size, cache + WIDE * DRAFTS * c.vocab_size * 4)
+    return Need(device, weights, cache + WIDE * DRAFTS * c.vocab_size * 4)
 
 
 def estimate(teacher: Need, student: Need, *, tokens: int, rows: int | None) -> Estimate:

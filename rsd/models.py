@@ -19,6 +19,7 @@ from transformers import (
 
 import rsd
 from rsd.config import BUNDLED_STUDENT, BUNDLED_TEACHER, GenerateConfig, Sampling
+from rsd.packed import pack
 
 # What a generation config may hold that RSD has no place for, with the values that mean "off".
 PENALTIES: dict[str, Any] = {
@@ -119,7 +120,7 @@ def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool)
 
 
 def load(source: Source, config: GenerateConfig) -> PreTrainedModel:
-    """Load the weights, in fp32 on a CPU and bf16 on a GPU unless asked otherwise.
+    """Load the weights, in fp32 on a CPU and bf16 on a GPU unless asked otherwise; for decoding alone.
 
     Raises:
         ValueError: the weights cannot be loaded, or are not safetensors and `allow_pickle` is off.
@@ -137,6 +138,8 @@ def load(source: Source, config: GenerateConfig) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
         raise ValueError(f"--{source.role} {source.name}: cannot be loaded: {_first_line(e)}") from e
+    if not config.compile:
+        pack(model)
     return model.eval()
 
 

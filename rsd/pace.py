@@ -16,6 +16,7 @@ CHOICES = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24])
 REMEMBER = 15  # rounds whose median is the cost of a choice
 COLD = 0.6  # what the first round of a choice is taken to cost when warm: it allocates, compiles, captures
 DOUBT = 0.08  # how far a cost may be below its median if it was measured once; shrinks with the root of the rounds
+MARGIN = 0.05  # by which a block must be better than lockstep: never to be slower counts more than a little
 FADE = 0.998  # how much of the rounds that a cost rests on is left a round later, so that it is measured again
 FORGET = 0.99  # the same for the survival of drafts
 
@@ -65,6 +66,7 @@ class Pace:
             seconds += max(slope, 0) * np.maximum(CHOICES - measured[-1], 0)
         rate = self.expected()[CHOICES - 1] / seconds
         rate[2 * measured[-1] < CHOICES] = 0  # climbs in steps
+        rate[0] *= 1 + MARGIN
         return int(CHOICES[rate.argmax()])
 
     def expected(self) -> np.ndarray:

@@ -27,7 +27,7 @@ WAIT_FROM = 16
 
 # Columns of a row's state, which the host keeps and sends to the device once a round.
 KEY, DONE, LIMIT, STUDENT_LENGTH, TEACHER_LENGTH, PENDING, TEACHER_PENDING, READ = range(8)
-# Columns of a token's record.
+# Columns of a token's record, in the order in which a round makes them.
 TOKEN, LABEL, TEACHER_LOGPROB, STUDENT_LOGPROB, ACCEPTED = range(5)
 
 
@@ -93,17 +93,18 @@ class Rounds:
         at_token = verdict.tokens[..., None]
         in_teacher = at_token.clamp_max(teacher_logits.shape[-1] - 1)
         theirs = teacher_logits.log_softmax(-1)
-        numbers = torch.stack(
+        made = torch.stack(  # as float64, so that ids are exact and one transfer carries all
             [
+                verdict.tokens.double(),
+                verdict.from_teacher,
                 theirs.gather(-1, in_teacher)[..., 0],
                 logprobs.gather(-1, at_token)[..., 0],
                 goal.accepted,
+                verdict.survived[:, None].expand(-1, block),
                 theirs.amax(-1) + logprobs.amax(-1),  # finite only where both models' logits are sound
             ]
         )
-        survived = verdict.survived[:, None].expand(-1, block)
-        ids = torch.stack([verdict.tokens, verdict.from_teacher.long(), survived])
-        return self._commit(state, book, reached, ids.cpu().numpy(), numbers.cpu().numpy(), started)
+        return self._commit(state, book, reached, made.cpu().numpy(), started)
 
     def _draft(self, token: Tensor, at: Tensor, length: int, uniform: Tensor) -> tuple[Tensor, ...]:
         """One draft [R] of the student, and what judging it needs: log-probs, p, A and d, [R, V] each."""
@@ -146,17 +147,16 @@ class Rounds:
         state: np.ndarray,
         book: np.ndarray,
         reached: np.ndarray,
-        ids: np.ndarray,
-        numbers: np.ndarray,
+        made: np.ndarray,
         started: float,
     ) -> list[tuple[int, str]]:
-        """Book what a round made, up to a row's end; the rows that ended, and why."""
-        tokens, labels, survived = ids  # [R, K]
-        teacher, student, accepted, sound = numbers
+        """Book what a round made [7, R, K], up to a row's end; the rows that ended, and why."""
+        *_, survived, sound = made
+        tokens = made[TOKEN].astype(np.int64)
         rows, block = tokens.shape
         column, row = np.arange(block), np.arange(rows)
         # The first draft that falls is replaced, and ends the block.
-        kept = np.minimum(survived[:, 0] + 1, reached)
+        kept = np.minimum(survived[:, 0].astype(int) + 1, reached)
         # What the teacher has read when it judges a token, and would have read for the next one.
         fed = np.concatenate([state[:, TEACHER_PENDING, None], tokens[:, :-1]], 1)
         read = (state[:, TEACHER_LENGTH] - state[:, READ])[:, None] + self.spelled[fed].cumsum(1)
@@ -170,12 +170,9 @@ class Rounds:
         valid &= column < count[:, None]
         broken = (~np.isfinite(sound) & valid).any(1)
 
-        made = np.empty((*tokens.shape, 5))
-        made[..., TOKEN], made[..., LABEL] = tokens, labels
-        made[..., TEACHER_LOGPROB] = np.where(self.teacher_has[tokens], teacher, np.nan)
-        made[..., STUDENT_LOGPROB], made[..., ACCEPTED] = student, accepted
+        made[TEACHER_LOGPROB][~self.teacher_has[tokens]] = np.nan
         r, c = valid.nonzero()
-        book[r, state[r, DONE] + c] = made[r, c]
+        book[r, state[r, DONE] + c] = made[:5, r, c].T
         waits = count == 0  # the block's columns were all pieces of the row's next token
         last = np.maximum(count - 1, 0)
         state[:, DONE] += count

@@ -207,9 +207,13 @@ def test_another_error_is_no_lack_of_memory():
         decode(teacher, student, [[1, 2, 3]])
 
 
-def regret(cost, survival, *, rounds=600, noise=0.1, seed=0):
-    """Time a token of `Pace` over that of the best constant choice, on a simulated machine."""
+def regret(cost, survival, *, rounds=600, noise=0.1, drift=0.0, seed=0):
+    """Time a token of `Pace` over that of the best constant choice, on a simulated machine.
+
+    noise: of a round's time; drift: of the machine's speed, which changes over some thirty rounds.
+    """
     random = np.random.default_rng(seed)
+    speed = 0.0
     pace, rows, took, made, seen = Pace(), 8, 0.0, 0, set()
     for _ in range(rounds):
         k = pace.choose(rows)
@@ -217,7 +221,8 @@ def regret(cost, survival, *, rounds=600, noise=0.1, seed=0):
         stood = (random.random((rows, k)) < survival).cumprod(1).astype(bool)
         judged = np.concatenate([np.ones((rows, 1), bool), stood[:, :-1]], 1)
         tokens = np.minimum(stood.sum(1) + 1, k)
-        seconds = cost(k) * random.lognormal(0, noise) * (1 if k in seen else 1.5)  # the first is cold
+        speed = 0.97 * speed + random.normal(0, drift * (1 - 0.97**2) ** 0.5)
+        seconds = cost(k) * np.exp(speed + random.normal(0, noise)) * (1 if k in seen else 1.5)  # the first is cold
         seen.add(k)
         pace.learn(
             seconds=seconds, judged=judged, survived=stood, ends=np.zeros((rows, k), bool), tokens=int(tokens.sum())

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import environment
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.memory import KEEP_FREE, MOST_ROWS, Need, estimate, free_bytes, need
@@ -22,7 +23,9 @@ def test_the_estimate_is_what_a_model_takes():
             need(AutoConfig.from_pretrained(bundled(role)), dtype="float32", device="cpu", tokens=n)
             for n in (1000, 1000 + slots)
         )
-        assert small.weights == sum(p.nbytes for p in model.model.parameters())
+        loaded = AutoModelForCausalLM.from_pretrained(bundled(role), dtype=torch.float32)
+        assert loaded.config.tie_word_embeddings
+        assert small.weights == sum(p.nbytes for p in loaded.parameters()) + loaded.lm_head.weight.nbytes
         held = sum(keys.nbytes + values.nbytes for keys, values in model.cache.layers.values())
         assert large.row - small.row == held // 3
 
