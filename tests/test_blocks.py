@@ -8,6 +8,7 @@ import pytest
 import torch
 from pairs import decode, random_model, requests, spelled_vocabulary, twin_vocabulary
 from scipy.stats import chisquare
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.config import Acceptance, Sampling
@@ -305,3 +306,18 @@ def test_a_gpu_makes_the_traces_of_the_cpu(compile):
         made = decode(teacher.cuda(), student.cuda(), PROMPTS, rows=3, block=block, max_new_tokens=24, compile=compile)
         for i, f in made.items():
             assert f.token_ids.tolist() == want[i].token_ids.tolist()
+
+
+@pytest.mark.parametrize("block", [1, 5])
+def test_blocks_may_reach_past_a_learned_position(block):
+    # GPT-2 has a table of 32 positions; a trace that fills them ends in the middle of a block.
+    def gpt2(seed):
+        torch.manual_seed(seed)
+        config = GPT2Config(vocab_size=24, n_positions=32, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+    made = decode(gpt2(1), gpt2(2), [[1, 2], [3, 4, 5]], block=block, max_new_tokens=30)
+    want = decode(gpt2(1), gpt2(2), [[1, 2], [3, 4, 5]], rows=1, max_new_tokens=30)
+    for i, f in made.items():
+        assert f.token_ids.tolist() == want[i].token_ids.tolist()
+    assert [len(made[i].token_ids) for i in (0, 1)] == [30, 30]
