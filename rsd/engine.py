@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from rsd.cache import CachedModel, RowCache
+from rsd.cache import CachedModel
 from rsd.config import Acceptance, Sampling
 from rsd.pace import Pace
 from rsd.rounds import ACCEPTED, DONE, LABEL, STUDENT_LOGPROB, TEACHER_LOGPROB, TOKEN, Rounds
@@ -248,8 +248,7 @@ class Engine:
     def _shrink(self) -> None:
         """Drop the caches and go on with half of the rows."""
         self.rows = max(1, self.rows // 2)
-        for model in (self.rounds.student, self.rounds.teacher):
-            model.cache = RowCache(self.rows)
+        self.rounds.drop_caches(self.rows)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

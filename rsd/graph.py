@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rsd.cache import CachedModel
+from rsd.cache import CachedModel, RowCache
 
 # token [R], position [R, 1], length, uniform [R] -> what a step leaves, the drafted token [R] first.
 Step = Callable[[Tensor, Tensor, int, Tensor], tuple[Tensor, ...]]
@@ -27,6 +27,11 @@ class DraftLoop:
         self.step, self.student, self.capture = step, student, capture
         self.fixed: dict[int, _Fixed] = {}
         self.cache, self.slots = student.cache, 0
+
+    def drop(self) -> None:
+        """Forget the graphs, which hold on to the cache that they were captured with."""
+        self.fixed.clear()
+        self.cache = RowCache(0)
 
     def __call__(self, token: Tensor, at: Tensor, uniforms: Tensor, reach: int) -> list[tuple[Tensor, ...]]:
         """The steps of a block: tokens [R] at positions [R, 1], with uniforms [R, K]; slots below `reach` are read."""

@@ -69,7 +69,13 @@ def estimate(teacher: Need, student: Need, *, tokens: int, rows: int | None) -> 
 
 
 def free_bytes(device: str) -> int:
-    """Free memory of a device; of the machine's memory no more than a container is allowed."""
+    """Free memory of a device; of the machine's memory no more than a container is allowed.
+
+    Raises:
+        ValueError: there is no such GPU.
+    """
+    if device.startswith("cuda") and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device}: torch sees {torch.cuda.device_count()} GPUs here; choose another, or cpu")
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
         several = range(torch.cuda.device_count()) if device == "auto" else [torch.device(device)]
         return sum(int(torch.cuda.mem_get_info(one)[0]) for one in several)

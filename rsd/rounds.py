@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rsd.cache import CachedModel
+from rsd.cache import CachedModel, RowCache
 from rsd.config import Acceptance, Sampling
 from rsd.graph import DraftLoop
 from rsd.pace import Pace
@@ -59,6 +59,13 @@ class Rounds:
         self.stops = np.isin(np.arange(vocabulary.width), list(eos))
         on_gpu = self.student.device.type == "cuda"
         self.loop = DraftLoop(self._draft, self.student, capture=True) if compile and on_gpu else None
+
+    def drop_caches(self, rows: int) -> None:
+        """Free what both models have read, and have room for `rows` rows from now on."""
+        if self.loop is not None:
+            self.loop.drop()
+        for model in (self.student, self.teacher):
+            model.cache = RowCache(rows)
 
     def round(self, state: np.ndarray, book: np.ndarray, block: int) -> list[tuple[int, str]]:
         """Draft, verify, commit `block` tokens at the most: advances `state` [R, 8] and `book` [R, T, 5].

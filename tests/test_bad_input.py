@@ -78,6 +78,7 @@ def bad(tmp_path, tiny):
         "many rows": ([good, "--batch-size", "many"], "neither a whole number nor auto"),
         "block": ([good, "--block-size", 0], "block-size must be at least 1, not 0"),
         "device of one": ([good, "--student-device", "quantum"], "quantum"),
+        "no such gpu": ([good, "--device", "cuda:99"], "device cuda:99: torch sees"),
         "no trials": ([good, "--trials", "many"], "neither a whole number nor inf"),
         "vocabulary": ([good, "--teacher", other], "the vocabularies differ (teacher 90 tokens, student 261)"),
         "no room": ([good, "--max-new-tokens", 512], "leaves no room for a prompt in a context of 512"),

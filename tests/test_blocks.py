@@ -17,6 +17,7 @@ from rsd.engine import Engine, Request
 from rsd.graph import DraftLoop
 from rsd.models import bundled
 from rsd.pace import CHOICES, Pace
+from rsd.packed import PackedLinear, pack
 from rsd.sampling import acceptable, proposals, row_key, target, warp
 
 SETTINGS = [
@@ -286,6 +287,19 @@ def test_the_loop_that_a_gpu_captures_drafts_the_same(block):
     want = {f.request.tag: f.token_ids.tolist() for f in eager.run(todo)}
     assert {f.request.tag: f.token_ids.tolist() for f in fixed.run(todo)} == want
     assert max(map(len, want.values())) > 256
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_packed_layers_compute_the_same(kind):
+    plain, packed = (random_model(kind, vocab=2000) for _ in range(2))
+    big = torch.nn.Linear(300, 200)
+    assert torch.allclose(PackedLinear(big)(x := torch.randn(3, 5, 300)), big(x), atol=1e-5)
+    pack(packed)
+    assert isinstance(packed.lm_head, PackedLinear) == torch.backends.mkldnn.is_available()
+    assert not isinstance(packed.model.layers[0].mlp.up_proj, PackedLinear)
+    ids = torch.randint(2000, (2, 9))
+    with torch.inference_mode():
+        np.testing.assert_allclose(packed(ids).logits, plain(ids).logits, atol=1e-4)
 
 
 @pytest.mark.slow
