@@ -74,14 +74,37 @@ class Acceptance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class Loading:
+    """How weights are loaded: `None` for dtype bf16, or fp32 where a model runs on a CPU; `None` for
+    device a GPU where there is one.
+
+    Raises:
+        ValueError: an unknown dtype.
+    """
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    device: str | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype must be float32, bfloat16 or float16, not {self.dtype!r}")
+
+    def device_of(self, role: str) -> str | None:
+        """The device that was asked for."""
+        return self.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(Loading):
     """Everything that shapes a run of `rsd generate`.
 
     `None` for temperature, top_p and top_k means the student's generation config, and where that
-    is silent 0.7, 0.95 and 20; `None` for dtype bf16, or fp32 where a model runs on a CPU; `None`
-    for batch_size as many rows as the free memory holds; `None` for block_size what is measured to
-    be fastest; `None` for max_new_tokens 2048, or what the context leaves; `None` for
-    teacher_device and student_device `device`.
+    is silent 0.7, 0.95 and 20; `None` for batch_size as many rows as the free memory holds; `None`
+    for block_size what is measured to be fastest; `None` for max_new_tokens 2048, or what the context
+    leaves; `None` for teacher_device and student_device `device`.
 
     Raises:
         ValueError: a value is out of its range; the message says which values are allowed.
@@ -107,16 +130,12 @@ class GenerateConfig:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int | None = None
     block_size: int | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    device: str | None = None
     teacher_device: str | None = None
     student_device: str | None = None
-    attn_implementation: str | None = None
     compile: bool = False
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.acceptance()
         self.sampling({})
         for name in ("max_new_tokens", "num_generations", "batch_size", "block_size"):
@@ -125,8 +144,9 @@ class GenerateConfig:
                 raise ValueError(f"{name.replace('_', '-')} must be at least 1, not {value}")
         if self.teacher_prompt not in ("student", "own"):
             raise ValueError(f"teacher-prompt must be 'student' or 'own', not {self.teacher_prompt!r}")
-        if self.dtype not in (None, "float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype must be float32, bfloat16 or float16, not {self.dtype!r}")
+
+    def device_of(self, role: str) -> str | None:
+        return (self.teacher_device if role == "teacher" else self.student_device) or self.device
 
     def acceptance(self) -> Acceptance:
         return Acceptance(

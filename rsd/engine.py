@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from rsd.cache import CachedModel
 from rsd.config import Acceptance, Sampling
 from rsd.pace import Pace
-from rsd.rounds import ACCEPTED, DONE, LABEL, STUDENT_LOGPROB, TEACHER_LOGPROB, TOKEN, Rounds
+from rsd.rounds import ACCEPTED, DONE, LABEL, PROPOSAL, RECORD, STUDENT_LOGPROB, TEACHER_LOGPROB, TOKEN, Rounds
 from rsd.vocabulary import Vocabulary
 
 READ_AHEAD = 2048  # prompt tokens that are prefilled together, before rows are free for them
@@ -49,6 +49,7 @@ class Finished:
         before any mask; NaN where the teacher has no such token.
     from_teacher: bool, drawn from its posterior given the token.
     accepted: float64, a = q(A), the chance that one proposal stands.
+    proposals: int64, the teacher's likeliest proposal; -1 where it has none that the student knows.
     finish_reason: "stop" (an EOS), "length", or "error".
     """
 
@@ -58,12 +59,13 @@ class Finished:
     student_logprobs: np.ndarray
     from_teacher: np.ndarray
     accepted: np.ndarray
+    proposals: np.ndarray
     finish_reason: str
     error: str | None = None
 
 
 class Row(NamedTuple):
-    """A request, and the record [T, 5] of the tokens that it has: none, unless it was interrupted."""
+    """A request, and the record [T, RECORD] of the tokens that it has: none, unless it was interrupted."""
 
     request: Request
     record: np.ndarray
@@ -139,7 +141,7 @@ class Engine:
         ready: deque[Ready] = deque()
         live: list[Row | None] = []  # by slot
         state = np.zeros((self.rows, 8), dtype=np.int64)
-        book = np.empty((self.rows, 256, 5))
+        book = np.empty((self.rows, 256, RECORD))
         while True:
             short = False
             ended: list[tuple[int, str]] = []
@@ -265,7 +267,7 @@ class _Waiting:
             request = next(self.requests, None)
             if request is None:
                 return None
-            self.rows.append(Row(request, np.empty((0, 5))))
+            self.rows.append(Row(request, np.empty((0, RECORD))))
         return self.rows[i]
 
     def pop(self) -> Row | None:
@@ -295,6 +297,7 @@ def _finished(request: Request, record: np.ndarray, reason: str, error: str | No
         student_logprobs=column[STUDENT_LOGPROB],
         from_teacher=column[LABEL] > 0,
         accepted=column[ACCEPTED],
+        proposals=column[PROPOSAL].astype(np.int64),
         finish_reason=reason,
         error=error,
     )

@@ -77,9 +77,10 @@ class TraceGenerator:
             if self.config.compile and not shutil.which(os.environ.get("CXX", "g++")):
                 raise ValueError("compile needs a C++ compiler: install g++, name one in CXX, or leave it out")
             rows = self.memory().rows  # before the weights take their part
+            packed = not self.config.compile
             self._engine = Engine(
-                load(teacher, self.config),
-                load(student, self.config),
+                load(teacher, self.config, packed=packed),
+                load(student, self.config, packed=packed),
                 vocabulary,
                 sampling=self.sampling,
                 acceptance=self.config.acceptance(),
@@ -183,9 +184,11 @@ class TraceGenerator:
             ValueError: the prompt cannot be rendered or does not fit into a context.
         """
         teacher, student, vocabulary = self.find()
-        ids = _encode(student, row, self.config.chat_template_kwargs)
-        own = self.config.teacher_prompt == "own"
-        theirs = _encode(teacher, row, self.config.chat_template_kwargs) if own else vocabulary.for_teacher(ids)
+        ids = student.prompt_ids(row.messages, self.config.chat_template_kwargs)
+        if self.config.teacher_prompt == "own":
+            theirs = teacher.prompt_ids(row.messages, self.config.chat_template_kwargs)
+        else:
+            theirs = vocabulary.for_teacher(ids)
         for source, prompt in ((student, ids), (teacher, theirs)):
             if len(prompt) >= source.context:
                 raise ValueError(
@@ -236,22 +239,8 @@ class TraceGenerator:
             student_logprobs=finished.student_logprobs,
             from_teacher=finished.from_teacher,
             accepted=finished.accepted,
+            proposals=finished.proposals,
             finish_reason=finished.finish_reason,
             error=finished.error,
             columns=row.columns,
         )
-
-
-def _encode(source: Source, row: Row, template_kwargs: Mapping[str, Any]) -> list[int]:
-    tokenizer = source.tokenizer
-    if tokenizer.chat_template is not None:
-        ids = tokenizer.apply_chat_template(
-            row.messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
-        )
-    elif [m["role"] for m in row.messages] == ["user"]:
-        ids = tokenizer.encode(row.messages[0]["content"])
-    else:
-        raise ValueError(f"the {source.role}'s tokenizer has no chat template: only a plain prompt can be read")
-    if not ids:
-        raise ValueError(f"the prompt has no tokens for the {source.role}")
-    return list(ids)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 import rsd
-from rsd.config import BUNDLED_STUDENT, BUNDLED_TEACHER, GenerateConfig, Sampling
+from rsd.config import BUNDLED_STUDENT, BUNDLED_TEACHER, GenerateConfig, Loading, Sampling
 from rsd.packed import pack
 
 # What a generation config may hold that RSD has no place for, with the values that mean "off".
@@ -72,6 +73,24 @@ class Source:
                 return set(ids) if isinstance(ids, list | tuple) else {ids}
         raise ValueError(f"the {self.role} {self.name} names no EOS token: add eos_token_id to its generation config")
 
+    def prompt_ids(self, messages: list[dict[str, str]], template_kwargs: Mapping[str, Any]) -> list[int]:
+        """The prompt as this model reads it before it answers, by its chat template.
+
+        Raises:
+            ValueError: the tokenizer has no chat template for these messages, or no tokens for them.
+        """
+        if self.tokenizer.chat_template is not None:
+            ids = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
+            )
+        elif [m["role"] for m in messages] == ["user"]:
+            ids = self.tokenizer.encode(messages[0]["content"])
+        else:
+            raise ValueError(f"the {self.role}'s tokenizer has no chat template: only a plain prompt can be read")
+        if not ids:
+            raise ValueError(f"the prompt has no tokens for the {self.role}")
+        return list(ids)
+
     def fingerprint(self) -> str:
         """What identifies the model: the Hub commit, or a hash of a directory's files (of large ones a sample)."""
         if not os.path.isdir(self.path):
@@ -119,8 +138,11 @@ def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool)
     return Source(role, name, path, commit or revision, config, tokenizer, generation)
 
 
-def load(source: Source, config: GenerateConfig) -> PreTrainedModel:
-    """Load the weights, in fp32 on a CPU and bf16 on a GPU unless asked otherwise; for decoding alone.
+def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedModel:
+    """Load the weights, in fp32 on a CPU and bf16 on a GPU unless asked otherwise; for inference alone.
+
+    Args:
+        packed: on a CPU, the linear layers in oneDNN's layout (`packed`), which torch.compile cannot read.
 
     Raises:
         ValueError: the weights cannot be loaded, or are not safetensors and `allow_pickle` is off.
@@ -138,17 +160,16 @@ def load(source: Source, config: GenerateConfig) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
         raise ValueError(f"--{source.role} {source.name}: cannot be loaded: {_first_line(e)}") from e
-    if not config.compile:
+    if packed:
         pack(model)
     return model.eval()
 
 
-def device_of(config: GenerateConfig, role: str) -> str:
-    own = config.teacher_device if role == "teacher" else config.student_device
-    return own or config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+def device_of(config: Loading, role: str) -> str:
+    return config.device_of(role) or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def dtype_of(config: GenerateConfig) -> str:
+def dtype_of(config: Loading) -> str:
     """One for both models, since it shapes the traces."""
     on_cpu = "cpu" in (device_of(config, "teacher"), device_of(config, "student"))
     return config.dtype or ("float32" if on_cpu else "bfloat16")

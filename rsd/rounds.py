@@ -28,7 +28,8 @@ WAIT_FROM = 16
 # Columns of a row's state, which the host keeps and sends to the device once a round.
 KEY, DONE, LIMIT, STUDENT_LENGTH, TEACHER_LENGTH, PENDING, TEACHER_PENDING, READ = range(8)
 # Columns of a token's record, in the order in which a round makes them.
-TOKEN, LABEL, TEACHER_LOGPROB, STUDENT_LOGPROB, ACCEPTED = range(5)
+TOKEN, LABEL, TEACHER_LOGPROB, STUDENT_LOGPROB, ACCEPTED, PROPOSAL = range(6)
+RECORD = 6  # columns
 
 
 class Rounds:
@@ -68,7 +69,7 @@ class Rounds:
             model.cache = RowCache(rows)
 
     def round(self, state: np.ndarray, book: np.ndarray, block: int) -> list[tuple[int, str]]:
-        """Draft, verify, commit `block` tokens at the most: advances `state` [R, 8] and `book` [R, T, 5].
+        """Draft, verify, commit `block` tokens at the most: advances `state` [R, 8] and `book` [R, T, RECORD].
 
         Returns the rows that ended, and why. Nothing is advanced if it raises.
         """
@@ -100,6 +101,7 @@ class Rounds:
         at_token = verdict.tokens[..., None]
         in_teacher = at_token.clamp_max(teacher_logits.shape[-1] - 1)
         theirs = teacher_logits.log_softmax(-1)
+        likeliest = q.max(-1)
         made = torch.stack(  # as float64, so that ids are exact and one transfer carries all
             [
                 verdict.tokens.double(),
@@ -107,6 +109,7 @@ class Rounds:
                 theirs.gather(-1, in_teacher)[..., 0],
                 logprobs.gather(-1, at_token)[..., 0],
                 goal.accepted,
+                torch.where(likeliest.values > 0, likeliest.indices, -1),
                 verdict.survived[:, None].expand(-1, block),
                 theirs.amax(-1) + logprobs.amax(-1),  # finite only where both models' logits are sound
             ]
@@ -157,7 +160,7 @@ class Rounds:
         made: np.ndarray,
         started: float,
     ) -> list[tuple[int, str]]:
-        """Book what a round made [7, R, K], up to a row's end; the rows that ended, and why."""
+        """Book what a round made [RECORD + 2, R, K], up to a row's end; the rows that ended, and why."""
         *_, survived, sound = made
         tokens = made[TOKEN].astype(np.int64)
         rows, block = tokens.shape
@@ -179,7 +182,7 @@ class Rounds:
 
         made[TEACHER_LOGPROB][~self.teacher_has[tokens]] = np.nan
         r, c = valid.nonzero()
-        book[r, state[r, DONE] + c] = made[:5, r, c].T
+        book[r, state[r, DONE] + c] = made[:RECORD, r, c].T
         waits = count == 0  # the block's columns were all pieces of the row's next token
         last = np.maximum(count - 1, 0)
         state[:, DONE] += count

@@ -33,7 +33,8 @@ class Trace:
         kept. prompt_ids: the student's. The arrays have one entry a token, the final EOS included:
         token_ids, natural-log probabilities of both models at temperature 1 over the full width (NaN
         where the teacher has no such token), from_teacher (bool, the label drawn from its posterior),
-        and accepted (the chance that one proposal stands).
+        accepted (the chance that one proposal stands), and proposals (the id that the teacher likes
+        best of those that the student knows, else -1).
     columns: the input row's other columns, kept.
     """
 
@@ -47,6 +48,7 @@ class Trace:
     student_logprobs: np.ndarray = field(default_factory=_nothing)
     from_teacher: np.ndarray = field(default_factory=_nothing)
     accepted: np.ndarray = field(default_factory=_nothing)
+    proposals: np.ndarray = field(default_factory=_nothing)
     finish_reason: str = "error"
     error: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -82,6 +84,7 @@ class Trace:
             "teacher_logprobs": _logprobs(self.teacher_logprobs),
             "student_logprobs": _logprobs(self.student_logprobs),
             "from_teacher": self.from_teacher.astype(int).tolist(),
+            "teacher_proposals": [i if i >= 0 else None for i in self.proposals.astype(int).tolist()],
         }
 
 

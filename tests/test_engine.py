@@ -23,11 +23,15 @@ def fits(tokens, probs):
     return seen[~possible].sum() == 0 and chisquare(seen[possible], expected).pvalue > 0.005
 
 
-def full_logprobs(model, prompt, tokens):
-    """Log-probs of `tokens` after `prompt`, by one plain forward without a cache."""
+def full_logits(model, prompt, tokens):
+    """Logits where `tokens` are predicted after `prompt`, by one plain forward without a cache."""
     with torch.inference_mode():
-        logits = model(torch.tensor([[*prompt, *tokens]])).logits[0].double()
-    return logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(tokens)[:, None])[:, 0].numpy()
+        return model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1].double()
+
+
+def full_logprobs(model, prompt, tokens):
+    logprobs = full_logits(model, prompt, tokens).log_softmax(-1)
+    return logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0].numpy()
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen2", "llama"])
@@ -42,6 +46,7 @@ def test_recorded_logprobs_equal_a_full_forward(kind, block):
     for i, f in made.items():
         for model, logprobs in ((teacher, f.teacher_logprobs), (student, f.student_logprobs)):
             np.testing.assert_allclose(logprobs, full_logprobs(model, PROMPTS[i], f.token_ids), atol=1e-4)
+        assert f.proposals.tolist() == full_logits(teacher, PROMPTS[i], f.token_ids).argmax(-1).tolist()
 
 
 @pytest.mark.parametrize("rows", [3, 20])  # from 16 rows on, a row waits while the teacher reads a spelling
@@ -58,11 +63,12 @@ def test_contexts_of_unequal_length(block, rows):
         assert f.token_ids.tolist() == alone[i].token_ids.tolist()
         np.testing.assert_allclose(f.student_logprobs, full_logprobs(student, prompts[i], f.token_ids), atol=1e-4)
         for t, token in enumerate(f.token_ids.tolist()):
+            context = vocabulary.for_teacher([*prompts[i], *f.token_ids[:t].tolist()])
+            assert f.proposals[t] == full_logits(teacher, context, [0])[0].argmax()
             if token >= 20:
                 spelled += 1
                 assert np.isnan(f.teacher_logprobs[t]) and not f.from_teacher[t]
             else:
-                context = vocabulary.for_teacher([*prompts[i], *f.token_ids[:t].tolist()])
                 want = full_logprobs(teacher, context, [token])[0]
                 assert f.teacher_logprobs[t] == pytest.approx(want, abs=1e-4)
     assert spelled > 10
