@@ -2,14 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from rsd.config import GenerateConfig
+from rsd.config import GenerateConfig, ScoreConfig
 
 if TYPE_CHECKING:
     from rsd.generator import TraceGenerator
+    from rsd.scoring import score
     from rsd.trace import Trace
 
 __version__ = "0.1.0"
-__all__ = ["GenerateConfig", "Trace", "TraceGenerator", "__version__"]
+__all__ = ["GenerateConfig", "ScoreConfig", "Trace", "TraceGenerator", "__version__", "score"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from rsd.trace import Trace
 
         return Trace
+    if name == "score":
+        from rsd.scoring import score
+
+        return score
     raise AttributeError(f"module 'rsd' has no attribute {name!r}")

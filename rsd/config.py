@@ -1,8 +1,10 @@
 """What a run is asked to do: one frozen, validated dataclass, and the values that models decide."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
 from typing import Any, Literal
 
 BUNDLED_TEACHER = "bundled-teacher"
@@ -98,13 +100,76 @@ class Loading:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What a trace is scored by (Local Naturalness, arXiv 2510.03988).
+
+    steps: what a step is, see `rsd.steps`.
+    window: how much of the trace before a step is in its context, beside the prompt: a number of steps
+        ("4", as in the paper's first version) or a share of the steps before it, rounded up ("20%",
+        its second version; the rounding is ours).
+    weighting: whether every step weighs the same, or every token.
+    threshold: below this student probability a token counts as improbable.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    steps: Literal["sentence", "line", "paragraph"] = "sentence"
+    window: str = "4"
+    weighting: Literal["step", "token"] = "step"
+    threshold: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.steps not in ("sentence", "line", "paragraph"):
+            raise ValueError(f"steps must be sentence, line or paragraph, not {self.steps!r}")
+        if self.weighting not in ("step", "token"):
+            raise ValueError(f"weighting must be step or token, not {self.weighting!r}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is a probability: choose one in [0, 1], not {self.threshold}")
+        percent = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%", self.window)
+        if not (re.fullmatch(r"[0-9]{1,9}", self.window) or (percent and 0 < float(percent[1]) <= 100)):
+            raise ValueError(f"window must be a number of steps such as 4, or a share such as 20%, not {self.window!r}")
+
+    def first(self, step: int) -> int:
+        """The step that the window of step number `step` (from 0) begins with."""
+        if self.window.endswith("%"):
+            return step - math.ceil(Fraction(self.window[:-1]) * step / 100)
+        return max(0, step - int(self.window))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(Scoring, Loading):
+    """Everything that a scorer is asked to do: the student, what it scores by, and where a row's trace is.
+
+    response_column, thinking_column: for rows in no known format, the columns of the answer and of the
+        thinking that precedes it; prompt_column is the prompt's. See `data.responses`.
+    """
+
+    student: str = BUNDLED_STUDENT
+    student_revision: str | None = None
+    prompt_column: str | None = None
+    response_column: str | None = None
+    thinking_column: str | None = None
+    system_prompt: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        Scoring.__post_init__(self)
+        Loading.__post_init__(self)
+
+    def scoring(self) -> Scoring:
+        return Scoring(**{f.name: getattr(self, f.name) for f in fields(Scoring)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerateConfig(Loading):
     """Everything that shapes a run of `rsd generate`.
 
     `None` for temperature, top_p and top_k means the student's generation config, and where that
     is silent 0.7, 0.95 and 20; `None` for batch_size as many rows as the free memory holds; `None`
     for block_size what is measured to be fastest; `None` for max_new_tokens 2048, or what the context
-    leaves; `None` for teacher_device and student_device `device`.
+    leaves; `None` for teacher_device and student_device `device`. With `score`, traces carry the
+    scores of `Scoring()` under the student.
 
     Raises:
         ValueError: a value is out of its range; the message says which values are allowed.
@@ -124,6 +189,7 @@ class GenerateConfig(Loading):
     max_new_tokens: int | None = None
     num_generations: int = 1
     seed: int = 0
+    score: bool = False
     teacher_prompt: Literal["student", "own"] = "student"
     prompt_column: str | None = None
     system_prompt: str | None = None

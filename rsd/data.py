@@ -70,7 +70,7 @@ def prepare(
     taken = {str(row["id"]) for row in rows if row.get("id") is not None}
     prepared = []
     for number, row in enumerate(rows, 1):
-        messages, error = _messages(row.get(column), column)
+        messages, error = read_prompt(row.get(column), column)
         row_id = row.get("id")
         if row_id is None:
             row_id = _free_id(messages or dict(row), taken)
@@ -87,7 +87,8 @@ def prepare(
     return prepared
 
 
-def _messages(value: Any, column: str) -> tuple[list[dict[str, str]], str | None]:
+def read_prompt(value: Any, column: str) -> tuple[list[dict[str, str]], str | None]:
+    """The chat messages of a string or a list of messages, or what is wrong with it."""
     if isinstance(value, str):
         if not value.strip():
             return [], f"{column} is empty"
@@ -107,11 +108,15 @@ def _messages(value: Any, column: str) -> tuple[list[dict[str, str]], str | None
     return messages, None
 
 
-def _free_id(content: Any, taken: Collection[str]) -> str:
+def digest(content: Any) -> str:
+    """A short name for any JSON value, equal on every machine."""
     text = json.dumps(content, sort_keys=True, default=str)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-    candidate, n = digest, 1
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _free_id(content: Any, taken: Collection[str]) -> str:
+    candidate, n = digest(content), 1
     while candidate in taken:
         n += 1
-        candidate = f"{digest}-{n}"
+        candidate = f"{digest(content)}-{n}"
     return candidate

@@ -3,18 +3,21 @@
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from rsd import data
-from rsd.config import GenerateConfig
+from rsd.config import GenerateConfig, Scoring
 from rsd.data import Row
 from rsd.engine import Engine, Finished, Request
 from rsd.memory import PROMPT, Estimate, estimate, need
 from rsd.models import Source, device_of, dtype_of, find, load, sampling_of
 from rsd.pace import Pace
+from rsd.responses import Response
 from rsd.sampling import row_key
+from rsd.scoring import Scorer
 from rsd.trace import Trace
 from rsd.vocabulary import Vocabulary, meet
 
@@ -42,6 +45,7 @@ class TraceGenerator:
         self._pair: tuple[Source, Source, Vocabulary] | None = None
         self._engine: Engine | None = None
         self._memory: Estimate | None = None
+        self._scorer: Scorer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config}
@@ -78,9 +82,12 @@ class TraceGenerator:
                 raise ValueError("compile needs a C++ compiler: install g++, name one in CXX, or leave it out")
             rows = self.memory().rows  # before the weights take their part
             packed = not self.config.compile
+            student_model = load(student, self.config, packed=packed)
+            if self.config.score:
+                self._scorer = Scorer(student, student_model, Scoring())
             self._engine = Engine(
                 load(teacher, self.config, packed=packed),
-                load(student, self.config, packed=packed),
+                student_model,
                 vocabulary,
                 sampling=self.sampling,
                 acceptance=self.config.acceptance(),
@@ -117,7 +124,7 @@ class TraceGenerator:
         return self._memory
 
     def identity(self) -> dict[str, Any]:
-        """Everything that shapes a trace, as JSON values: the same identity, the same traces (in fp32)."""
+        """Everything that shapes a trace and its row, as JSON values: the same identity, the same traces (in fp32)."""
         teacher, student, _ = self.find()
         c, s = self.config, self.sampling
         return {
@@ -136,7 +143,7 @@ class TraceGenerator:
             "system_prompt": c.system_prompt,
             "chat_template_kwargs": dict(c.chat_template_kwargs),
             "dtype": dtype_of(c),
-        }
+        } | ({"score": asdict(Scoring())} if c.score else {})
 
     def prepare(self, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
         """Find the prompts and ids of input rows (see `data.prepare`)."""
@@ -163,9 +170,9 @@ class TraceGenerator:
         failed: list[Trace] = []
         for finished in self._engine.run(self._requests(wanted, failed)):  # type: ignore[union-attr]
             while failed:
-                yield failed.pop(0)
-            yield self._trace(finished)
-        yield from failed
+                yield self._with_scores(failed.pop(0))
+            yield self._with_scores(self._trace(finished))
+        yield from map(self._with_scores, failed)
 
     def __call__(self, batch: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
         """Columns in, columns out: for Ray Data's `map_batches` and `datasets.map(batched=True)`."""
@@ -228,11 +235,12 @@ class TraceGenerator:
         row, generation = finished.request.tag
         ids = finished.token_ids
         shown = ids[:-1] if finished.finish_reason == "stop" else ids
+        text = str(student.tokenizer.decode(shown.tolist(), clean_up_tokenization_spaces=False))
         return Trace(
             id=row.id,
             generation=generation,
             prompt=row.messages,
-            text=str(student.tokenizer.decode(shown.tolist(), clean_up_tokenization_spaces=False)),
+            text=text,
             prompt_ids=finished.request.student_prompt,
             token_ids=ids,
             teacher_logprobs=finished.teacher_logprobs,
@@ -244,3 +252,18 @@ class TraceGenerator:
             error=finished.error,
             columns=row.columns,
         )
+
+    def _with_scores(self, trace: Trace) -> Trace:
+        if self._scorer is None:
+            return trace
+        response = Response(
+            row={},
+            id=str(trace.id),
+            own_id=True,
+            generation=trace.generation,
+            messages=trace.prompt,
+            text=trace.text,
+            token_ids=trace.token_ids.tolist(),
+            error=trace.error and f"the row is an error itself: {trace.error}",
+        )
+        return replace(trace, scores=self._scorer.score(response, prompt_ids=trace.prompt_ids).columns())

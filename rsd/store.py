@@ -28,9 +28,7 @@ class Store:
 
     def __init__(self, out: str | Path) -> None:
         self.out = Path(out)
-        base = self.out.with_suffix("") if self.out.suffix == ".jsonl" else self.out
-        self.sidecar = Path(f"{base}.tokens.jsonl")
-        self.manifest = Path(f"{base}.meta.json")
+        self.sidecar, self.manifest = self.files(out)
         if self.out.is_dir():
             raise ValueError(f"{out} is a folder: give the output a file name, such as {out}/traces.jsonl")
         try:
@@ -39,6 +37,12 @@ class Store:
         except OSError as e:
             raise ValueError(f"cannot write to the folder {self.out.parent}: {e.strerror}") from e
         self._files: list[BinaryIO] = []
+
+    @staticmethod
+    def files(out: str | Path) -> tuple[Path, Path]:
+        """The sidecar and the manifest that belong to a file of rows."""
+        base = str(out).removesuffix(".jsonl")
+        return Path(f"{base}.tokens.jsonl"), Path(f"{base}.meta.json")
 
     def made(self, identity: Mapping[str, Any], prompts: Mapping[str, Any], *, overwrite: bool) -> set[Key]:
         """The traces that are already there; none if they are to be overwritten. Writes nothing.
@@ -71,9 +75,9 @@ class Store:
                 f"{self.out} was made with other settings: {'; '.join(differing)}; "
                 "use another -o, or --overwrite to start anew"
             )
-        whole = {_key(line) for line in _lines(self.sidecar)}
+        whole = {_key(line) for line in whole_lines(self.sidecar)}
         done = set()
-        for row in _lines(self.out):
+        for row in whole_lines(self.out):
             key = _key(row)
             if key[0] in prompts and row.get("prompt") != prompts[key[0]]:
                 raise ValueError(
@@ -91,7 +95,7 @@ class Store:
             ValueError: another process is writing these files.
         """
         for file in (self.sidecar, self.out):
-            self._files.append(_locked(file))
+            self._files.append(locked(file))
         if overwrite:
             for handle in self._files:
                 handle.truncate(0)
@@ -101,7 +105,7 @@ class Store:
             if not _is_exactly(file, done):
                 _rewrite(file, done)
                 self._files[i].close()
-                self._files[i] = _locked(file)
+                self._files[i] = locked(file)
 
     def decoding(self) -> dict[str, Any]:
         """The books of the rounds (`Pace.books`) that made what is there, as far as runs came to their end."""
@@ -114,9 +118,9 @@ class Store:
         """Write one trace, the sidecar before the row, both flushed."""
         sidecar, rows = self._files
         if trace.error is None:
-            sidecar.write(_encode(trace.tokens()))
+            sidecar.write(encode(trace.tokens()))
             sidecar.flush()
-        rows.write(_encode(trace.row()))
+        rows.write(encode(trace.row()))
         rows.flush()
 
     def totals(self) -> dict[str, Any]:
@@ -124,7 +128,7 @@ class Store:
         reasons: Counter[str] = Counter()
         tokens = 0
         accepted = fallback = 0.0
-        for row in _lines(self.out):
+        for row in whole_lines(self.out):
             reasons[row["finish_reason"]] += 1
             tokens += row["num_tokens"]
             accepted += row["num_tokens"] * (row["acceptance_rate"] or 0)
@@ -152,7 +156,12 @@ class Store:
         os.replace(temporary, self.manifest)
 
 
-def _locked(file: Path) -> BinaryIO:
+def locked(file: Path) -> BinaryIO:
+    """A file opened for appending, that nobody else writes meanwhile.
+
+    Raises:
+        ValueError: another process is writing it.
+    """
     handle = open(file, "ab")  # noqa: SIM115 (closed by Store.end)
     with suppress(ImportError):  # a platform without file locks does without this guard
         import fcntl
@@ -169,10 +178,10 @@ def _rewrite(file: Path, keep: set[Key]) -> None:
     left = set(keep)
     temporary = Path(f"{file}.tmp")
     with open(temporary, "wb") as f:
-        for line in _lines(file):
+        for line in whole_lines(file):
             if _key(line) in left and not line.get("error"):
                 left.discard(_key(line))
-                f.write(_encode(line))
+                f.write(encode(line))
     os.replace(temporary, file)
 
 
@@ -180,7 +189,8 @@ def _rewrite(file: Path, keep: set[Key]) -> None:
 LINE_ENDS = {i: f"\\u{i:04x}" for i in (0x85, 0x2028, 0x2029)}
 
 
-def _encode(line: Mapping[str, Any]) -> bytes:
+def encode(line: Mapping[str, Any]) -> bytes:
+    """One line of JSONL."""
     # A lone surrogate in an input is no UTF-8, but its escape is JSON.
     return (json.dumps(line, ensure_ascii=False).translate(LINE_ENDS) + "\n").encode("utf-8", "backslashreplace")
 
@@ -189,7 +199,7 @@ def _key(line: Mapping[str, Any]) -> Key:
     return str(line.get("id")), line["generation"]
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
+def whole_lines(file: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a file that may have been torn by a crash."""
     if not file.exists():
         return
@@ -205,5 +215,5 @@ def _is_exactly(file: Path, keys: set[Key]) -> bool:
     """Whether a file holds these traces, each once, and nothing else."""
     with open(file, "rb") as f:
         count = sum(1 for _ in f)
-    found = [_key(line) for line in _lines(file) if not line.get("error")]
+    found = [_key(line) for line in whole_lines(file) if not line.get("error")]
     return count == len(found) == len(keys) and set(found) == keys

@@ -35,7 +35,7 @@ class Trace:
         where the teacher has no such token), from_teacher (bool, the label drawn from its posterior),
         accepted (the chance that one proposal stands), and proposals (the id that the teacher likes
         best of those that the student knows, else -1).
-    columns: the input row's other columns, kept.
+    columns: the input row's other columns, kept. scores: what `rsd generate --score` adds.
     """
 
     id: str | int
@@ -52,6 +52,7 @@ class Trace:
     finish_reason: str = "error"
     error: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -71,6 +72,7 @@ class Trace:
             "acceptance_rate": round(float(self.accepted.mean()), 6) if tokens else None,
             "fallback_rate": round(1 - float(self.from_teacher.mean()), 6) if tokens else None,
             "error": self.error,
+            **self.scores,
         }
         return own | {k if k not in own else f"input_{k}": v for k, v in self.columns.items()}
 

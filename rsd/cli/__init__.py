@@ -1,0 +1,17 @@
+"""The command line. A command's heavy imports wait until it runs."""
+
+import click
+
+import rsd
+from rsd.cli.generate import generate
+from rsd.cli.scores import compare, score, select
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(rsd.__version__, prog_name="rsd")
+def main() -> None:
+    """Reasoning traces tailored to a small model, by reverse speculative decoding (arXiv 2509.22230)."""
+
+
+for command in (generate, score, compare, select):
+    main.add_command(command)

@@ -1,0 +1,105 @@
+"""`rsd generate`. Heavy imports wait until it runs."""
+
+import sys
+from typing import Any
+
+import click
+
+from rsd.cli.options import MODEL_FLAGS, PROMPT_FLAGS, Rows, Trials, flags, given, one_line_errors, quiet
+from rsd.config import PAPER, GenerateConfig
+
+FLAGS = [
+    click.option("--teacher", help="Directory or Hub id; the bundled teacher by default."),
+    click.option("--student", help="Directory or Hub id; the bundled student by default."),
+    click.option("--teacher-revision", help="Branch, tag or commit on the Hub."),
+    click.option("--student-revision", help="Branch, tag or commit on the Hub."),
+    click.option("--threshold", type=float, help="Student probability that a proposal needs [0.01]."),
+    click.option("--threshold-on", type=click.Choice(["raw", "sampled"]), help="Probability compared [raw]."),
+    click.option("--trials", type=Trials(), help="Teacher draws before the student falls back [5]."),
+    click.option("--accept-top-k", type=int, help="Proposals must be in the student's top k; 0 is off [0]."),
+    click.option("--temperature", type=float, help="0 is greedy [student's generation config, else 0.7]."),
+    click.option("--top-p", type=float, help="[student's generation config, else 0.95]"),
+    click.option("--top-k", type=int, help="0 is off [student's generation config, else 20]."),
+    click.option("--max-new-tokens", type=int, help="[2048]"),
+    click.option("--num-generations", type=int, help="Traces a prompt [1]."),
+    click.option("--seed", type=int, help="[0]"),
+    click.option(
+        "--teacher-prompt",
+        type=click.Choice(["student", "own"]),
+        help="The prompt that the teacher reads: the student's, or its own chat template's [student].",
+    ),
+    click.option(
+        "--batch-size",
+        type=Rows(),
+        help="Rows decoded together; changes no trace [auto: what the free memory holds].",
+    ),
+    click.option("--block-size", type=int, help="Tokens drafted a round; changes no trace [what is fastest]."),
+    click.option("--teacher-device", help="A device of the teacher's own."),
+    click.option("--student-device", help="A device of the student's own."),
+    click.option(
+        "--compile", is_flag=True, default=None, help="torch.compile both models: a minute first, then faster."
+    ),
+    click.option("--score", is_flag=True, default=None, help="Add the scores of `rsd score` to every trace."),
+    *PROMPT_FLAGS,
+    *MODEL_FLAGS,
+]
+
+
+@click.command()
+@click.argument("source", metavar="[INPUT]", required=False)
+@click.option("-o", "--output", default="traces.jsonl", show_default=True, help="Traces, one JSON object a line.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first rows of INPUT.")
+@click.option("--preset", type=click.Choice(["paper"]), help="The settings of the paper's generator.")
+@click.option("--overwrite", is_flag=True, help="Start anew instead of resuming OUTPUT.")
+@click.option("--dry-run", is_flag=True, help="Print the first prompt as both models see it, and stop.")
+@flags(FLAGS)
+def generate(
+    source: str | None,
+    output: str,
+    limit: int | None,
+    preset: str | None,
+    overwrite: bool,
+    dry_run: bool,
+    **values: Any,
+) -> None:
+    """Make student-tailored traces for the prompts in INPUT (JSONL; the bundled problems by default).
+
+    The teacher proposes every token; one stands if the student gives it at least --threshold, else the
+    student's own token is taken. --threshold 0 gives the teacher's raw traces, --threshold 1 the student's.
+    A killed job resumes when the same command is run again.
+
+    \b
+    Examples:
+      rsd generate
+      rsd generate problems.jsonl -o raw.jsonl --threshold 0
+      rsd generate problems.jsonl --teacher simplescaling/s1.1-7B --student Qwen/Qwen3-0.6B --preset paper
+    """
+    with one_line_errors(output, again="run the same command again to go on"):
+        config = GenerateConfig(**(PAPER if preset == "paper" else {}) | given(values))
+        quiet()
+        from rsd.generator import TraceGenerator
+        from rsd.job import run_job
+        from rsd.models import bundled
+
+        source = source or str(bundled("problems.jsonl"))
+        generator = TraceGenerator(config)
+        if dry_run:
+            _show_first(generator, source)
+            return
+        summary = run_job(generator, source, output, limit=limit, overwrite=overwrite)
+    click.echo(f"{summary.text()}\nwritten to   {output}")
+    sys.exit(1 if summary.totals["errors"] else 0)
+
+
+def _show_first(generator: Any, source: str) -> None:
+    from rsd import data
+
+    teacher, student, _ = generator.find()
+    row = generator.prepare(data.read_rows(source)[:1])[0]
+    if row.error is not None:
+        raise ValueError(f"the first row is bad: {row.error}")
+    for notice in generator.notices:
+        click.echo(notice)
+    for model, ids in zip((student, teacher), generator.render(row), strict=True):
+        click.echo(f"--- the {model.role}'s prompt, {len(ids)} tokens, row {row.id}")
+        click.echo(model.tokenizer.decode(ids, skip_special_tokens=False))

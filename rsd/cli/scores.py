@@ -1,0 +1,153 @@
+"""`rsd score`, `rsd compare`, `rsd select`. Heavy imports wait until one runs."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rsd.cli.options import SCORE_FLAGS, flags, given, one_line_errors, quiet
+from rsd.config import GenerateConfig, ScoreConfig
+
+
+@click.command()
+@click.argument("source", metavar="FILE")
+@click.option("-o", "--output", help="Scored rows [FILE with .scored before its end].")
+@click.option("--overwrite", is_flag=True, help="Start anew instead of resuming OUTPUT.")
+@flags(SCORE_FLAGS)
+def score(source: str, output: str | None, overwrite: bool, **values: Any) -> None:
+    """Add to every trace in FILE how natural it is for the student.
+
+    FILE is JSONL of prompt-completion, messages or ShareGPT rows, or any with --prompt-column, --response-column
+    (and --thinking-column). A killed run goes on when the same command is run again.
+
+    \b
+    Examples:
+      rsd score traces.jsonl
+      rsd score s1K-1.1.jsonl --student Qwen/Qwen3-0.6B --window 20% --prompt-column question \\
+          --thinking-column deepseek_thinking_trajectory --response-column deepseek_attempt
+    """
+    output = output or f"{source.removesuffix('.jsonl')}.scored.jsonl"
+    with one_line_errors(output, again="run the same command again to go on"):
+        config = ScoreConfig(**given(values))
+        quiet()
+        from rsd.job import score_file
+        from rsd.responses import read_responses
+        from rsd.scoring import load_scorer
+
+        if Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
+            raise ValueError(f"{output} is the input itself: use another -o")
+        todo = read_responses(source, config)
+        scorer = load_scorer(config)
+        summary = score_file(scorer, todo, output, overwrite=overwrite)
+    click.echo(f"{summary.text()}\nwritten to   {output}")
+    sys.exit(1 if summary.errors else 0)
+
+
+@click.command()
+@click.argument("baseline", required=False)
+@click.argument("candidate", required=False)
+@click.option("--html", "html_file", help="Write a report to this file.")
+@click.option("--json", "json_file", help="Write the figures to this file.")
+@flags(SCORE_FLAGS)
+def compare(
+    baseline: str | None, candidate: str | None, html_file: str | None, json_file: str | None, **values: Any
+) -> None:
+    """Compare raw teacher data, BASELINE, with produced traces, CANDIDATE, under the student.
+
+    Both are files as for `rsd score`, aligned by id or prompt; the column flags are for BASELINE, and for a
+    CANDIDATE in no known format. Without arguments, the bundled raw traces are compared with RSD traces of the
+    bundled pair, made on the spot.
+
+    \b
+    Examples:
+      rsd compare
+      rsd compare raw.jsonl traces.jsonl --student Qwen/Qwen3-0.6B --html report.html
+    """
+    with one_line_errors(html_file or json_file or ""):
+        config = ScoreConfig(**given(values))
+        if (baseline is None) != (candidate is None):
+            raise ValueError("compare needs both BASELINE and CANDIDATE, or neither for the bundled pair")
+        for file in (html_file, json_file):
+            if file and not Path(file).absolute().parent.is_dir():
+                raise ValueError(f"{file}: there is no folder {Path(file).parent}")
+        quiet()
+        from rsd.compare import as_json, table
+        from rsd.compare import compare as compare_traces
+        from rsd.job import progress, say
+        from rsd.models import bundled
+        from rsd.responses import read_responses
+        from rsd.scoring import load_scorer
+
+        with tempfile.TemporaryDirectory() as folder:
+            names = baseline or "bundled raw traces", candidate or "bundled RSD traces"
+            if baseline is None or candidate is None:
+                say("making RSD traces of the bundled pair")
+                baseline, candidate = str(bundled("teacher.jsonl")), _bundled_traces(folder)
+            sides = [read_responses(baseline, config), read_responses(candidate, config, named=False)]
+        scorer = load_scorer(config)
+        scored = [list(progress(scorer, side)) for side in sides]
+        comparison = compare_traces(*scored, names=names)
+        if json_file:
+            Path(json_file).write_text(json.dumps(as_json(comparison), indent=1) + "\n", encoding="utf-8")
+        if html_file:
+            from rsd.report import html_report
+
+            def decode(token: int) -> str:
+                return str(scorer.source.tokenizer.decode([token]))
+
+            Path(html_file).write_text(html_report(comparison, decode=decode), encoding="utf-8")
+    click.echo(table(comparison))
+    for file in (html_file, json_file):
+        if file:
+            click.echo(f"written to   {file}")
+
+
+def _bundled_traces(folder: str) -> str:
+    from rsd.generator import TraceGenerator
+    from rsd.job import run_job
+    from rsd.models import bundled
+
+    out = f"{folder}/traces.jsonl"
+    run_job(TraceGenerator(GenerateConfig()), bundled("problems.jsonl"), out)
+    return out
+
+
+@click.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("-o", "--output", default="selected.jsonl", show_default=True, help="The chosen rows, with their scores.")
+@click.option("--by", type=click.Choice(["ln", "global", "rsr", "aslec", "low-prob"]), default="ln", show_default=True)
+@click.option("--keep-incorrect", is_flag=True, help="Where no response is known to be correct, choose among all.")
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT.")
+@flags(SCORE_FLAGS)
+def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, overwrite: bool, **values: Any) -> None:
+    """Rank teachers by how natural their traces are for the student, and choose the best response to each prompt.
+
+    Each FILE holds one teacher's traces, in a format of `rsd score`; or one FILE has a `teacher` column. Scores
+    that `rsd score` wrote with the same settings are used as they are.
+
+    \b
+    Examples:
+      rsd select r1.jsonl qwq.jsonl gemini.jsonl --student Qwen/Qwen3-0.6B -o best.jsonl
+    """
+    with one_line_errors(output):
+        config = ScoreConfig(**given(values))
+        if Path(output).exists():
+            if any(Path(f).exists() and Path(f).samefile(output) for f in files):
+                raise ValueError(f"{output} is an input itself: use another -o")
+            if not overwrite:
+                raise ValueError(f"{output} exists: use another -o, or --overwrite to replace it")
+        quiet()
+        from rsd.selection import by_teacher, table, write
+        from rsd.selection import select as select_responses
+
+        teachers = by_teacher(files, config)
+        selection = select_responses(teachers, by=by, keep_incorrect=keep_incorrect)
+        write(selection, output)
+    click.echo(f"{table(selection)}\nwritten to   {output}")
+    errors = sum(bool(s.error) for scored in teachers.values() for s in scored)
+    if errors:
+        click.echo(f"errors       {errors} responses could not be scored", err=True)
+    sys.exit(1 if errors else 0)

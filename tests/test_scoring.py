@@ -1,0 +1,281 @@
+"""Responses in any format, scores in rows, and files that survive."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import read, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jobs import FLAGS, PROBLEMS, pair
+from jobs import run as generate
+
+import rsd
+from rsd.cli import main
+from rsd.config import ScoreConfig
+from rsd.models import bundled
+from rsd.responses import responses
+from rsd.scoring import COLUMNS, METRICS, load_scorer, token_steps
+from rsd.steps import split
+
+QUESTION = "What is 6 times 7?"
+THINKING, ANSWER = "6*7=42. So it is 42.", "\\boxed{42}"
+TEXT = f"<think>\n{THINKING}\n</think>\n\n{ANSWER}"
+USER, ASSISTANT = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": TEXT}
+
+
+def command(*args, expect=0):
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exit_code == expect, result.output + str(result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return load_scorer(ScoreConfig())
+
+
+def text_scored(scorer, text, **settings):
+    (response,) = responses([{"prompt": QUESTION, "completion": text}], ScoreConfig(**settings))
+    return scorer.score(response)
+
+
+FORMATS = {
+    "prompt-completion": [{"prompt": [USER], "completion": [ASSISTANT]}],
+    "strings": [{"prompt": QUESTION, "completion": TEXT}],
+    "question": [{"question": QUESTION, "completion": TEXT}],
+    "messages": [{"messages": [USER, ASSISTANT]}],
+    "reasoning_content": [
+        {"messages": [USER, {"role": "assistant", "content": ANSWER, "reasoning_content": THINKING}]}
+    ],
+    "sharegpt": [{"conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": TEXT}]}],
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_gives_the_same_scores(kind):
+    want = rsd.score(FORMATS["prompt-completion"])[0]
+    assert want["score_error"] is None and want["local_naturalness"] < 0
+    (made,) = rsd.score(FORMATS[kind])
+    assert {k: made[k] for k in COLUMNS} == {k: want[k] for k in COLUMNS}
+    assert {k: made[k] for k in FORMATS[kind][0]} == FORMATS[kind][0]
+
+
+@pytest.mark.parametrize("trajectory", [THINKING, [THINKING]])
+def test_columns_named_by_flags(trajectory):
+    # As in s1K, which has a raw trace a column; and a completion of ours in the same row is not what is scored.
+    row = {"question": QUESTION, "deepseek_thinking_trajectory": trajectory, "deepseek_attempt": ANSWER}
+    named = {"thinking_column": "deepseek_thinking_trajectory", "response_column": "deepseek_attempt"}
+    want = rsd.score(FORMATS["strings"])[0]
+    (made,) = rsd.score([row | {"completion": "Something else."}], **named)
+    assert {k: made[k] for k in COLUMNS} == {k: want[k] for k in COLUMNS}
+    (thinking,) = rsd.score([row], thinking_column="deepseek_thinking_trajectory")
+    assert 0 < want["scored_tokens"] - thinking["scored_tokens"] < 12
+
+
+def test_an_earlier_turn_is_part_of_the_prompt(scorer):
+    turns = [USER, {"role": "assistant", "content": "42"}, {"role": "user", "content": "Sure?"}, ASSISTANT]
+    (response,) = responses([{"messages": turns}], ScoreConfig())
+    assert response.messages == turns[:3] and response.text == TEXT
+    assert response.prompt == "Sure?"
+
+
+def test_the_scores_are_those_of_a_plain_forward(scorer):
+    import torch
+
+    made = text_scored(scorer, TEXT)
+    prompt = scorer.source.tokenizer.apply_chat_template([USER], add_generation_prompt=True, return_dict=False)
+    ids = scorer.source.tokenizer.encode(TEXT)
+    with torch.inference_mode():
+        logits = scorer.reader.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+    want = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0].numpy()
+    np.testing.assert_allclose(made.reading.logprobs, want, atol=1e-4)
+    assert made.metrics["global_logprob"] == pytest.approx(want.mean(), abs=1e-4)
+    assert "".join(made.pieces()) == TEXT
+    assert [TEXT[a:b] for a, b in made.spans] == ["<think>\n", "6*7=42.", " So it is 42.\n", "</think>\n\n", ANSWER]
+    assert [made.pieces()[i] for i in made.steps] == ["<think>", "6", " ", "</think>", "\\boxed"]
+
+
+def test_every_result_names_how_it_was_scored():
+    (row,) = rsd.score(FORMATS["strings"], steps="line", window="20%", weighting="token", threshold=0.1)
+    how = {"steps": "line", "window": "20%", "weighting": "token", "threshold": 0.1, "student": "bundled-student"}
+    assert how.items() <= row["scoring"].items()
+    assert len(row["scoring"]["fingerprint"]) == 32
+
+
+# Text with what is hard for tokens: several bytes a character, combining characters, special tokens.
+HARD = st.lists(
+    st.one_of(
+        st.text(max_size=6),
+        st.sampled_from(
+            [
+                "漢字。",
+                "👩\u200d🔬 ",
+                "e\u0301",
+                "\U0001d54f\U0001d550",
+                "<think>",
+                "</think>\n\n",
+                "\n\n",
+                ". ",
+                "3.14 ",
+                "\u2028",
+            ]
+        ),
+    ),
+    min_size=1,
+    max_size=12,
+).map("".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=HARD, kind=st.sampled_from(["sentence", "line", "paragraph"]))
+def test_steps_of_tokens_cover_any_text(scorer, text, kind):
+    encoded = scorer.source.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    starts = [a for a, _ in encoded["offset_mapping"]]
+    assert scorer._starts(encoded["input_ids"]) == starts
+    spans, steps = token_steps(split(text, steps=kind), starts, len(text))
+    assert "".join(text[a:b] for a, b in spans) == text
+    if text:
+        assert len(spans) == len(steps) and steps[0] == 0 and steps == sorted(set(steps))
+    for (a, _), token in zip(spans[1:], steps[1:], strict=True):
+        assert starts[token] >= a and starts[token - 1] < a
+    made = text_scored(scorer, text)
+    assert ("".join(made.pieces()) == text) if text.strip() else (made.error == "the trace is empty")
+
+
+def test_ids_of_the_row_are_scored_as_they_are(scorer):
+    tokenizer = scorer.source.tokenizer
+    ids = [i for c in TEXT.removeprefix("<think>").removesuffix("\\boxed{42}") for i in tokenizer.encode(c)]
+    text = tokenizer.decode(ids)
+    assert ids != tokenizer.encode(text)  # a spelling that the tokenizer would not choose
+    eos = next(iter(scorer.source.eos))
+    for row in ({"token_ids": ids}, {"token_ids": [*ids, eos], "completion": text}):
+        (response,) = responses([{"prompt": QUESTION, **row}], ScoreConfig())
+        made = scorer.score(response)
+        assert made.error is None and made.token_ids.tolist() == ids and "".join(made.pieces()) == text
+
+
+BAD = {
+    "empty": ({"completion": ""}, "the trace is empty"),
+    "white space": ({"completion": " \n"}, "the trace is empty"),
+    "no completion": ({"completion": None}, "completion must be"),
+    "user's turn": ({"completion": [{"role": "user"}]}, "holds a message that is not"),
+    "no prompt": ({"prompt": None}, "prompt must be a string"),
+    "empty prompt": ({"prompt": " "}, "prompt is empty"),
+    "an error": ({"error": "out of memory"}, "the row is an error itself: out of memory"),
+    "unknown id": ({"completion": "", "token_ids": [5, 100000]}, "holds 100000, which the student's tokenizer"),
+    "padding id": ({"completion": "", "token_ids": [767]}, "holds 767, which"),
+    "negative id": ({"completion": "", "token_ids": [-1]}, "holds -1, which"),
+    "no ids": ({"token_ids": ["5"]}, "must be a list of whole numbers"),
+    "other ids": ({"token_ids": [5, 6, 7]}, "do not spell the row's text"),
+    "too long": ({"completion": "1 " * 5000}, "tokens, the student's context 8192"),
+    "surrogate": ({"completion": "a\ud800b"}, ""),
+    "another format": ({"prompt": None, "completion": None, "messages": [USER, ASSISTANT]}, "completion must be"),
+}
+
+
+def test_bad_rows_become_error_rows_and_never_a_nan(tmp_path):
+    good = {"prompt": QUESTION, "completion": TEXT}
+    rows = [{**good, "id": name, **bad} for name, (bad, _) in BAD.items()]
+    source = write(tmp_path / "in.jsonl", [*rows, good, {**good, "completion": "7"}, {**good, "completion": "no end"}])
+    result = command("score", source, expect=1)
+    made = read(tmp_path / "in.scored.jsonl")
+    assert len(made) == len(rows) + 3
+    for row, (_, error) in zip(made, BAD.values(), strict=False):
+        assert error in row["score_error"] and all(row[m] is None for m in METRICS), row
+    for row in made[-3:]:
+        assert row["score_error"] is None
+        assert all(row[m] is None or math.isfinite(row[m]) for m in METRICS)
+    single = made[-2]
+    assert (single["scored_tokens"], single["num_steps"], single["aslec_drop"]) == (1, 1, None)
+    assert made[-1]["num_steps"] == 1
+    assert f"{len(rows)} rows have `score_error`" in result.output
+    assert "nan" not in result.output.lower().replace("naturalness", "")
+
+
+@pytest.mark.parametrize(
+    ("rows", "args", "error"),
+    [
+        ([{"x": 1}], [], "no responses: looked for completion, messages, conversations, token_ids, found x"),
+        ([{"completion": "a"}], [], "no prompts: looked for prompt"),
+        ([{"prompt": "a", "completion": "b"}], ["--response-column", "answer"], "no column answer: found prompt"),
+        ([{"prompt": "a", "completion": "b"}], ["--window", "many"], "window must be a number of steps"),
+        ([{"prompt": "a", "completion": "b"}], ["--threshold", "2"], "threshold is a probability"),
+        ([{"prompt": "a", "completion": "b"}], ["--student", "./nowhere"], "--student ./nowhere: no such directory"),
+        ([], [], "holds no rows"),
+    ],
+)
+def test_what_cannot_be_scored_is_one_line(rows, args, error, tmp_path):
+    source = write(tmp_path / "in.jsonl", rows)
+    result = command("score", source, *args, expect=2)
+    assert error in result.output and len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "in.scored.jsonl").exists()
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    source = write(tmp_path / "in.jsonl", read(bundled("teacher.jsonl"))[:8])
+    out = tmp_path / "out.jsonl"
+    command("score", source, "-o", out)
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for left in (b"", b"".join(lines[:3]), b"".join(lines[:3]) + lines[3][:50], lines[0][:1], whole):
+        out.write_bytes(left)
+        result = command("score", source, "-o", out)
+        assert out.read_bytes() == whole
+        assert f"rows         8 ({8 - left.count(10)} new)" in result.output
+    # Another input or other rules are not this run's; neither is a file of something else.
+    other = write(tmp_path / "other.jsonl", read(source)[::-1])
+    for args in ([other, "-o", out], [source, "-o", out, "--window", "3"], [source, "-o", bundled("problems.jsonl")]):
+        result = command("score", *args, expect=2)
+        assert "is not what these settings make of" in result.output
+    assert out.read_bytes() == whole
+    command("score", source, "-o", out, "--window", "3", "--overwrite")
+    assert read(out)[0]["scoring"]["window"] == "3"
+    assert "is the input itself" in command("score", source, "-o", source, expect=2).output
+
+
+def test_scoring_scored_rows_again_changes_nothing(tmp_path):
+    source = write(tmp_path / "in.jsonl", read(bundled("teacher.jsonl"))[:3])
+    command("score", source)
+    command("score", tmp_path / "in.scored.jsonl", "-o", tmp_path / "again.jsonl")
+    assert read(tmp_path / "again.jsonl") == read(tmp_path / "in.scored.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["qwen3"])
+def test_generate_scores_as_score_does(tiny, tmp_path, kind):
+    # Random models choose ids that the tokenizer would not, and some prompts are bad.
+    source = write(tmp_path / "in.jsonl", [*PROBLEMS, {"id": "bad", "problem": ""}])
+    out = tmp_path / "out.jsonl"
+    generate(source, "-o", out, *pair(tiny), *FLAGS, "--score", "--num-generations", 2, expect=1)
+    command("score", out, "--student", tiny()["student"], expect=1)
+    made = {(r["id"], r["generation"]): r for r in read(out)}
+    again = {(r["id"], r["generation"]): r for r in read(tmp_path / "out.scored.jsonl")}
+    sidecar = {(r["id"], r["generation"]): r for r in read(tmp_path / "out.tokens.jsonl")}
+    assert set(made) == set(again) and len(made) == 22
+    for key, row in made.items():
+        assert {k: row[k] for k in COLUMNS if k not in METRICS} == {
+            k: again[key][k] for k in COLUMNS if k not in METRICS
+        }
+        for name in METRICS:
+            assert row[name] == (None if row["error"] else pytest.approx(again[key][name], rel=1e-3, abs=1e-4)), name
+        if row["error"] is None and row["score_error"] is None:
+            ids, logprobs = sidecar[key]["token_ids"], sidecar[key]["student_logprobs"]
+            count = len(ids) - (row["finish_reason"] == "stop")
+            assert row["scored_tokens"] == count
+            assert row["global_logprob"] == pytest.approx(np.mean(logprobs[:count]), abs=1e-4)
+    # A job that was begun without scores is not continued with them.
+    generate(source, "-o", out, *pair(tiny), *FLAGS, "--num-generations", 2, expect=2)
+
+
+def test_a_students_scores_of_another_students_traces(tiny, tmp_path):
+    # The sidecar's ids are not the bundled student's: the text is tokenized instead.
+    source, out = write(tmp_path / "in.jsonl", PROBLEMS[:3]), tmp_path / "out.jsonl"
+    generate(source, "-o", out, *pair(tiny), *FLAGS)
+    sidecar = read(tmp_path / "out.tokens.jsonl")
+    write(tmp_path / "out.tokens.jsonl", [r | {"token_ids": [i + 1 for i in r["token_ids"]]} for r in sidecar])
+    command("score", out)
+    want = rsd.score(read(out))
+    for a, b in zip(want, read(tmp_path / "out.scored.jsonl"), strict=True):
+        assert {k: (a[k], b[k]) for k in b if a[k] != b[k]} == {}
