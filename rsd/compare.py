@@ -165,7 +165,8 @@ def _pairs(baseline: Mapping[str, list[Scored]], candidate: Mapping[str, list[Sc
             deltas = {}
             for name in METRICS:
                 a, b = mean(before, name), mean(after, name)
-                deltas[name] = None if a is None or b is None else b - a
+                # Means of equal generations differ in the last digits: that is no difference.
+                deltas[name] = None if a is None or b is None else round(b - a, 9)
             pairs.append(Pair(before[0].response.id, before[0].response.prompt, before, after, deltas))
     return pairs
 

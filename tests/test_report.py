@@ -1,0 +1,430 @@
+"""The HTML report in a real browser: its numbers are the comparison's, and nothing in it is trusted."""
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from rsd import GenerateConfig, TraceGenerator
+from rsd.compare import BY_CONSTRUCTION, Comparison, compare
+from rsd.config import ScoreConfig
+from rsd.data import read_rows
+from rsd.job import run_job
+from rsd.models import bundled
+from rsd.report import LABELS, html_report
+from rsd.responses import read_responses, responses
+from rsd.scoring import METRICS, Scored, Scorer, load_scorer
+
+NAMES = ("teacher.jsonl", "rsd.jsonl")
+LN = "local_naturalness"
+ARGUMENTS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --window-size=1400,1000"
+)
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return load_scorer(ScoreConfig())
+
+
+@pytest.fixture(scope="module")
+def decode(scorer) -> Callable[[int], str]:
+    return lambda i: scorer.source.tokenizer.decode([i])
+
+
+@pytest.fixture(scope="module")
+def sides(scorer, tmp_path_factory) -> tuple[list[Scored], list[Scored]]:
+    """The bundled teacher's traces of 24 problems, and those of RSD with their sidecar."""
+    out = tmp_path_factory.mktemp("traces") / "rsd.jsonl"
+    run_job(TraceGenerator(GenerateConfig()), bundled("problems.jsonl"), out, limit=24)
+    candidate = [scorer.score(r) for r in read_responses(out, ScoreConfig())]
+    ids = {s.response.id for s in candidate}
+    rows = [r for r in read_rows(bundled("teacher.jsonl")) if r["id"] in ids]
+    return [scorer.score(r) for r in responses(rows, ScoreConfig())], candidate
+
+
+@pytest.fixture(scope="module")
+def comparison(sides) -> Comparison:
+    return compare(*sides, names=NAMES)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    missing = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
+    try:
+        from selenium import webdriver
+    except ImportError:
+        missing.append("selenium")
+    if missing:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no {' and no '.join(missing)}")
+    os.environ["SE_OFFLINE"] = "true"  # selenium is to look for no driver
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for argument in ARGUMENTS.split():
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def load(browser, tmp_path) -> Iterator[Callable[[str], Any]]:
+    """Opens a report; afterwards, that the browser had nothing to say, and asked for nothing but the file."""
+    file = tmp_path / "report.html"
+
+    def opened(html: str) -> Any:
+        file.write_text(html, encoding="utf-8")
+        browser.get(file.as_uri())
+        return browser
+
+    yield opened
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    assert {u for u in urls if not u.startswith("data:")} == {file.as_uri()}
+    assert browser.get_log("browser") == []
+
+
+def many(side: list[Scored], count: int) -> list[Scored]:
+    """Scored traces under new ids."""
+    return [
+        replace(s, response=replace(s.response, id=f"{s.response.id}-{i}"))
+        for i in range(-(-count // len(side)))
+        for s in sorted(side, key=lambda s: s.response.id)
+    ][:count]
+
+
+def parsed(html: str) -> dict:
+    """What is embedded for the page's script."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)[1])
+
+
+def texts(driver, selector: str) -> list[str]:
+    script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent.toWellFormed())"
+    return driver.execute_script(script, selector)
+
+
+def shown(text: str) -> str:
+    """As a page shows it: half of a surrogate pair is no character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def click(driver, selector: str) -> None:
+    driver.execute_script("document.querySelector(arguments[0]).click()", selector)
+
+
+def choose(driver, selector: str, value: str, event: str) -> None:
+    script = "const [at, value, event] = arguments, e = document.querySelector(at); e.value = value;"
+    driver.execute_script(f"{script} e.dispatchEvent(new Event(event))", selector, value, event)
+
+
+def listed(driver) -> list[str]:
+    """The ids on this page and all later ones."""
+    found = texts(driver, ".problem h3")
+    for _ in range(20):
+        if driver.execute_script("return document.querySelector('#next').disabled"):
+            return found
+        click(driver, "#next")
+        found += texts(driver, ".problem h3")
+    raise AssertionError("there is always a next page")
+
+
+def number(text: str) -> float:
+    return float(text.replace("\u2212", "-").removesuffix(" %"))
+
+
+def test_summary_is_the_comparison(load, comparison, decode):
+    driver = load(html_report(comparison, decode=decode))
+    assert driver.title == "rsd compare: rsd.jsonl against teacher.jsonl"
+    assert BY_CONSTRUCTION in texts(driver, "aside")[0]
+    facts = dict(zip(texts(driver, ".facts dt"), texts(driver, ".facts dd"), strict=True))
+    assert facts["Aligned by id"] == "24 problems" and facts["Window"] == "4" and facts["Threshold"] == "0.01"
+    rows = {
+        cells[0].split("\n")[0]: cells[1:]
+        for cells in driver.execute_script(
+            "return [...document.querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.innerText))"
+        )
+    }
+    for name, better in METRICS.items():
+        m, cells = comparison.metrics[name], rows[LABELS[name][0]]
+        assert cells[0] == {True: "↑ higher", False: "↓ lower", None: ""}[better]
+        assert [number(c) for c in cells[1:4]] == pytest.approx([m.baseline, m.candidate, m.delta], rel=6e-3, abs=1e-9)
+        assert [number(c) for c in cells[4].split(" to ")] == pytest.approx(m.ci, rel=6e-3, abs=1e-9)
+        assert number(cells[5]) == pytest.approx(m.p_value, rel=6e-3)
+        assert cells[6] == str(m.ids) == "24"
+    assert rows["Correct"][1:3] == ["not known", "not known"]
+    assert number(rows["RSR of the set"][1]) == pytest.approx(comparison.rsr[0], rel=6e-3)
+    first = rows["Local Naturalness"]
+    assert all(f" {value} " in texts(driver, ".lead")[0] for value in first[1:3])
+
+
+def test_splits_and_errors_are_shown(sides, decode):
+    def graded(side: list[Scored]) -> list[Scored]:
+        return [
+            replace(s, response=replace(s.response, row=dict(s.response.row) | {"is_correct": i % 3 > 0}))
+            for i, s in enumerate(sorted(side, key=lambda s: s.response.id))
+        ]
+
+    baseline, candidate = map(graded, sides)
+    candidate[0] = replace(candidate[0], error="the <trace> is empty", metrics={})
+    html = html_report(compare(baseline, candidate, names=NAMES), decode=decode)
+    assert "Right on both sides" in html and "Wrong on both sides" in html and html.count("<table") == 3
+    assert html.count("<td>69.6 %</td>") == 2  # 16 of the 23 that were scored on both sides
+    assert "the &lt;trace&gt; is empty" in html
+
+
+def test_plots_are_valid_and_cover_all(comparison, sides, decode):
+    def plots(c: Comparison, tokens: int = 0) -> list[ElementTree.Element]:
+        html = html_report(c, decode=decode, tokens=tokens)
+        assert not re.search(r"\b(nan|inf)\b", re.sub(r"<script.*", "", html, flags=re.S))
+        return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg viewBox[^>]*role=.*?</svg>", html, re.S)]
+
+    found = plots(comparison)
+    assert [p.get("aria-label") for p in found] == [
+        "How surprising the tokens are to the student",
+        "Where in the trace they are",
+        "Local Naturalness of each problem",
+        "Differences in Local Naturalness",
+    ]
+    assert all(len(p.findall("text")) > 6 for p in found)
+    titles = [t.text for t in found[2].iter("title")]
+    assert {t.split(":")[0] for t in titles} == {p.key for p in comparison.pairs}
+    diagonal = found[2].find("path[@class='mark']").get("d")
+    assert diagonal == f"M62.0 250.0L428.0 {14.0}"
+
+    one = compare(sides[0][:1], sides[1], names=NAMES)
+    assert len(plots(one)) == 4
+    assert len(plots(compare(sides[0], sides[0], names=NAMES))) == 4
+    unknown = [replace(p, deltas=dict.fromkeys(METRICS)) for p in comparison.pairs]
+    assert len(plots(replace(comparison, pairs=unknown, metrics={}))) == 2
+
+    many_pairs = compare(many(sides[0], 1100), many(sides[0], 1100), names=NAMES)
+    found = plots(many_pairs)
+    assert len(list(found[2].iter("circle"))) == 1000
+    assert "Shown are 1000 of 1100 problems" in html_report(many_pairs, decode=decode, tokens=0)
+
+
+def test_sorting_and_paging(load, comparison, decode):
+    driver = load(html_report(comparison, decode=decode))
+    gain = [p.key for p in comparison.ranked()]
+    assert texts(driver, "#status") == ["problems 1\u201310 of 24"]
+    assert texts(driver, ".problem h3") == gain[:10]
+    click(driver, "#next")
+    assert texts(driver, "#status") == ["problems 11\u201320 of 24"] and texts(driver, ".problem h3") == gain[10:20]
+    click(driver, "#previous")
+    assert listed(driver) == gain and texts(driver, "#status") == ["problems 21\u201324 of 24"]
+    shown_deltas = [number(t) for t in texts(driver, ".scores b")]
+    assert shown_deltas == pytest.approx([p.deltas[LN] for p in comparison.ranked()[20:]], rel=6e-3, abs=1e-9)
+
+    delta = {p.key: p.deltas[LN] for p in comparison.pairs}
+    length = {p.key: len(p.candidate[0].token_ids) for p in comparison.pairs}
+    choose(driver, "#sort", "loss", "change")
+    assert [delta[k] for k in listed(driver)] == sorted(delta.values())
+    choose(driver, "#sort", "length", "change")
+    assert [length[k] for k in listed(driver)] == sorted(length.values(), reverse=True)
+    choose(driver, "#sort", "id", "change")
+    assert listed(driver) == sorted(delta)
+
+
+def test_search(load, comparison, decode):
+    driver = load(html_report(comparison, decode=decode))
+
+    def everything(p) -> str:
+        return "\n".join([p.key, p.prompt, *(s.text for s in [*p.baseline, *p.candidate])]).lower()
+
+    some = comparison.pairs[3]
+    for wanted in (some.key.upper(), "HOW MANY", some.candidate[0].text[-12:], "final answer", "boxed{1"):
+        expected = {p.key for p in comparison.pairs if wanted.lower() in everything(p)}
+        choose(driver, "#search", wanted, "input")
+        assert expected and set(listed(driver)) == expected
+        if len(expected) < 24:
+            assert texts(driver, "#status")[0].endswith(f"of {len(expected)} found")
+    choose(driver, "#search", "no such thing", "input")
+    assert texts(driver, ".problem") == [] and texts(driver, "#status") == ["no problem matches"]
+    assert driver.execute_script("return document.querySelector('#next').disabled")
+    choose(driver, "#search", "", "input")
+    assert len(listed(driver)) == 24
+
+
+def test_tokens_are_marked_as_they_were_made(load, comparison, decode):
+    from selenium.webdriver import ActionChains
+
+    driver = load(html_report(comparison, decode=decode))
+    read = """return [...document.querySelectorAll('.trace')].map(t => [...t.children].map(e => [
+        e.textContent, e.classList.contains('own'), e.classList.contains('step'),
+        Number(e.style.getPropertyValue('--h'))]))"""
+    columns = driver.execute_script(read)
+    fallbacks = 0
+    for p, candidate, baseline in zip(comparison.ranked()[:10], columns[::2], columns[1::2], strict=True):
+        for s, tokens in ((p.candidate[0], candidate), (p.baseline[0], baseline)):
+            text, own, steps, heat = zip(*tokens, strict=True)
+            assert "".join(text).replace("⏎\n", "\n") == s.text
+            assert np.flatnonzero(steps).tolist() == list(s.steps)
+            arrays = s.response.arrays
+            made = arrays.from_teacher[: len(s.token_ids)] if arrays else np.ones(len(s.token_ids), bool)
+            assert (np.array(own) == ~made).all()
+            fallbacks += sum(own)
+            assert np.minimum(-s.reading.logprobs / math.log(1e5), 1) == pytest.approx(np.array(heat), abs=0.0061)
+    assert fallbacks
+
+    def hover(trace: int, token: int) -> dict[str, str]:
+        span = driver.execute_script(
+            "return document.querySelectorAll('.trace')[arguments[0]].children[arguments[1]]", trace, token
+        )
+        ActionChains(driver).move_to_element(span).perform()
+        assert texts(driver, ".t.at") == [span.get_property("textContent")]
+        return dict(zip(texts(driver, "#box dt"), texts(driver, "#box dd"), strict=True)) | {
+            "": texts(driver, "#box > code")[0]
+        }
+
+    def both(value: str) -> tuple[float, float]:
+        log, p = re.fullmatch(r"log-prob (\S+), p (\S+)", value).groups()
+        return number(log), number(p)
+
+    best = comparison.ranked()[0]
+    new, raw = best.candidate[0], best.baseline[0]
+    arrays = new.response.arrays
+    mine = int(np.flatnonzero(~arrays.from_teacher)[0])
+    theirs = int(np.argmin(np.where(arrays.from_teacher[: len(new.token_ids)], new.reading.logprobs, 0)))
+    least = int(raw.reading.logprobs.argmin())
+    local = int(np.abs(raw.reading.local - raw.reading.logprobs).argmax())
+    assert abs(raw.reading.local[local] - raw.reading.logprobs[local]) > 0.1
+    for trace, s, i in ((0, new, mine), (0, new, theirs), (1, raw, least), (1, raw, local)):
+        box = hover(trace, i)
+        assert json.loads(box[""]) == s.pieces()[i]
+        for row, logprob in (("student", s.reading.logprobs[i]), ("in its window", s.reading.local[i])):
+            log, p = both(box[row])
+            assert log == pytest.approx(logprob, abs=0.00051) and p == pytest.approx(math.exp(log), rel=6e-3)
+        if trace:
+            assert "teacher" not in box and "proposed by" not in box
+        else:
+            known = not np.isnan(arrays.teacher_logprobs[i])
+            assert box["proposed by"] == ("the teacher" if i == theirs else "the student (fallback)")
+            if known:
+                assert both(box["teacher"])[0] == pytest.approx(arrays.teacher_logprobs[i], abs=0.00051)
+            else:
+                assert box["teacher"] == "the teacher has no such token"
+    likeliest = hover(0, mine)["teacher's likeliest"]
+    assert json.loads(likeliest) == decode(int(arrays.proposals[mine]))
+    ActionChains(driver).move_to_element(driver.find_element("css selector", "#status")).perform()
+    assert not driver.find_element("css selector", "#box").is_displayed()
+
+    driver.execute_script("document.querySelector('.trace').focus()")
+    ActionChains(driver).send_keys("\ue014", "\ue014").perform()  # right, right
+    assert json.loads(texts(driver, "#box > code")[0]) == new.pieces()[mine + 2]  # on from the last one
+
+
+def test_arrays_of_other_tokens_are_not_shown(sides, decode):
+    first = sides[1][0]
+    arrays = replace(first.response.arrays, token_ids=first.response.arrays.token_ids + 1)
+    other = replace(first, response=replace(first.response, arrays=arrays))
+    traces = parsed(html_report(compare(sides[0], [other, *sides[1][1:]], names=NAMES), decode=decode))
+    assert {p["id"] for p in traces["problems"] if "own" not in p["sides"][1][0]} == {first.response.id}
+
+
+def test_several_generations(load, sides, decode):
+    others = [
+        replace(s, response=replace(t.response, generation=i)) for t in sides[1][:2] for i, s in enumerate(sides[1][:6])
+    ]
+    driver = load(html_report(compare(sides[0], others, names=NAMES), decode=decode))
+    assert texts(driver, ".meta option")[:4] == [f"trace {i} of 6" for i in (1, 2, 3, 4)]
+    assert "the first 4 traces" in texts(driver, "main")[0]
+    choose(driver, ".meta select", "2", "change")
+    assert texts(driver, ".trace")[0].replace("⏎\n", "\n") == sides[1][2].text
+    assert len(texts(driver, ".meta select")) == 2  # one trace needs no choice
+
+
+HOSTILE = [
+    "</script><script>document.title='owned'</script>",
+    "<img src=x onerror=\"document.title='owned'\">",
+    "</script ><!--<script ><p title='",
+    "\"'`${document.title='owned'} {{ 7 * 7 }} {% raw %} &lt;b&gt; \\",
+    "a\u2028b\u2029c",
+    "👩‍👩‍👧‍👦 \u202eright to left\u202c \u05d0\u05d1",
+    "tab\tnull\x00escape\x1b",
+    "half a pair \ud83d",
+    "\ud800",
+]
+
+
+def test_hostile_text_is_only_text(load, scorer, decode):
+    rows = [{"id": h, "prompt": f"{i} {h}", "completion": f"{i}. {h}\n\nSo {h}"} for i, h in enumerate(HOSTILE)]
+    for row in rows[-2:]:  # which no tokenizer reads but in an id
+        row["prompt"] = row["completion"] = "<b>plain</b>"
+    rows.append({"id": "broken", "prompt": "\ud800", "completion": "<b>"})
+    scored = [scorer.score(r) for r in responses(rows, ScoreConfig())]
+    assert [bool(s.error) for s in scored] == [False] * len(HOSTILE) + [True]
+    scored[-1] = replace(scored[-1], error="<b>\ud800")
+    names = ("<b>.jsonl", "\"><img src=x onerror=document.title='owned'>\udcff.jsonl")
+    made = compare(scored, scored, names=names)
+    made = replace(made, notices=["<b>notice</b>"])
+    driver = load(html_report(made, decode=lambda i: "</script><b>"))
+    assert driver.title == shown(f"rsd compare: {names[1]} against {names[0]}")
+    assert texts(driver, "h1") == [shown(f"{names[1]} against {names[0]}")]
+    assert driver.execute_script("return document.querySelectorAll('img, header b, figure b, main bdi *').length") == 0
+    assert sorted(texts(driver, ".problem h3")) == sorted(map(shown, HOSTILE))
+    prompts = dict(zip(texts(driver, ".problem h3"), texts(driver, ".prompt"), strict=True))
+    traces = dict(zip(texts(driver, ".problem h3"), texts(driver, ".trace")[::2], strict=True))
+    for row in rows[:-1]:
+        assert prompts[shown(row["id"])] == row["prompt"]
+        pictures = re.sub(r"[\x00\x1b]", lambda m: chr(0x2400 + ord(m[0])), row["completion"])
+        assert traces[shown(row["id"])] == pictures.replace("\n", "⏎\n")
+    points = {t.rsplit(": ", 1)[0] for t in texts(driver, "circle title")}
+    assert points == {shown(h).replace("\x00", "") for h in HOSTILE}  # HTML knows no NUL
+    choose(driver, "#search", HOSTILE[0], "input")
+    assert texts(driver, ".problem h3") == HOSTILE[:1]
+
+
+def test_a_thousand_problems(load, sides, decode, capsys):
+    made = compare(many(sides[0], 1000), many(sides[1], 1000), names=NAMES)
+    driver = load(html_report(made, decode=decode))
+    assert len(texts(driver, ".problem")) == 10 and texts(driver, "#status") == ["problems 1\u201310 of 1000"]
+    timing = driver.execute_script("return performance.getEntriesByType('navigation')[0].loadEventEnd")
+    with capsys.disabled():
+        print(f"[1000 problems loaded in {timing:.0f} ms]", end=" ")
+    assert texts(driver, "#sampled") == []
+
+    html = html_report(made, decode=decode, tokens=20_000)
+    embedded = [p["id"] for p in parsed(html)["problems"]]
+    size = {p.key: sum(len(s.token_ids) for s in [*p.baseline, *p.candidate]) for p in made.pairs}
+    assert 18_000 < sum(size[key] for key in embedded) <= 20_000
+    ranked = [p.key for p in made.ranked()]
+    third = len(embedded) // 3
+    assert embedded[:third] == ranked[:third] and embedded[-third:] == ranked[-third:]
+    driver = load(html)
+    assert f"Heat maps of {len(embedded)} of 1000 problems" in texts(driver, "#sampled")[0]
+    assert texts(driver, "#status") == [f"problems 1\u201310 of {len(embedded)}"]
+    assert "over 1000 problems" in " ".join(texts(driver, ".lead")[0].split())
+    assert parsed(html_report(made, decode=decode, tokens=0))["problems"] == []
+
+
+def test_narrow_and_in_print(load, comparison, decode):
+    driver = load(html_report(comparison, decode=decode))
+    try:
+        device = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= 400
+        tops = driver.execute_script(
+            "return [...document.querySelectorAll('.trace')].map(e => e.getBoundingClientRect().top)"
+        )
+        assert tops[0] < tops[1]
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        assert not driver.find_element("id", "controls").is_displayed()
+    finally:
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_it_is_one_file_without_a_network(comparison, decode):
+    html = html_report(comparison, decode=decode)
+    assert "default-src 'none'" in html
+    assert not re.search(r"https?:|url\(|@import|innerHTML|\bsrc=", html)
