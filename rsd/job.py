@@ -21,7 +21,7 @@ from rsd.generator import TraceGenerator
 from rsd.models import Source
 from rsd.responses import Response
 from rsd.scoring import COLUMNS, METRICS, Scored, Scorer, named, set_rsr
-from rsd.store import Store, encode, locked
+from rsd.store import Store, check_overwrite, encode, locked
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,8 @@ def score_file(scorer: Scorer, todo: Sequence[Response], out: str | Path, *, ove
         ValueError: `out` is not what an earlier run over these rows and with these rules left.
     """
     started = time.monotonic()
+    if overwrite:
+        check_overwrite(Path(out), "scoring")
     with closing(locked(Path(out))) as file:
         done, size = (0, 0) if overwrite else _scored_before(scorer, todo, Path(out))
         file.truncate(size)

@@ -174,6 +174,23 @@ def locked(file: Path) -> BinaryIO:
     return handle
 
 
+def check_overwrite(file: Path, column: str) -> None:
+    """Let a file be replaced only if it is empty or its first row has this column of ours.
+
+    Raises:
+        ValueError: it is a file of something else.
+    """
+    if not file.exists() or not file.stat().st_size:
+        return
+    with open(file, "rb") as f:
+        try:
+            ours = column in json.loads(f.readline())
+        except (ValueError, TypeError):
+            ours = False
+    if not ours:
+        raise ValueError(f"{file} is not a file that this command wrote: it is not overwritten; use another -o")
+
+
 def _rewrite(file: Path, keep: set[Key]) -> None:
     left = set(keep)
     temporary = Path(f"{file}.tmp")

@@ -103,3 +103,11 @@ def test_a_wheel_works_outside_the_checkout(tmp_path):
     )
     assert made.returncode == 0, made.stderr
     assert len(read(tmp_path / "traces.jsonl")) == 3
+    compared = subprocess.run(
+        [sys.executable, "-m", "rsd", "compare", "--html", "report.html"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert compared.returncode == 0, compared.stderr

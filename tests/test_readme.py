@@ -14,6 +14,9 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+NUMBER = re.compile(r" *[+-]?\d+(?:\.\d+)?")
+
+
 def block(name: str) -> str:
     return re.search(rf"<!-- {name} -->\n```\w+\n(.+?)\n```", README, re.S).group(1)
 
@@ -33,6 +36,17 @@ def test_the_output_shown_is_the_output(tmp_path):
     assert result.returncode == 0, result.stderr
     said = [line for line in result.stderr.splitlines() if line.startswith(("vocab", "sampling"))]
     assert lines_without_time(block("output")) == said + lines_without_time(result.stdout)
+
+
+def test_the_comparison_shown_is_the_comparison(tmp_path):
+    command = block("compare").split()
+    result = rsd(*command[1:], cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    shown, made = ([NUMBER.split(line) for line in text.splitlines()] for text in (block("compared"), result.stdout))
+    assert shown == made
+    shown, made = ([float(n) for n in NUMBER.findall(text)] for text in (block("compared"), result.stdout))
+    assert made == pytest.approx(shown, rel=0.03, abs=0.005)  # other processors round otherwise
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
 
 
 def test_the_python_example_runs(tmp_path):
@@ -62,9 +76,9 @@ def test_help_is_fast_and_imports_no_torch():
 
 
 def test_every_flag_is_explained():
-    result = rsd("generate", "--help", cwd=ROOT)
-    for flag in re.findall(r"`(--[a-z-]+)", README):
-        assert flag in result.stdout
+    said = "".join(rsd(command, "--help", cwd=ROOT).stdout for command in ("generate", "score", "compare", "select"))
+    for flag in re.findall(r"`[^`\n]*?(--[a-z-]+)", README):
+        assert flag in said
     assert rsd("--version", cwd=ROOT).stdout.strip() == "rsd, version 0.1.0"
 
 

@@ -1,6 +1,5 @@
 """Responses in any format, scores in rows, and files that survive."""
 
-import json
 import math
 
 import numpy as np
@@ -233,6 +232,9 @@ def test_a_killed_run_goes_on(tmp_path):
     assert out.read_bytes() == whole
     command("score", source, "-o", out, "--window", "3", "--overwrite")
     assert read(out)[0]["scoring"]["window"] == "3"
+    other = write(tmp_path / "other.jsonl", [{"x": 1}])
+    assert "not overwritten" in command("score", source, "-o", other, "--overwrite", expect=2).output
+    assert read(other) == [{"x": 1}]
     assert "is the input itself" in command("score", source, "-o", source, expect=2).output
 
 

@@ -142,6 +142,9 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
         quiet()
         from rsd.selection import by_teacher, table, write
         from rsd.selection import select as select_responses
+        from rsd.store import check_overwrite
+
+        check_overwrite(Path(output), "selected_by")
 
         teachers = by_teacher(files, config)
         selection = select_responses(teachers, by=by, keep_incorrect=keep_incorrect)
