@@ -250,7 +250,7 @@ def table(c: Comparison) -> str:
         f"{c.new} new in it, {c.unscored} not scored on both sides",
     ]
     lines += [
-        f"errors       {len(errors)} rows of the {side}, the first: {errors[0].response.id}: {errors[0].error}"
+        f"errors       {len(errors)} rows of the {side}, the first: {_line(errors[0].response.id)}: {errors[0].error}"
         for side, errors in zip(("baseline", "candidate"), c.errors, strict=True)
         if errors
     ]
@@ -265,7 +265,7 @@ def table(c: Comparison) -> str:
     ranked = c.ranked()
     lines.append("")
     for title, some in (("greatest gain", ranked[:SHOWN]), ("smallest gain", ranked[::-1][:SHOWN])):
-        shown = ", ".join(f"{p.key} {_short(p.deltas['local_naturalness'], signed=True)}" for p in some)
+        shown = ", ".join(f"{_line(p.key)} {_short(p.deltas['local_naturalness'], signed=True)}" for p in some)
         lines.append(f"{title:<22}{shown}")
     lines += ["", *textwrap.wrap(BY_CONSTRUCTION, 110)]
     return "\n".join(lines)
@@ -281,6 +281,10 @@ def _metric_lines(metrics: Mapping[str, Metric]) -> list[str]:
             f"{_short(m.delta, signed=True):>12}  {interval:<20}{p:>10}  {MARKS[METRICS[name]]}"
         )
     return lines
+
+
+def _line(key: str) -> str:
+    return textwrap.shorten(key, 40, placeholder="...")
 
 
 def _short(value: float | None, *, signed: bool = False) -> str:

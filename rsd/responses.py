@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -136,18 +137,21 @@ def read_sidecar(path: str | Path) -> dict[tuple[str, int], Arrays]:
 
     def array(line: Mapping[str, Any], name: str, none: float, dtype: str) -> np.ndarray:
         values = line.get(name) or [None] * len(line["token_ids"])
+        if len(values) != len(line["token_ids"]):
+            raise ValueError(f"{name} has not one entry a token")
         return np.array([none if v is None else v for v in values], dtype=dtype)
 
-    return {
-        (str(line.get("id")), line["generation"]): Arrays(
-            array(line, "token_ids", 0, "int64"),
-            array(line, "teacher_logprobs", np.nan, "float32"),
-            array(line, "student_logprobs", np.nan, "float32"),
-            array(line, "from_teacher", 0, "bool"),
-            array(line, "teacher_proposals", -1, "int64"),
-        )
-        for line in whole_lines(Store.files(path)[0])
-    }
+    read = {}
+    for line in whole_lines(Store.files(path)[0]):
+        with suppress(ValueError, TypeError, LookupError, OverflowError):  # a line that is not ours
+            read[str(line.get("id")), line["generation"]] = Arrays(
+                array(line, "token_ids", 0, "int64"),
+                array(line, "teacher_logprobs", np.nan, "float32"),
+                array(line, "student_logprobs", np.nan, "float32"),
+                array(line, "from_teacher", 0, "bool"),
+                array(line, "teacher_proposals", -1, "int64"),
+            )
+    return read
 
 
 def _finder(

@@ -12,7 +12,7 @@ from rsd.compare import alignment, bootstrap, mean
 from rsd.config import ScoreConfig
 from rsd.job import progress
 from rsd.responses import Response, read_responses
-from rsd.scoring import METRICS, Scored, find_student, load_scorer, rules, stored
+from rsd.scoring import METRICS, Scored, find_student, load_scorer, named, rules, stored
 from rsd.store import encode
 
 BY = {
@@ -203,6 +203,7 @@ def table(s: Selection) -> str:
     """The ranking and the books of a selection, as text."""
     where = f"the {s.common} prompts that all answered" if s.common else "the prompts that each answered"
     lines = [f"notice: {n}" for n in s.notices]
+    lines.append(f"scored by    {named(s.chosen[0][1].scoring)}")
     lines.append(f"teachers by {s.by} ({'higher' if METRICS[s.by] else 'lower'} is better) over {where}")
     width = max(len(r.teacher) for r in s.ranking)
     for r in s.ranking:

@@ -5,12 +5,14 @@ import math
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import read, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_1samp
 from test_scoring import command
 
+from rsd.cli import main
 from rsd.compare import SHOWN, as_json, bootstrap, compare, sign_test, table
 from rsd.config import ScoreConfig
 from rsd.responses import responses
@@ -297,3 +299,14 @@ def test_what_cannot_be_selected_is_one_line(args, error, tmp_path, monkeypatch)
     if error:
         assert error in result.output
         assert [p.name for p in tmp_path.glob("selected*")] == []
+
+
+def test_nothing_in_a_file_steers_the_terminal(tmp_path):
+    hostile = "\x1b]0;owned\x07\x1b[31m" + "x\n" * 100 + "\ud800"
+    rows = [row(0, WORDY) | {"id": hostile}, row(1, "", is_correct=True) | {"id": hostile + "y"}]
+    a, b = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", [rows[0] | {"completion": NATURAL[0]}])
+    for args in (["compare", a, b], ["score", a], ["select", a, b, "-o", tmp_path / "s.jsonl", "--keep-incorrect"]):
+        result = CliRunner().invoke(main, list(map(str, args)), color=True)
+        assert result.exit_code in (0, 1) and result.stdout
+        assert "\x1b" not in result.output and "\x07" not in result.output
+        assert len(result.stdout.splitlines()) < 40

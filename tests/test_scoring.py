@@ -276,8 +276,10 @@ def test_a_students_scores_of_another_students_traces(tiny, tmp_path):
     source, out = write(tmp_path / "in.jsonl", PROBLEMS[:3]), tmp_path / "out.jsonl"
     generate(source, "-o", out, *pair(tiny), *FLAGS)
     sidecar = read(tmp_path / "out.tokens.jsonl")
-    write(tmp_path / "out.tokens.jsonl", [r | {"token_ids": [i + 1 for i in r["token_ids"]]} for r in sidecar])
-    command("score", out)
     want = rsd.score(read(out))
-    for a, b in zip(want, read(tmp_path / "out.scored.jsonl"), strict=True):
-        assert {k: (a[k], b[k]) for k in b if a[k] != b[k]} == {}
+    bad = ([i + 1 for i in sidecar[0]["token_ids"]], [10**30], ["x"], None, 7, [-5])
+    for ids in bad:  # another student's, or no sidecar at all
+        write(tmp_path / "out.tokens.jsonl", [r | {"token_ids": ids} for r in sidecar])
+        command("score", out, "--overwrite")
+        for a, b in zip(want, read(tmp_path / "out.scored.jsonl"), strict=True):
+            assert {k: (a[k], b[k]) for k in b if a[k] != b[k]} == {}

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from rsd.cli.options import MODEL_FLAGS, PROMPT_FLAGS, Rows, Trials, flags, given, one_line_errors, quiet
+from rsd.cli.options import MODEL_FLAGS, PROMPT_FLAGS, Rows, Trials, echo, flags, given, one_line_errors, quiet
 from rsd.config import PAPER, GenerateConfig
 
 FLAGS = [
@@ -87,7 +87,7 @@ def generate(
             _show_first(generator, source)
             return
         summary = run_job(generator, source, output, limit=limit, overwrite=overwrite)
-    click.echo(f"{summary.text()}\nwritten to   {output}")
+    echo(f"{summary.text()}\nwritten to   {output}")
     sys.exit(1 if summary.totals["errors"] else 0)
 
 

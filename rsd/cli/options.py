@@ -117,6 +117,11 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+def echo(text: str, *, err: bool = False) -> None:
+    """Print text that may hold what stood in a file: nothing in it steers the terminal."""
+    click.echo("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text), err=err)
+
+
 def fail(message: str) -> NoReturn:
-    click.echo(f"rsd: {' '.join(message.split())}", err=True)
+    echo(f"rsd: {' '.join(message.split())}", err=True)
     sys.exit(2)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rsd.cli.options import SCORE_FLAGS, flags, given, one_line_errors, quiet
+from rsd.cli.options import SCORE_FLAGS, echo, flags, given, one_line_errors, quiet
 from rsd.config import GenerateConfig, ScoreConfig
 
 
@@ -42,7 +42,7 @@ def score(source: str, output: str | None, overwrite: bool, **values: Any) -> No
         todo = read_responses(source, config)
         scorer = load_scorer(config)
         summary = score_file(scorer, todo, output, overwrite=overwrite)
-    click.echo(f"{summary.text()}\nwritten to   {output}")
+    echo(f"{summary.text()}\nwritten to   {output}")
     sys.exit(1 if summary.errors else 0)
 
 
@@ -99,10 +99,10 @@ def compare(
                 return str(scorer.source.tokenizer.decode([token]))
 
             Path(html_file).write_text(html_report(comparison, decode=decode), encoding="utf-8")
-    click.echo(table(comparison))
+    echo(table(comparison))
     for file in (html_file, json_file):
         if file:
-            click.echo(f"written to   {file}")
+            echo(f"written to   {file}")
 
 
 def _bundled_traces(folder: str) -> str:
@@ -149,8 +149,8 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
         teachers = by_teacher(files, config)
         selection = select_responses(teachers, by=by, keep_incorrect=keep_incorrect)
         write(selection, output)
-    click.echo(f"{table(selection)}\nwritten to   {output}")
+    echo(f"{table(selection)}\nwritten to   {output}")
     errors = sum(bool(s.error) for scored in teachers.values() for s in scored)
     if errors:
-        click.echo(f"errors       {errors} responses could not be scored", err=True)
+        echo(f"errors       {errors} responses could not be scored", err=True)
     sys.exit(1 if errors else 0)
