@@ -100,6 +100,13 @@ def test_aligned_by_id_or_by_prompt(scorer):
         compared(scorer, both, [r | {"completion": ""} for r in both])
 
 
+def test_equal_sides_do_not_differ(scorer):
+    # Means of seven equal numbers are off in the last digits; they must not win or lose a sign test.
+    traces = [row(i, text) for i, text in enumerate([WORDY, *NATURAL, WORDY + " Yes.", "So 7."])]
+    c = compared(scorer, traces, traces * 7)
+    assert all(m.p_value == 1 and m.ci == (0, 0) for m in c.metrics.values())
+
+
 def test_split_by_correctness_where_it_is_known(scorer):
     right, wrong = {"is_correct": True}, {"is_correct": False}
     baseline = [row(0, WORDY, **right), row(1, WORDY, **right), row(2, WORDY, **wrong), row(3, WORDY)]

@@ -194,3 +194,13 @@ def test_neither_all_logits_nor_a_full_mask_are_ever_held(vocab, tokens, most):
         with Largest() as largest:
             reader.read([1, 2, 3], ids, steps, [max(0, i - 4) for i in range(len(steps))])
         assert largest.entries <= most
+
+
+def test_a_rank_counts_for_no_more_than_a_hundred():
+    # RSR caps ranks at 100: here the tokens have the ranks 1, 50 and 150 of 200.
+    logits = torch.linspace(5, -5, 200).expand(200, 200)
+    reading = Reader(table_model(logits)).read([0], [0, 49, 149], [0], [0])
+    assert reading.ranks.tolist() == [1, 50, 150]
+    logprobs = logits[0].log_softmax(-1)[[0, 49, 149]]
+    made = metrics(reading, [0], Scoring())
+    assert made["rsr"] == pytest.approx((1 + 50 + 100) / -float(logprobs.sum()), rel=1e-4)
