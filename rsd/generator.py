@@ -263,7 +263,6 @@ class TraceGenerator:
             generation=trace.generation,
             messages=trace.prompt,
             text=trace.text,
-            token_ids=trace.token_ids.tolist(),
             error=trace.error and f"the row is an error itself: {trace.error}",
         )
         return replace(trace, scores=self._scorer.score(response, prompt_ids=trace.prompt_ids).columns())

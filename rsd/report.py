@@ -125,12 +125,12 @@ def _trace(s: Scored, decode: Callable[[int], str]) -> dict[str, Any]:
         "local": _thousandths(s.reading.local),
         "steps": list(s.steps),
     }
-    arrays, n = s.response.arrays, len(s.token_ids)
-    if arrays is not None and np.array_equal(arrays.token_ids[:n], s.token_ids):  # else they are of other tokens
-        own = np.flatnonzero(~arrays.from_teacher[:n])
-        made["teacher"] = _thousandths(arrays.teacher_logprobs[:n])
+    if s.arrays is not None:
+        own = np.flatnonzero(s.arrays.from_teacher == 0)
+        made["teacher"] = _thousandths(s.arrays.teacher_logprobs)
         made["own"] = own.tolist()
-        made["proposed"] = [decode(i) if i >= 0 else None for i in arrays.proposals[own].tolist()]
+        made["proposed"] = [decode(i) if i >= 0 else None for i in s.arrays.proposals[own].tolist()]
+        made["unknown"] = np.flatnonzero(s.arrays.from_teacher < 0).tolist()
     return made
 
 

@@ -23,7 +23,7 @@ Messages = list[dict[str, str]]
 class Arrays:
     """What `rsd generate` noted of each token of a trace, the final EOS included; see `trace.Trace`.
 
-    Log-probs are NaN, and proposals -1, where there is none.
+    Log-probs are NaN, and proposals -1, where there is none; from_teacher is 1, 0, or -1 where it is not known.
     """
 
     token_ids: np.ndarray
@@ -40,7 +40,8 @@ class Response:
     id: the row's own (`own_id`), else a hash of its prompt.
     generation: the row's own, else its number among the rows of that id.
     token_ids: the trace's, where the row holds them.
-    arrays: the trace's line in the sidecar of `rsd generate`, where there is one.
+    arrays: the trace's line in the sidecar of `rsd generate`, where there is one. Scores are of the text
+        as a student reads it in training, not of these tokens, which the tokenizer might not choose.
     """
 
     row: Mapping[str, Any]
@@ -104,8 +105,6 @@ def responses(
             ids = row.get("token_ids")
             if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
                 raise ValueError("token_ids must be a list of whole numbers")
-            if not text.strip() and not ids:
-                raise ValueError("the trace is empty")
         except ValueError as e:
             ids, error = None, str(e)
         own = isinstance(row.get("id"), str | int) and not isinstance(row.get("id"), bool)
@@ -148,7 +147,7 @@ def read_sidecar(path: str | Path) -> dict[tuple[str, int], Arrays]:
                 array(line, "token_ids", 0, "int64"),
                 array(line, "teacher_logprobs", np.nan, "float32"),
                 array(line, "student_logprobs", np.nan, "float32"),
-                array(line, "from_teacher", 0, "bool"),
+                array(line, "from_teacher", -1, "int8"),
                 array(line, "teacher_proposals", -1, "int64"),
             )
     return read

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from rsd.config import BUNDLED_STUDENT, ScoreConfig, Scoring
 from rsd.models import Source, find, load
 from rsd.naturalness import Reader, Reading
-from rsd.responses import Response, responses
+from rsd.responses import Arrays, Response, responses
 from rsd.steps import split
 
 # The scores, and whether more of one is better (None: it is there to be read beside the others).
@@ -46,6 +46,7 @@ class Scored:
     text, token_ids: the trace without its final EOS. starts: the character at which each token begins.
     spans: the steps as character offsets. steps: the index of each one's first token.
     reading: the student's log-probs, one entry a token.
+    arrays: what `rsd generate` noted of these tokens, where its sidecar is there; see `responses.Arrays`.
     """
 
     response: Response
@@ -58,6 +59,7 @@ class Scored:
     spans: Sequence[tuple[int, int]] = ()
     steps: Sequence[int] = ()
     reading: Reading | None = None
+    arrays: Arrays | None = None
 
     def pieces(self) -> list[str]:
         """The text of each token; joined, the trace's."""
@@ -119,10 +121,12 @@ class Scorer:
         broken = np.flatnonzero(~np.isfinite(reading.logprobs + reading.local))
         if len(broken):
             raise ValueError(f"the student gives token {broken[0]} (id {ids[broken[0]]}) no finite log-probability")
+        arrays = None if response.arrays is None else self._arrays(response.arrays, text, ids, starts)
         return Scored(
             response=response,
             scoring=self.scoring,
             metrics=metrics(reading, steps, self.how),
+            arrays=arrays,
             text=text,
             token_ids=np.array(ids, dtype=np.int32),
             starts=np.array(starts, dtype=np.int32),
@@ -136,34 +140,52 @@ class Scorer:
         text, given = response.text, response.token_ids
         if given is not None:
             ids = self._without_eos(given)
-            unknown = next((i for i in ids if not (0 <= i < self.source.width and self.known[i])), None)
-            if unknown is not None:
+            if (unknown := self._unknown(ids)) is not None:
                 raise ValueError(f"token_ids holds {unknown}, which the student's tokenizer does not know")
             decoded = self._decode(ids)
             if text and decoded != text:
                 raise ValueError("token_ids do not spell the row's text with the student's tokenizer")
             text = decoded
-        elif response.arrays is not None:
-            # Ids as they were sampled, which need not be those that the tokenizer would choose. They are
-            # another student's where they do not spell the text.
-            ids = self._without_eos(response.arrays.token_ids.tolist())
-            if not all(0 <= i < self.source.width and self.known[i] for i in ids) or self._decode(ids) != text:
-                ids = []
         else:
             ids = []
+        if not text.strip():
+            raise ValueError("the trace is empty")
         encoded = self.source.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        if ids and text and ids != encoded["input_ids"]:
+        if ids and ids != encoded["input_ids"]:
             return text, ids, self._starts(ids)
         ids = self._without_eos(encoded["input_ids"])
         starts = np.maximum.accumulate([0, *(a for a, _ in encoded["offset_mapping"][1:])])
         if len(ids) < len(starts):
             text = text[: starts[len(ids)]]
-        if not ids or not text:
-            raise ValueError("the trace is empty")
+        if not ids:
+            raise ValueError("the trace has no tokens")
         return text, ids, starts[: len(ids)].tolist()
 
     def _without_eos(self, ids: list[int]) -> list[int]:
         return ids[:-1] if ids and ids[-1] in self.source.eos else list(ids)
+
+    def _unknown(self, ids: list[int]) -> int | None:
+        return next((i for i in ids if not (0 <= i < self.source.width and self.known[i])), None)
+
+    def _arrays(self, arrays: Arrays, text: str, ids: list[int], starts: list[int]) -> Arrays | None:
+        """The sidecar's arrays for the scored tokens; nothing is known of a token that was sampled otherwise
+        than the tokenizer spells it. None if the sidecar's ids do not spell the text: they are another student's.
+        """
+        sampled = self._without_eos(arrays.token_ids.tolist())
+        if sampled == ids:
+            at = np.arange(len(ids))
+        elif self._unknown(sampled) is not None or self._decode(sampled) != text:
+            return None
+        else:
+            place = {token: i for i, token in enumerate(zip(self._starts(sampled), sampled, strict=True))}
+            at = np.array([place.get(token, -1) for token in zip(starts, ids, strict=True)])
+        return Arrays(
+            token_ids=np.array(ids),
+            teacher_logprobs=np.where(at < 0, np.nan, arrays.teacher_logprobs[at]),
+            student_logprobs=np.where(at < 0, np.nan, arrays.student_logprobs[at]),
+            from_teacher=np.where(at < 0, -1, arrays.from_teacher[at]),
+            proposals=np.where(at < 0, -1, arrays.proposals[at]),
+        )
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.source.tokenizer.decode(ids, clean_up_tokenization_spaces=False))

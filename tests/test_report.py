@@ -269,9 +269,8 @@ def test_tokens_are_marked_as_they_were_made(load, comparison, decode):
             text, own, steps, heat = zip(*tokens, strict=True)
             assert "".join(text).replace("⏎\n", "\n") == s.text
             assert np.flatnonzero(steps).tolist() == list(s.steps)
-            arrays = s.response.arrays
-            made = arrays.from_teacher[: len(s.token_ids)] if arrays else np.ones(len(s.token_ids), bool)
-            assert (np.array(own) == ~made).all()
+            made = s.arrays.from_teacher if s.arrays else np.ones(len(s.token_ids))
+            assert (np.array(own) == (made == 0)).all()
             fallbacks += sum(own)
             assert np.minimum(-s.reading.logprobs / math.log(1e5), 1) == pytest.approx(np.array(heat), abs=0.0061)
     assert fallbacks
@@ -292,9 +291,9 @@ def test_tokens_are_marked_as_they_were_made(load, comparison, decode):
 
     best = comparison.ranked()[0]
     new, raw = best.candidate[0], best.baseline[0]
-    arrays = new.response.arrays
-    mine = int(np.flatnonzero(~arrays.from_teacher)[0])
-    theirs = int(np.argmin(np.where(arrays.from_teacher[: len(new.token_ids)], new.reading.logprobs, 0)))
+    arrays = new.arrays
+    mine = int(np.flatnonzero(arrays.from_teacher == 0)[0])
+    theirs = int(np.argmin(np.where(arrays.from_teacher == 1, new.reading.logprobs, 0)))
     least = int(raw.reading.logprobs.argmin())
     local = int(np.abs(raw.reading.local - raw.reading.logprobs).argmax())
     assert abs(raw.reading.local[local] - raw.reading.logprobs[local]) > 0.1
@@ -323,10 +322,10 @@ def test_tokens_are_marked_as_they_were_made(load, comparison, decode):
     assert json.loads(texts(driver, "#box > code")[0]) == new.pieces()[mine + 2]  # on from the last one
 
 
-def test_arrays_of_other_tokens_are_not_shown(sides, decode):
+def test_arrays_of_other_tokens_are_not_shown(sides, scorer, decode):
     first = sides[1][0]
     arrays = replace(first.response.arrays, token_ids=first.response.arrays.token_ids + 1)
-    other = replace(first, response=replace(first.response, arrays=arrays))
+    other = scorer.score(replace(first.response, arrays=arrays))
     traces = parsed(html_report(compare(sides[0], [other, *sides[1][1:]], names=NAMES), decode=decode))
     assert {p["id"] for p in traces["problems"] if "own" not in p["sides"][1][0]} == {first.response.id}
 

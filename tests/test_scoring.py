@@ -1,6 +1,7 @@
 """Responses in any format, scores in rows, and files that survive."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import rsd
 from rsd.cli import main
 from rsd.config import ScoreConfig
 from rsd.models import bundled
-from rsd.responses import responses
+from rsd.responses import Arrays, responses
 from rsd.scoring import COLUMNS, METRICS, load_scorer, token_steps
 from rsd.steps import split
 
@@ -144,6 +145,28 @@ def test_steps_of_tokens_cover_any_text(scorer, text, kind):
     assert ("".join(made.pieces()) == text) if text.strip() else (made.error == "the trace is empty")
 
 
+def test_the_sidecars_arrays_are_those_of_the_tokens_that_are_scored(scorer):
+    # Sampled with "So" as two tokens, where the tokenizer chooses one: nothing is known of that one alone.
+    tokenizer = scorer.source.tokenizer
+    text = "6*7=42. So it is 42. \u6f22\u5b57 times 3"
+    ids = tokenizer.encode(text)
+    at = max(range(len(ids)), key=lambda i: len(tokenizer.decode([ids[i]])))
+    pieces = [i for c in tokenizer.decode([ids[at]]) for i in tokenizer.encode(c)]
+    assert len(pieces) > 1
+    sampled = [*ids[:at], *pieces, *ids[at + 1 :], next(iter(scorer.source.eos))]
+    numbers = np.arange(len(sampled), dtype="float32")
+    arrays = Arrays(np.array(sampled), -numbers, -numbers, np.ones(len(sampled), "int8"), np.array(sampled))
+    (response,) = responses([{"prompt": QUESTION, "completion": text}], ScoreConfig())
+    made = scorer.score(replace(response, arrays=arrays))
+    assert made.token_ids.tolist() == ids
+    known = [*range(at), None, *range(at + len(pieces), len(sampled) - 1)]
+    assert [None if np.isnan(v) else -v for v in made.arrays.teacher_logprobs] == known
+    assert made.arrays.from_teacher.tolist() == [-1 if i is None else 1 for i in known]
+    assert made.arrays.proposals.tolist() == [-1 if i is None else sampled[i] for i in known]
+    whole = scorer.score(replace(response, arrays=replace(arrays, token_ids=np.array(sampled) + 1)))
+    assert whole.arrays is None and whole.metrics == made.metrics
+
+
 def test_ids_of_the_row_are_scored_as_they_are(scorer):
     tokenizer = scorer.source.tokenizer
     ids = [i for c in TEXT.removeprefix("<think>").removesuffix("\\boxed{42}") for i in tokenizer.encode(c)]
@@ -254,7 +277,6 @@ def test_generate_scores_as_score_does(tiny, tmp_path, kind):
     command("score", out, "--student", tiny()["student"], expect=1)
     made = {(r["id"], r["generation"]): r for r in read(out)}
     again = {(r["id"], r["generation"]): r for r in read(tmp_path / "out.scored.jsonl")}
-    sidecar = {(r["id"], r["generation"]): r for r in read(tmp_path / "out.tokens.jsonl")}
     assert set(made) == set(again) and len(made) == 22
     for key, row in made.items():
         assert {k: row[k] for k in COLUMNS if k not in METRICS} == {
@@ -262,23 +284,25 @@ def test_generate_scores_as_score_does(tiny, tmp_path, kind):
         }
         for name in METRICS:
             assert row[name] == (None if row["error"] else pytest.approx(again[key][name], rel=1e-3, abs=1e-4)), name
-        if row["error"] is None and row["score_error"] is None:
-            ids, logprobs = sidecar[key]["token_ids"], sidecar[key]["student_logprobs"]
-            count = len(ids) - (row["finish_reason"] == "stop")
-            assert row["scored_tokens"] == count
-            assert row["global_logprob"] == pytest.approx(np.mean(logprobs[:count]), abs=1e-4)
     # A job that was begun without scores is not continued with them.
     generate(source, "-o", out, *pair(tiny), *FLAGS, "--num-generations", 2, expect=2)
 
 
-def test_a_students_scores_of_another_students_traces(tiny, tmp_path):
-    # The sidecar's ids are not the bundled student's: the text is tokenized instead.
+def test_generates_scores_are_of_the_log_probs_that_it_decoded_with(tmp_path):
+    out = tmp_path / "out.jsonl"
+    generate("-o", out, "--limit", 6, "--score")
+    for row, arrays in zip(read(out), read(tmp_path / "out.tokens.jsonl"), strict=True):
+        assert row["scored_tokens"] == row["num_tokens"] - 1  # without the EOS
+        assert row["global_logprob"] == pytest.approx(np.mean(arrays["student_logprobs"][:-1]), abs=1e-4)
+
+
+def test_scores_are_of_the_text_whatever_the_sidecar_holds(tiny, tmp_path):
     source, out = write(tmp_path / "in.jsonl", PROBLEMS[:3]), tmp_path / "out.jsonl"
     generate(source, "-o", out, *pair(tiny), *FLAGS)
     sidecar = read(tmp_path / "out.tokens.jsonl")
     want = rsd.score(read(out))
     bad = ([i + 1 for i in sidecar[0]["token_ids"]], [10**30], ["x"], None, 7, [-5])
-    for ids in bad:  # another student's, or no sidecar at all
+    for ids in bad:
         write(tmp_path / "out.tokens.jsonl", [r | {"token_ids": ids} for r in sidecar])
         command("score", out, "--overwrite")
         for a, b in zip(want, read(tmp_path / "out.scored.jsonl"), strict=True):
