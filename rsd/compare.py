@@ -14,9 +14,9 @@ from rsd.scoring import METRICS, Scored, named, set_rsr
 RESAMPLES = 2000
 SHOWN = 5  # best and worst rows
 BY_CONSTRUCTION = (
-    "A threshold on the student's probability raises every score that is made of it, by construction: better scores "
-    "of RSD traces show that the threshold works, not that training on them helps. Read length, step length and "
-    "correctness beside them: longer steps score better, and a short or wrong trace can look natural."
+    "A threshold on the student's probability raises log-probabilities, and most scores made of them, by construction: "
+    "better scores of RSD traces show that the threshold works, not that training on them helps. Read length, step "
+    "length and correctness beside them: longer steps score better, and a short or wrong trace can look natural."
 )
 
 

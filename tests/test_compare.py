@@ -180,6 +180,9 @@ def test_columns_are_the_baselines(tmp_path):
         (["a.jsonl", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         (["a.jsonl", "b.jsonl"], "share no problem"),
         (["a.jsonl", "a.jsonl", "--html", "no/folder.html"], "there is no folder no"),
+        (["a.jsonl", "a.jsonl", "--html", "."], ". is a folder"),
+        (["a.jsonl", "b.jsonl", "--json", "b.jsonl"], "b.jsonl is an input itself"),
+        (["a.jsonl", "a.jsonl", "--json", "c", "--html", "c"], "cannot be both"),
         (["a.jsonl", "broken.jsonl"], "broken.jsonl, line 1: not a JSON object"),
         (["a.jsonl", "x.jsonl"], "x.jsonl: no responses: looked for completion"),
     ],
@@ -193,6 +196,7 @@ def test_what_cannot_be_compared_is_one_line(args, error, tmp_path, monkeypatch)
     result = command("compare", *args, expect=2)
     assert error in result.output
     assert len([line for line in result.output.splitlines() if line.startswith("rsd: ")]) == 1
+    assert read(tmp_path / "b.jsonl")[0]["prompt"] == "Why?"
 
 
 RIGHT, WRONG = {"is_correct": True}, {"is_correct": False}
@@ -292,6 +296,7 @@ def test_select_uses_scores_that_are_there(tmp_path, monkeypatch):
         (["unknown.jsonl", "same.jsonl"], "no response is known to be correct"),
         (["r1.jsonl", "qwq.jsonl", "-o", "r1.jsonl", "--overwrite"], "is an input itself"),
         (["r1.jsonl", "qwq.jsonl", "-o", "same.jsonl"], "exists: use another -o"),
+        (["r1.jsonl", "qwq.jsonl", "-o", "a"], "a is a folder"),
         (["r1.jsonl", "qwq.jsonl", "-o", "same.jsonl", "--overwrite"], "same.jsonl is not a file that this command"),
     ],
 )

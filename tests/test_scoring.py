@@ -258,7 +258,7 @@ def test_a_killed_run_goes_on(tmp_path):
     other = write(tmp_path / "other.jsonl", [{"x": 1}])
     assert "not overwritten" in command("score", source, "-o", other, "--overwrite", expect=2).output
     assert read(other) == [{"x": 1}]
-    assert "is the input itself" in command("score", source, "-o", source, expect=2).output
+    assert "is an input itself" in command("score", source, "-o", source, expect=2).output
 
 
 def test_scoring_scored_rows_again_changes_nothing(tmp_path):

@@ -37,8 +37,7 @@ def score(source: str, output: str | None, overwrite: bool, **values: Any) -> No
         from rsd.responses import read_responses
         from rsd.scoring import load_scorer
 
-        if Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
-            raise ValueError(f"{output} is the input itself: use another -o")
+        _writable(Path(output), [Path(source)])
         todo = read_responses(source, config)
         scorer = load_scorer(config)
         summary = score_file(scorer, todo, output, overwrite=overwrite)
@@ -70,9 +69,12 @@ def compare(
         config = ScoreConfig(**given(values))
         if (baseline is None) != (candidate is None):
             raise ValueError("compare needs both BASELINE and CANDIDATE, or neither for the bundled pair")
+        inputs = [Path(f) for f in (baseline, candidate) if f]
         for file in (html_file, json_file):
-            if file and not Path(file).absolute().parent.is_dir():
-                raise ValueError(f"{file}: there is no folder {Path(file).parent}")
+            if file:
+                _writable(Path(file), inputs)
+        if html_file and html_file == json_file:
+            raise ValueError(f"{html_file} cannot be both the report and the figures: name two files")
         quiet()
         from rsd.compare import as_json, table
         from rsd.compare import compare as compare_traces
@@ -105,6 +107,16 @@ def compare(
             echo(f"written to   {file}")
 
 
+def _writable(file: Path, inputs: list[Path]) -> None:
+    """Refuse, before any work is done, an output that could not be written or would replace an input."""
+    if not file.absolute().parent.is_dir():
+        raise ValueError(f"{file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder: give the output a file name")
+    if file.exists() and any(i.exists() and i.samefile(file) for i in inputs):
+        raise ValueError(f"{file} is an input itself: name another output")
+
+
 def _bundled_traces(folder: str) -> str:
     from rsd.generator import TraceGenerator
     from rsd.job import run_job
@@ -134,11 +146,9 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
     """
     with one_line_errors(output):
         config = ScoreConfig(**given(values))
-        if Path(output).exists():
-            if any(Path(f).exists() and Path(f).samefile(output) for f in files):
-                raise ValueError(f"{output} is an input itself: use another -o")
-            if not overwrite:
-                raise ValueError(f"{output} exists: use another -o, or --overwrite to replace it")
+        _writable(Path(output), [Path(f) for f in files])
+        if Path(output).exists() and not overwrite:
+            raise ValueError(f"{output} exists: use another -o, or --overwrite to replace it")
         quiet()
         from rsd.selection import by_teacher, table, write
         from rsd.selection import select as select_responses
