@@ -20,6 +20,7 @@ from rsd.cache import CachedModel, RowCache
 
 COLUMNS = 2048  # of a batch of documents
 CHUNK = 512  # of one pass over a long row: bounds the attention mask
+EAGER_CHUNK = 64  # where the scores of all heads are as large as the mask, too
 LOGITS = 1 << 25  # that are held at once
 PIECE = 1 << 18  # of them that are judged at once on a CPU
 
@@ -74,6 +75,7 @@ class Reader:
         self.model = model
         self.whole = CachedModel(model, 1)
         self.branches = CachedModel(model, 0)
+        self.chunk = EAGER_CHUNK if model.config._attn_implementation == "eager" else CHUNK
         self.most = max(1, LOGITS // model.config.get_text_config().vocab_size)  # tokens judged at once
 
     @torch.inference_mode()
@@ -89,8 +91,8 @@ class Reader:
         self.whole.cache.reserve(len(prompt) + len(tokens))
         self.branches.cache = Branches(self.whole.cache)
         shared = len(prompt) - 1  # the last id begins every document, since it predicts the first token
-        for start in range(0, shared, CHUNK):
-            end = min(start + CHUNK, shared)
+        for start in range(0, shared, self.chunk):
+            end = min(start + self.chunk, shared)
             self.whole(self._tensor([prompt[start:end]]), self._positions(start, end), end, last_only=True)
         line = [prompt[-1], *tokens]
         # Of full length at once: small results that live on between large temporary ones scatter the heap.
@@ -143,7 +145,7 @@ class Reader:
         It overwrites what was read after the prompt before, which nothing needs any more.
         """
         ids = [line[0], *line[d.start + 1 : d.end]]
-        size = min(CHUNK, self.most)
+        size = min(self.chunk, self.most)
         for start in range(0, len(ids), size):
             end = min(start + size, len(ids))
             begin = max(start, d.wanted - d.start)

@@ -72,7 +72,7 @@ def random_trace(rng, tokens):
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "gemma3", "gemma2"])
 @pytest.mark.parametrize(("columns", "chunk", "logits"), [(2048, 512, LOGITS), (24, 7, 5 * VOCAB)])
 def test_equal_to_one_forward_a_step(kind, columns, chunk, logits, monkeypatch):
-    for name, value in (("COLUMNS", columns), ("CHUNK", chunk), ("LOGITS", logits)):
+    for name, value in (("COLUMNS", columns), ("CHUNK", chunk), ("EAGER_CHUNK", chunk), ("LOGITS", logits)):
         monkeypatch.setattr(rsd.naturalness, name, value)
     student = model(kind)
     plain = model(kind)
@@ -183,10 +183,13 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize(("vocab", "tokens", "most"), [(151_936, 600, LOGITS), (64, 8192, 8192 * 700)])
-def test_neither_all_logits_nor_a_full_mask_are_ever_held(vocab, tokens, most):
-    # Unchunked these would be 91 million logits, and a mask of 67 million entries.
-    student = random_model("qwen3", vocab=vocab, layers=1)
+@pytest.mark.parametrize(
+    ("kind", "vocab", "tokens", "most"),
+    [("qwen3", 151_936, 600, LOGITS), ("qwen3", VOCAB, 8192, 8192 * 700), ("gemma2", VOCAB, 4096, 4096 * 700)],
+)
+def test_neither_all_logits_nor_a_full_mask_are_ever_held(kind, vocab, tokens, most):
+    # Unchunked these would be 91 million logits, a mask of 67 million entries, and four heads' scores as large.
+    student = model(kind) if vocab == VOCAB else random_model(kind, vocab=vocab, layers=1)
     student.config.max_position_embeddings = 16384
     reader = Reader(student)
     ids = np.random.default_rng(3).integers(0, vocab, tokens).tolist()
