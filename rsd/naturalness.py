@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from rsd.cache import CachedModel, RowCache
 
 COLUMNS = 2048  # of a batch of documents
+SLOTS = 1 << 15  # that a batch's attention reads: a layer's keys and values of the prompt are copied for every row
 CHUNK = 512  # of one pass over a long row: bounds the attention mask
 EAGER_CHUNK = 64  # where the scores of all heads are as large as the mask, too
 LOGITS = 1 << 25  # that are held at once
@@ -99,7 +100,7 @@ class Reader:
         logprobs, ranks = torch.empty(len(tokens)), torch.empty(len(tokens), dtype=torch.int32)
         self._long(line, Document(0, 0, len(tokens)), shared, logprobs, ranks)
         local = logprobs.clone()
-        for batch in self._batches(list(documents(steps, first, len(tokens)))):
+        for batch in self._batches(list(documents(steps, first, len(tokens))), shared):
             width = max(d.end - d.start for d in batch)
             if len(batch) == 1 and (width > COLUMNS or batch[0].end - batch[0].wanted > self.most):
                 self._long(line, batch[0], shared, local)
@@ -107,14 +108,15 @@ class Reader:
                 self._together(line, batch, width, shared, local)
         return Reading(logprobs.numpy(), local.numpy(), ranks.numpy())
 
-    def _batches(self, todo: list[Document]) -> Iterator[list[Document]]:
-        """Documents of like length together, as many as bound the columns and the logits of a pass."""
+    def _batches(self, todo: list[Document], shared: int) -> Iterator[list[Document]]:
+        """Documents of like length together, as many as bound the columns, the slots and the logits of a pass."""
         batch: list[Document] = []
         judged = 0
         for document in sorted(todo, key=lambda d: d.start - d.end):  # the longest first
             widest = batch[0].end - batch[0].start if batch else 0
             judged += document.end - document.wanted
-            if batch and ((len(batch) + 1) * widest > COLUMNS or judged > self.most):
+            rows = min(COLUMNS // widest, SLOTS // (shared + widest)) if batch else 1
+            if batch and (len(batch) >= rows or judged > self.most):
                 yield batch
                 batch, judged = [], document.end - document.wanted
             batch.append(document)

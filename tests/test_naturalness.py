@@ -70,9 +70,9 @@ def random_trace(rng, tokens):
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "gemma3", "gemma2"])
-@pytest.mark.parametrize(("columns", "chunk", "logits"), [(2048, 512, LOGITS), (24, 7, 5 * VOCAB)])
-def test_equal_to_one_forward_a_step(kind, columns, chunk, logits, monkeypatch):
-    for name, value in (("COLUMNS", columns), ("CHUNK", chunk), ("EAGER_CHUNK", chunk), ("LOGITS", logits)):
+@pytest.mark.parametrize("small", [{}, {"COLUMNS": 24, "CHUNK": 7, "EAGER_CHUNK": 7, "LOGITS": 5 * VOCAB, "SLOTS": 60}])
+def test_equal_to_one_forward_a_step(kind, small, monkeypatch):
+    for name, value in small.items():
         monkeypatch.setattr(rsd.naturalness, name, value)
     student = model(kind)
     plain = model(kind)
@@ -168,6 +168,18 @@ def test_a_local_score_does_not_see_what_is_outside_its_window():
     after = student.read([1], other, steps, first)
     assert np.abs(before.logprobs[16:] - after.logprobs[16:]).max() > 1e-2
     np.testing.assert_allclose(before.local[16:], after.local[16:], atol=1e-5)
+
+
+def test_a_long_prompt_is_not_copied_for_many_rows():
+    # 100 documents of 10 tokens after 5,000: the keys of a layer, copied for all, would have 16 million entries.
+    student = model("llama")
+    student.config.max_position_embeddings = 8192
+    rng = np.random.default_rng(4)
+    prompt, tokens = rng.integers(0, VOCAB, 5000).tolist(), rng.integers(0, VOCAB, 500).tolist()
+    steps = list(range(0, 500, 5))
+    with Largest() as largest:
+        Reader(student).read(prompt, tokens, steps, [max(0, i - 1) for i in range(100)])
+    assert largest.entries < 3e6
 
 
 class Largest(TorchDispatchMode):
