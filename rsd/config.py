@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -142,7 +142,7 @@ class ScoreConfig(Scoring, Loading):
     """Everything that a scorer is asked to do: the student, what it scores by, and where a row's trace is.
 
     response_column, thinking_column: for rows in no known format, the columns of the answer and of the
-        thinking that precedes it; prompt_column is the prompt's. See `data.responses`.
+        thinking that precedes it; prompt_column is the prompt's. See `responses.responses`.
     """
 
     student: str = BUNDLED_STUDENT
@@ -159,6 +159,11 @@ class ScoreConfig(Scoring, Loading):
 
     def scoring(self) -> Scoring:
         return Scoring(**{f.name: getattr(self, f.name) for f in fields(Scoring)})
+
+    def reading(self) -> dict[str, Any]:
+        """What was asked of where prompt and trace are and how they are put; a score depends on it, too."""
+        names = ("prompt_column", "response_column", "thinking_column", "system_prompt", "chat_template_kwargs")
+        return {name: value for name in names if (value := getattr(self, name))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,8 +247,3 @@ PAPER = {
     "accept_top_k": 20,
     "max_new_tokens": 7168,
 }
-
-
-def with_paper_preset(config: GenerateConfig, **asked: Any) -> GenerateConfig:
-    """`config` with the paper's values, except where the user asked for another."""
-    return replace(config, **{**PAPER, **asked})

@@ -84,7 +84,9 @@ class TraceGenerator:
             packed = not self.config.compile
             student_model = load(student, self.config, packed=packed)
             if self.config.score:
-                self._scorer = Scorer(student, student_model, Scoring())
+                kwargs = self.config.chat_template_kwargs
+                reading = {"chat_template_kwargs": dict(kwargs)} if kwargs else {}
+                self._scorer = Scorer(student, student_model, Scoring(), dtype=dtype_of(self.config), reading=reading)
             self._engine = Engine(
                 load(teacher, self.config, packed=packed),
                 student_model,
@@ -235,12 +237,11 @@ class TraceGenerator:
         row, generation = finished.request.tag
         ids = finished.token_ids
         shown = ids[:-1] if finished.finish_reason == "stop" else ids
-        text = str(student.tokenizer.decode(shown.tolist(), clean_up_tokenization_spaces=False))
         return Trace(
             id=row.id,
             generation=generation,
             prompt=row.messages,
-            text=text,
+            text=str(student.tokenizer.decode(shown.tolist(), clean_up_tokenization_spaces=False)),
             prompt_ids=finished.request.student_prompt,
             token_ids=ids,
             teacher_logprobs=finished.teacher_logprobs,

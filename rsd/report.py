@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rsd.compare import BY_CONSTRUCTION, Comparison, Pair, mean
+from rsd.naturalness import Reading
 from rsd.scoring import METRICS, Scored
 
 LN = "local_naturalness"
@@ -115,14 +116,14 @@ def _problem(p: Pair, decode: Callable[[int], str]) -> dict[str, Any]:
 
 def _trace(s: Scored, decode: Callable[[int], str]) -> dict[str, Any]:
     """One trace's tokens; log-probs in thousandths, null where there is none."""
-    assert s.reading is not None
+    reading = _reading(s)
     correct = s.response.row.get("is_correct")
     made: dict[str, Any] = {
         "ln": s.metrics[LN],
         "correct": correct if isinstance(correct, bool) else None,
         "pieces": s.pieces(),
-        "student": _thousandths(s.reading.logprobs),
-        "local": _thousandths(s.reading.local),
+        "student": _thousandths(reading.logprobs),
+        "local": _thousandths(reading.local),
         "steps": list(s.steps),
     }
     if s.arrays is not None:
@@ -132,6 +133,12 @@ def _trace(s: Scored, decode: Callable[[int], str]) -> dict[str, Any]:
         made["proposed"] = [decode(i) if i >= 0 else None for i in s.arrays.proposals[own].tolist()]
         made["unknown"] = np.flatnonzero(s.arrays.from_teacher < 0).tolist()
     return made
+
+
+def _reading(s: Scored) -> Reading:
+    if s.reading is None:
+        raise ValueError("a report needs the log-probs of every token, not stored scores alone: score the rows anew")
+    return s.reading
 
 
 def _thousandths(logprobs: np.ndarray) -> list[int | None]:
@@ -204,7 +211,7 @@ def _around(values: np.ndarray) -> tuple[float, float]:
 
 def _plots(c: Comparison) -> list[Plot]:
     sides = [[s for p in c.pairs for s in side(p)] for side in (lambda p: p.baseline, lambda p: p.candidate)]
-    surprisals = [[-s.reading.logprobs.astype(float) for s in side if s.reading is not None] for side in sides]
+    surprisals = [[-_reading(s).logprobs.astype(float) for s in side] for side in sides]
     plots = [_distribution(surprisals, float(c.scoring["threshold"])), _positions(surprisals)]
     if ranked := c.ranked():
         plots += [_scatter(ranked), _differences(np.array([p.deltas[LN] for p in ranked], dtype=float))]

@@ -99,7 +99,7 @@ def responses(
         messages: Messages = []
         text, error = "", None
         try:
-            if row.get("error") is not None:
+            if row.get("error"):
                 raise ValueError(f"the row is an error itself: {row['error']}")
             messages, text = find(row)
             ids = row.get("token_ids")

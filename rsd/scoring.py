@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from rsd.config import BUNDLED_STUDENT, ScoreConfig, Scoring
-from rsd.models import Source, find, load
+from rsd.models import Source, dtype_of, find, load
 from rsd.naturalness import Reader, Reading
 from rsd.responses import Arrays, Response, responses
 from rsd.steps import split
@@ -85,12 +85,14 @@ class Scorer:
         model: PreTrainedModel,
         scoring: Scoring,
         *,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        dtype: str,
+        reading: Mapping[str, Any],
     ) -> None:
+        """dtype: the model's. reading: as of `ScoreConfig.reading`."""
         self.source, self.how = source, scoring
-        self.template_kwargs = chat_template_kwargs or {}
+        self.template_kwargs = reading.get("chat_template_kwargs", {})
         self.reader = Reader(model)
-        self.scoring = rules(source, scoring)
+        self.scoring = rules(source, scoring, dtype=dtype, reading=reading)
         vocabulary = source.tokenizer.get_vocab().values()
         self.known = np.isin(np.arange(source.width), list(vocabulary))
 
@@ -277,10 +279,11 @@ def named(scoring: Mapping[str, Any]) -> str:
     )
 
 
-def rules(source: Source, scoring: Scoring) -> dict[str, Any]:
-    """What names a score: the student and how it was scored."""
+def rules(source: Source, scoring: Scoring, *, dtype: str, reading: Mapping[str, Any]) -> dict[str, Any]:
+    """What names a score, and all that it depends on beside the row."""
     name = Path(source.path).name if Path(source.name).is_dir() else source.name
-    return {"student": name, "fingerprint": source.fingerprint()} | asdict(scoring)
+    student = {"student": name, "fingerprint": source.fingerprint(), "dtype": dtype}
+    return student | asdict(scoring) | dict(reading)
 
 
 def stored(response: Response, scoring: Mapping[str, Any]) -> Scored | None:
@@ -316,7 +319,8 @@ def load_scorer(config: ScoreConfig) -> Scorer:
         ValueError: it cannot be loaded.
     """
     source = find_student(config)
-    return Scorer(source, load(source, config), config.scoring(), chat_template_kwargs=config.chat_template_kwargs)
+    model = load(source, config)
+    return Scorer(source, model, config.scoring(), dtype=dtype_of(config), reading=config.reading())
 
 
 def score(

@@ -281,7 +281,8 @@ def test_select_uses_scores_that_are_there(tmp_path, monkeypatch):
     assert read(tmp_path / "again.jsonl") == read(out)
     # Other rules, an edited text or an edited score are scored anew.
     edited = scored_rows[0] | {"completion": WORDY + " Yes."}, scored_rows[0] | {"rsr": "best"}
-    for args, rows in ((["--window", "1"], scored_rows[:1]), *(([], [r]) for r in edited)):
+    changed = (["--window", "1"], ["--system-prompt", "Be brief."])
+    for args, rows in (*((c, scored_rows[:1]) for c in changed), *(([], [r]) for r in edited)):
         write(again[0], rows)
         with pytest.raises(AssertionError, match="NoneType"):
             command("select", *again, "-o", tmp_path / "other.jsonl", *args)

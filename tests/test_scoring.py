@@ -70,7 +70,8 @@ def test_columns_named_by_flags(trajectory):
     named = {"thinking_column": "deepseek_thinking_trajectory", "response_column": "deepseek_attempt"}
     want = rsd.score(FORMATS["strings"])[0]
     (made,) = rsd.score([row | {"completion": "Something else."}], **named)
-    assert {k: made[k] for k in COLUMNS} == {k: want[k] for k in COLUMNS}
+    assert made["scoring"] == want["scoring"] | named
+    assert {k: made[k] for k in COLUMNS if k != "scoring"} == {k: want[k] for k in COLUMNS if k != "scoring"}
     (thinking,) = rsd.score([row], thinking_column="deepseek_thinking_trajectory")
     assert 0 < want["scored_tokens"] - thinking["scored_tokens"] < 12
 
@@ -249,7 +250,9 @@ def test_a_killed_run_goes_on(tmp_path):
         assert f"rows         8 ({8 - left.count(10)} new)" in result.output
     # Another input or other rules are not this run's; neither is a file of something else.
     other = write(tmp_path / "other.jsonl", read(source)[::-1])
-    for args in ([other, "-o", out], [source, "-o", out, "--window", "3"], [source, "-o", bundled("problems.jsonl")]):
+    changed = (["--window", "3"], ["--system-prompt", "Be brief."], ["--chat-template-kwargs", '{"x": 1}'])
+    tries = [[other, "-o", out], [source, "-o", bundled("problems.jsonl")], *([source, "-o", out, *c] for c in changed)]
+    for args in tries:
         result = command("score", *args, expect=2)
         assert "is not what these settings make of" in result.output
     assert out.read_bytes() == whole
