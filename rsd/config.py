@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any, Literal
@@ -21,6 +21,9 @@ FREE_SETTINGS = (
     "attn_implementation",
     "compile",
     "num_generations",
+    "until_correct",
+    "want",
+    "max_fallback_rate",
     "prompt_column",
     "trust_remote_code",
     "allow_pickle",
@@ -176,6 +179,17 @@ class GenerateConfig(Loading):
     leaves; `None` for teacher_device and student_device `device`. With `score`, traces carry the
     scores of `Scoring()` under the student.
 
+    verify, answer_column: how answers are judged, and against which column; see `verify.Verifier`.
+    until_correct: stop sampling a problem once `want` of its traces are right (`keep.is_right`), at
+        most num_generations; a trace with more than max_fallback_rate of its tokens from the student
+        does not count.
+    loop_check: end a trace that repeats itself for ever; see `loops`.
+    completion_prefix: what every completion begins with, written for both models.
+    suppress: tokens that no trace holds, by id or by text.
+    teacher_prompt_column, teacher_template: what the teacher reads in the prompt's place, from a column of
+        its own, or a Jinja template of the row's columns and `prompt`, the last user's turn. The
+        student never reads it, and no row holds it.
+
     Raises:
         ValueError: a value is out of its range; the message says which values are allowed.
     """
@@ -195,7 +209,17 @@ class GenerateConfig(Loading):
     num_generations: int = 1
     seed: int = 0
     score: bool = False
+    verify: str = "auto"
+    answer_column: str | None = None
+    until_correct: bool = False
+    want: int = 1
+    max_fallback_rate: float = 1.0
+    loop_check: bool = True
     teacher_prompt: Literal["student", "own"] = "student"
+    teacher_prompt_column: str | None = None
+    teacher_template: str | None = None
+    completion_prefix: str = ""
+    suppress: Sequence[str | int] = ()
     prompt_column: str | None = None
     system_prompt: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -209,12 +233,22 @@ class GenerateConfig(Loading):
         super().__post_init__()
         self.acceptance()
         self.sampling({})
-        for name in ("max_new_tokens", "num_generations", "batch_size", "block_size"):
+        for name in ("max_new_tokens", "num_generations", "want", "batch_size", "block_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name.replace('_', '-')} must be at least 1, not {value}")
         if self.teacher_prompt not in ("student", "own"):
             raise ValueError(f"teacher-prompt must be 'student' or 'own', not {self.teacher_prompt!r}")
+        if self.teacher_prompt_column and self.teacher_template:
+            raise ValueError("teacher-prompt-column and teacher-template both make the teacher's prompt: give one")
+        if not re.fullmatch(r"auto|boxed|math|none|[^\W\d][\w.]*:[^\W\d][\w.]*", self.verify):
+            raise ValueError(f"verify must be auto, boxed, math, none or your own module:callable, not {self.verify!r}")
+        if self.until_correct and self.verify == "none":
+            raise ValueError("until-correct needs verdicts: choose another verify than none")
+        if self.want > self.num_generations:
+            raise ValueError(f"want {self.want} is more than num-generations {self.num_generations}: raise the latter")
+        if not 0 <= self.max_fallback_rate <= 1:
+            raise ValueError(f"max-fallback-rate is a share: choose one in [0, 1], not {self.max_fallback_rate}")
 
     def device_of(self, role: str) -> str | None:
         return (self.teacher_device if role == "teacher" else self.student_device) or self.device
@@ -246,4 +280,5 @@ PAPER = {
     "trials": 5,
     "accept_top_k": 20,
     "max_new_tokens": 7168,
+    "max_fallback_rate": 0.5,
 }

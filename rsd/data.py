@@ -12,14 +12,27 @@ import jsonlines
 PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
 
 
+Messages = list[dict[str, str]]
+
+
 @dataclass(frozen=True)
 class Row:
-    """One prompt: a stable id, chat messages, the columns that are merely kept, or what is wrong."""
+    """One prompt: a stable id, chat messages, the columns that are merely kept, or what is wrong.
+
+    teacher: the messages that the teacher reads in their place, if it has some of its own.
+    answer_column: where the problem's reference answer is, if there is one.
+    """
 
     id: str | int
-    messages: list[dict[str, str]]
+    messages: Messages
     columns: Mapping[str, Any]
     error: str | None = None
+    teacher: Messages | None = None
+    answer_column: str | None = None
+
+    @property
+    def answer(self) -> Any:
+        return None if self.answer_column is None else self.columns.get(self.answer_column)
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
@@ -87,7 +100,7 @@ def prepare(
     return prepared
 
 
-def read_prompt(value: Any, column: str) -> tuple[list[dict[str, str]], str | None]:
+def read_prompt(value: Any, column: str) -> tuple[Messages, str | None]:
     """The chat messages of a string or a list of messages, or what is wrong with it."""
     if isinstance(value, str):
         if not value.strip():

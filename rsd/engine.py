@@ -50,7 +50,7 @@ class Finished:
     from_teacher: bool, drawn from its posterior given the token.
     accepted: float64, a = q(A), the chance that one proposal stands.
     proposals: int64, the teacher's likeliest proposal; -1 where it has none that the student knows.
-    finish_reason: "stop" (an EOS), "length", or "error".
+    finish_reason: "stop" (an EOS), "length", "loop" (see `loops`), or "error".
     """
 
     request: Request
@@ -95,6 +95,7 @@ class Engine:
         eos: ids that end a trace.
         block: tokens drafted a round; 1 is lockstep; None leaves it to `pace`. A trace does not depend
             on it (in fp32, up to near-ties).
+        loop_check: end traces that repeat themselves for ever, see `loops`.
         compile: see `cache.CachedModel`.
 
     Raises:
@@ -112,6 +113,7 @@ class Engine:
         eos: Collection[int],
         rows: int = 32,
         block: int | None = None,
+        loop_check: bool = True,
         compile: bool = False,
     ) -> None:
         self.vocabulary = vocabulary
@@ -126,12 +128,16 @@ class Engine:
             eos=eos,
             rows=rows,
             pace=self.pace,
+            loop_check=loop_check,
             compile=compile,
         )
 
     @torch.inference_mode()
     def run(self, requests: Iterable[Request]) -> Iterator[Finished]:
         """Yield traces as they finish; a finished row's slot takes the next request at once.
+
+        An iterator that has come to its end is asked again when there is room: what follows from a trace that
+        was yielded may be requested then.
 
         Out of memory, it goes on with half of the rows, from the tokens that all of them have. With one
         row left, that row ends as an error.

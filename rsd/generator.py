@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,14 +13,18 @@ from rsd import data
 from rsd.config import GenerateConfig, Scoring
 from rsd.data import Row
 from rsd.engine import Engine, Finished, Request
+from rsd.keep import is_right
 from rsd.memory import PROMPT, Estimate, estimate, need
 from rsd.models import Source, device_of, dtype_of, find, load, sampling_of
 from rsd.pace import Pace
+from rsd.prompts import Prompt, privileged, render
 from rsd.responses import Response
 from rsd.sampling import row_key
+from rsd.schedule import Schedule
 from rsd.scoring import Scorer
 from rsd.trace import Trace
-from rsd.vocabulary import Vocabulary, meet
+from rsd.verify import Judgement, Verifier, answer_column, resolve
+from rsd.vocabulary import Vocabulary, meet, token_ids
 
 DEFAULT_NEW_TOKENS = 2048
 
@@ -46,6 +51,7 @@ class TraceGenerator:
         self._engine: Engine | None = None
         self._memory: Estimate | None = None
         self._scorer: Scorer | None = None
+        self._verifier: Verifier | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config}
@@ -71,6 +77,13 @@ class TraceGenerator:
                 )
             self.sampling, lines = sampling_of(c, student)
             self.notices = [f"vocabularies: {vocabulary.describe()}", *lines]
+            self.suppressed = token_ids([*c.suppress, *(student.generation.suppress_tokens or ())], student.tokenizer)
+            if self.suppressed:
+                vocabulary = vocabulary.without(self.suppressed)
+                self.notices.append(f"suppressed: {len(self.suppressed)} tokens, which no trace will hold")
+            if student.eos <= self.suppressed:
+                raise ValueError("suppress holds every token that ends a trace: leave one of them out")
+            self.verify = resolve(c.verify)
             self._pair = teacher, student, vocabulary
         return self._pair
 
@@ -87,6 +100,8 @@ class TraceGenerator:
                 kwargs = self.config.chat_template_kwargs
                 reading = {"chat_template_kwargs": dict(kwargs)} if kwargs else {}
                 self._scorer = Scorer(student, student_model, Scoring(), dtype=dtype_of(self.config), reading=reading)
+            self._verifier = Verifier(self.verify)
+            self._verifier.start()
             self._engine = Engine(
                 load(teacher, self.config, packed=packed),
                 student_model,
@@ -96,6 +111,7 @@ class TraceGenerator:
                 eos=student.eos | {i for i in teacher.eos if i < vocabulary.width and vocabulary.shared[i]},
                 rows=rows,
                 block=self.config.block_size,
+                loop_check=self.config.loop_check,
                 compile=self.config.compile,
             )
         return self
@@ -141,18 +157,36 @@ class TraceGenerator:
             "accept_top_k": c.accept_top_k,
             "max_new_tokens": self.max_new_tokens,
             "seed": c.seed,
+            "loop_check": c.loop_check,
+            "verify": self.verify,
+            "answer_column": c.answer_column,
             "teacher_prompt": c.teacher_prompt,
+            "teacher_prompt_column": c.teacher_prompt_column,
+            "teacher_template": c.teacher_template,
+            "completion_prefix": c.completion_prefix,
+            "suppressed": sorted(self.suppressed),
             "system_prompt": c.system_prompt,
             "chat_template_kwargs": dict(c.chat_template_kwargs),
             "dtype": dtype_of(c),
         } | ({"score": asdict(Scoring())} if c.score else {})
 
     def prepare(self, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
-        """Find the prompts and ids of input rows (see `data.prepare`)."""
-        return data.prepare(rows, prompt_column=self.config.prompt_column, system_prompt=self.config.system_prompt)
+        """Find the prompts and ids of input rows (see `data.prepare`), the teacher's prompts and the answers.
+
+        Raises:
+            ValueError: no row has a column that is needed, or ids repeat.
+        """
+        c = self.config
+        prepared = data.prepare(rows, prompt_column=c.prompt_column, system_prompt=c.system_prompt)
+        column = answer_column(prepared, c.verify, c.answer_column)
+        if c.until_correct and c.verify == "auto" and column is None and prepared:
+            answer_column(prepared, "boxed", None)  # says what was looked for
+        return privileged([replace(row, answer_column=column) for row in prepared], c)
 
     def stream(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Trace]:
-        """Yield `num_generations` traces a row, as they finish; a bad row yields traces with `error` set.
+        """Yield traces as they finish, `num_generations` a row or fewer with `until_correct`.
+
+        A bad row yields traces with `error` set.
 
         Raises:
             ValueError: no row has a prompt column, or ids repeat.
@@ -163,18 +197,29 @@ class TraceGenerator:
         """All traces, in the order of the rows and of their generations."""
         prepared = self.prepare(rows)
         made = {trace.key: trace for trace in self.make(prepared)}
-        return [made[str(row.id), g] for row in prepared for g in range(self.config.num_generations)]
+        keys = ((str(row.id), g) for row in prepared for g in range(self.config.num_generations))
+        return [made[key] for key in keys if key in made]
 
-    def make(self, rows: Iterable[Row], *, skip: Collection[tuple[str, int]] = ()) -> Iterator[Trace]:
-        """`stream` for prepared rows, without the traces whose (id, generation) is in `skip`."""
-        wanted = [(row, g) for row in rows for g in range(self.config.num_generations) if (str(row.id), g) not in skip]
+    def schedule(self, rows: Iterable[Row], done: Mapping[tuple[str, int], bool]) -> Schedule:
+        """Which traces of these rows are to be made, where `done` exist, and are right or not."""
+        c = self.config
+        return Schedule(rows, generations=c.num_generations, want=c.want if c.until_correct else None, done=done)
+
+    def make(
+        self,
+        rows: Iterable[Row],
+        *,
+        done: Mapping[tuple[str, int], bool] | None = None,
+        schedule: Schedule | None = None,
+    ) -> Iterator[Trace]:
+        """`stream` for prepared rows; `done` tells of existing traces, by (id, generation), whether they are right."""
         self.load()
-        failed: list[Trace] = []
-        for finished in self._engine.run(self._requests(wanted, failed)):  # type: ignore[union-attr]
-            while failed:
-                yield self._with_scores(failed.pop(0))
-            yield self._with_scores(self._trace(finished))
-        yield from map(self._with_scores, failed)
+        schedule = schedule or self.schedule(rows, done or {})
+        requests = _Requests(self, schedule)
+        for finished in self._engine.run(requests):  # type: ignore[union-attr]
+            requests.judge(self._trace(finished), finished.request.tag[0])
+            yield from requests.judged()
+        yield from requests.judged()
 
     def __call__(self, batch: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
         """Columns in, columns out: for Ray Data's `map_batches` and `datasets.map(batched=True)`."""
@@ -186,63 +231,38 @@ class TraceGenerator:
         made = [trace.row() for trace in self.run(rows)]
         return {k: [row.get(k) for row in made] for k in (made[0] if made else ())}
 
-    def render(self, row: Row) -> tuple[list[int], list[int]]:
+    def render(self, row: Row) -> Prompt:
         """The prompt's ids as the student and as the teacher read them.
 
         Raises:
             ValueError: the prompt cannot be rendered or does not fit into a context.
         """
         teacher, student, vocabulary = self.find()
-        ids = student.prompt_ids(row.messages, self.config.chat_template_kwargs)
-        if self.config.teacher_prompt == "own":
-            theirs = teacher.prompt_ids(row.messages, self.config.chat_template_kwargs)
-        else:
-            theirs = vocabulary.for_teacher(ids)
-        for source, prompt in ((student, ids), (teacher, theirs)):
-            if len(prompt) >= source.context:
-                raise ValueError(
-                    f"the prompt has {len(prompt)} tokens and the {source.role}'s context {source.context}: "
-                    "there is no room for a trace"
-                )
-        return ids, theirs
+        return render(row, self.config, teacher=teacher, student=student, vocabulary=vocabulary)
 
-    def _requests(self, wanted: list[tuple[Row, int]], failed: list[Trace]) -> Iterator[Request]:
-        """Requests for good rows; the error traces of bad ones are put into `failed`."""
+    def request(self, row: Row, generation: int, prompt: Prompt) -> Request:
         _, student, _ = self.find()
-        last: Row | None = None
-        for row, generation in wanted:
-            if row is not last:
-                error = row.error
-                if error is None:
-                    try:
-                        ids, theirs = self.render(row)
-                    except Exception as e:  # a prompt must not be able to end a job
-                        error = f"{e}".splitlines()[0] if f"{e}" else type(e).__name__
-                last = row
-            if error is not None:
-                failed.append(
-                    Trace(id=row.id, generation=generation, prompt=row.messages, error=error, columns=row.columns)
-                )
-                continue
-            yield Request(
-                student_prompt=ids,
-                teacher_prompt=theirs,
-                key=row_key(self.config.seed, str(row.id), generation),
-                max_new_tokens=min(self.max_new_tokens, student.context - len(ids)),
-                tag=(row, generation),
-            )
+        ids = prompt.student + prompt.prefix
+        return Request(
+            student_prompt=ids,
+            teacher_prompt=prompt.teacher,
+            key=row_key(self.config.seed, str(row.id), generation),
+            max_new_tokens=min(self.max_new_tokens, student.context - len(ids)),
+            tag=(row, generation, prompt),
+        )
 
     def _trace(self, finished: Finished) -> Trace:
         _, student, _ = self.find()
-        row, generation = finished.request.tag
+        row, generation, prompt = finished.request.tag
         ids = finished.token_ids
-        shown = ids[:-1] if finished.finish_reason == "stop" else ids
+        shown = prompt.prefix + (ids[:-1] if finished.finish_reason == "stop" else ids).tolist()
         return Trace(
             id=row.id,
             generation=generation,
             prompt=row.messages,
-            text=str(student.tokenizer.decode(shown.tolist(), clean_up_tokenization_spaces=False)),
-            prompt_ids=finished.request.student_prompt,
+            text=str(student.tokenizer.decode(shown, clean_up_tokenization_spaces=False)),
+            prompt_ids=prompt.student,
+            prefix_ids=prompt.prefix,
             token_ids=ids,
             teacher_logprobs=finished.teacher_logprobs,
             student_logprobs=finished.student_logprobs,
@@ -250,11 +270,22 @@ class TraceGenerator:
             accepted=finished.accepted,
             proposals=finished.proposals,
             finish_reason=finished.finish_reason,
+            thinking_opened=prompt.opened,
             error=finished.error,
+            teacher_messages=row.teacher,
             columns=row.columns,
         )
 
-    def _with_scores(self, trace: Trace) -> Trace:
+    def judge(self, trace: Trace, row: Row) -> "Future[Judgement]":
+        """Whether a trace's answer is right, as soon as that is known."""
+        future: Future[Judgement] = Future()
+        if trace.error is not None:
+            future.set_result(Judgement(None))
+            return future
+        given = {"id": row.id, "prompt": row.messages, **row.columns}
+        return self._verifier.submit(trace.text, given, row.answer, opened=trace.thinking_opened)  # type: ignore[union-attr]
+
+    def with_scores(self, trace: Trace) -> Trace:
         if self._scorer is None:
             return trace
         response = Response(
@@ -267,3 +298,69 @@ class TraceGenerator:
             error=trace.error and f"the row is an error itself: {trace.error}",
         )
         return replace(trace, scores=self._scorer.score(response, prompt_ids=trace.prompt_ids).columns())
+
+
+class _Requests:
+    """What the schedule wants, as requests for the engine; and the traces on their way to being judged.
+
+    While a verdict is awaited the engine goes on with other rows; only when it has none left does it wait.
+    """
+
+    def __init__(self, generator: TraceGenerator, schedule: Schedule) -> None:
+        self.generator, self.schedule = generator, schedule
+        self.decoding = 0
+        self._last: tuple[Row, Prompt | str] | None = None
+        self._waiting: dict[Future[Judgement], tuple[Trace, Row]] = {}
+        self._judged: list[Trace] = []
+
+    def __iter__(self) -> "_Requests":
+        return self
+
+    def __next__(self) -> Request:
+        while True:
+            wanted = self.schedule.pop()
+            if wanted is None:
+                if self.decoding or not self._waiting:
+                    raise StopIteration
+                wait(self._waiting, return_when=FIRST_COMPLETED)
+                self._settle()
+                continue
+            row, generation = wanted
+            prompt = self._prompt(row)
+            if not isinstance(prompt, str):
+                self.decoding += 1
+                return self.generator.request(row, generation, prompt)
+            trace = Trace(id=row.id, generation=generation, prompt=row.messages, error=prompt, columns=row.columns)
+            self._judged.append(self.generator.with_scores(trace))
+            self.schedule.tell(row, right=False)
+
+    def _prompt(self, row: Row) -> Prompt | str:
+        """A row's prompt, or what is wrong with it; rendered once for all of its generations in a row."""
+        if self._last is None or self._last[0] is not row:
+            try:
+                prompt: Prompt | str = row.error if row.error is not None else self.generator.render(row)
+            except Exception as e:  # a prompt must not be able to end a job
+                prompt = f"{e}".splitlines()[0] if f"{e}" else type(e).__name__
+            self._last = row, prompt
+        return self._last[1]
+
+    def judge(self, trace: Trace, row: Row) -> None:
+        """Have a trace judged that the engine has finished."""
+        self.decoding -= 1
+        self._waiting[self.generator.judge(trace, row)] = trace, row
+
+    def judged(self) -> list[Trace]:
+        """The traces that were judged since the last call."""
+        self._settle()
+        made, self._judged = self._judged, []
+        return made
+
+    def _settle(self) -> None:
+        for future in [f for f in self._waiting if f.done()]:
+            trace, row = self._waiting.pop(future)
+            judgement = future.result()
+            trace = replace(trace, is_correct=judgement.correct, verify_error=judgement.error)
+            trace = self.generator.with_scores(trace)
+            self._judged.append(trace)
+            limit = self.generator.config.max_fallback_rate
+            self.schedule.tell(row, right=is_right(trace.row(), max_fallback_rate=limit))

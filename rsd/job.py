@@ -18,10 +18,11 @@ import rsd
 from rsd import data
 from rsd.config import FREE_SETTINGS
 from rsd.generator import TraceGenerator
+from rsd.keep import keep as keep_rows
 from rsd.models import Source
 from rsd.responses import Response
 from rsd.scoring import COLUMNS, METRICS, Scored, Scorer, named, set_rsr
-from rsd.store import Store, check_overwrite, encode, locked
+from rsd.store import Store, check_overwrite, encode, locked, whole_lines, write_rows
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Summary:
     new_tokens: int
     seconds: float
     tokens_per_round: float  # committed to a row in a round, on average
+    kept: int | None = None  # rows in `kept_file`, where one was asked for
+    kept_file: Path | None = None
 
     def text(self) -> str:
         t = self.totals
@@ -47,8 +50,22 @@ class Summary:
         if self.new_rows:
             speed = f"{self.new_tokens / self.seconds:.0f} tokens/s, {self.tokens_per_round:.1f} tokens a round"
             lines.append(f"time         {self.seconds:.1f} s ({speed})")
+        if t["correct"] or t["wrong"] or t["verify_errors"]:
+            solved = f"{t['solved']} solved, {t['unsolved']} unsolved, {t['unknown']} not known"
+            lines += [
+                f"answers      {t['correct']} correct, {t['wrong']} wrong, {t['not_verified']} not verified",
+                f"problems     {t['problems']}: {solved}",
+            ]
+        if unfit := ", ".join(f"{n} {why}" for why, n in t["unfit"].items() if why != "error"):
+            lines.append(f"unfit        {unfit}")
+        if self.kept is not None:
+            lines.append(f"kept         {self.kept} rows, in {self.kept_file}")
+        if t["verify_errors"]:
+            said = f"{t['verify_errors']} rows have `verify_error` set, the first: {t['first_verify_error']}"
+            lines.append(f"not judged   {said}")
         if t["errors"]:
-            lines.append(f"errors       {t['errors']} rows have `error` set; the same command tries them again")
+            said = f"{t['errors']} rows have `error` set, the first: {t['first_error']}"
+            lines.append(f"errors       {said}; the same command tries them again")
         return "\n".join(lines)
 
 
@@ -59,8 +76,12 @@ def run_job(
     *,
     limit: int | None = None,
     overwrite: bool = False,
+    keep: str | None = None,
 ) -> Summary:
     """Make the traces of a file's rows and store them; resumes what an earlier run left.
+
+    Args:
+        keep: write the rows that are kept (`keep.KEEP`) to a file beside `out`, when all are made.
 
     Raises:
         ValueError: bad input, a pair that does not fit, or an output of another job. Nothing is
@@ -70,30 +91,33 @@ def run_job(
         raise ValueError(f"{out} is the input itself: use another -o")
     rows = generator.prepare(data.read_rows(source)[:limit])
     store = Store(out)
+    fallback = generator.config.max_fallback_rate
     manifest = _manifest(generator, source, limit)
     manifest["decoding"] = {} if overwrite else store.decoding()
-    done = store.made(manifest["identity"], {str(r.id): r.messages for r in rows}, overwrite=overwrite)
+    done = store.made(manifest["identity"], rows, overwrite=overwrite, max_fallback_rate=fallback)
     for notice in generator.notices:
         say(notice)
     say(generator.memory().text)
-    total = len(rows) * generator.config.num_generations
+    schedule = generator.schedule(rows, done)
     found = sum((str(r.id), g) in done for r in rows for g in range(generator.config.num_generations))
-    if found == total:
-        say(f"{out} is finished: it holds all {total} traces of this job")
+    finished = not schedule.at_most
+    if finished:
+        say(f"{out} is finished: it holds all {found} traces of this job")
     else:
         if done:
-            say(f"resuming {out}: found {len(done)} finished traces, {total - found} to make")
+            say(f"resuming {out}: found {len(done)} finished traces, {schedule.at_most} to make at the most")
         generator.load()
     store.begin(manifest, done, overwrite=overwrite)
-    if found == total:  # a job may have been killed after its last trace and before its totals
-        totals = store.totals()
+    if finished:  # a job may have been killed after its last trace and before its totals
+        totals = store.totals(max_fallback_rate=fallback)
         store.end(manifest | {"totals": totals})
-        return Summary(totals, 0, 0, 0.0, 0.0)
+        return Summary(totals, 0, 0, 0.0, 0.0, *_keep(out, keep, fallback))
     started, count, tokens, accepted = time.monotonic(), 0, 0, 0.0
     try:
         every = 0.1 if sys.stderr.isatty() else 10  # seconds; a log file needs fewer lines
+        total = found + schedule.at_most
         with tqdm(total=total, initial=found, unit="trace", dynamic_ncols=True, mininterval=every) as bar:
-            for trace in generator.make(rows, skip=done):
+            for trace in generator.make(rows, schedule=schedule):
                 store.append(trace)
                 count += 1
                 tokens += len(trace.token_ids)
@@ -103,15 +127,26 @@ def run_job(
                 if generator.pace.row_rounds:
                     shown.append(f"{generator.pace.tokens_per_round:.1f} tokens a round")
                 bar.set_postfix_str(", ".join(shown), refresh=False)
+                bar.total = max(found + count, min(total, found + count + schedule.at_most))
                 bar.update()
     except BaseException:
         store.end(None)
         raise
     seconds = time.monotonic() - started
-    totals = store.totals()
+    totals = store.totals(max_fallback_rate=fallback)
     decoding = _decoding(manifest["decoding"], generator.pace.books())
     store.end(manifest | {"totals": totals, "decoding": decoding})
-    return Summary(totals, count, tokens, seconds, generator.pace.tokens_per_round)
+    return Summary(totals, count, tokens, seconds, generator.pace.tokens_per_round, *_keep(out, keep, fallback))
+
+
+def _keep(out: str | Path, how: str | None, max_fallback_rate: float) -> tuple[int | None, Path | None]:
+    """Write the rows that are kept to OUT.kept.jsonl, whole or not at all; how many they are."""
+    if how is None:
+        return None, None
+    rows, _ = keep_rows(list(whole_lines(Path(out))), how, max_fallback_rate=max_fallback_rate)
+    file = Path(str(out).removesuffix(".jsonl") + ".kept.jsonl")
+    write_rows(rows, file)
+    return len(rows), file
 
 
 def score_file(scorer: Scorer, todo: Sequence[Response], out: str | Path, *, overwrite: bool = False) -> "ScoreSummary":

@@ -32,7 +32,6 @@ PENALTIES: dict[str, Any] = {
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
     "exponential_decay_length_penalty": None,
-    "suppress_tokens": None,
     "begin_suppress_tokens": None,
     "bad_words_ids": None,
     "forced_bos_token_id": None,
@@ -90,6 +89,18 @@ class Source:
         if not ids:
             raise ValueError(f"the prompt has no tokens for the {self.role}")
         return list(ids)
+
+    def training_ids(
+        self, messages: list[dict[str, str]], answer: str, template_kwargs: Mapping[str, Any]
+    ) -> list[int]:
+        """Prompt and answer as a trainer makes them of text: by the chat template, else one after the other."""
+        if self.tokenizer.chat_template is None:
+            ids = self.prompt_ids(messages, template_kwargs) + self.tokenizer.encode(answer, add_special_tokens=False)
+            return [*ids, self.tokenizer.eos_token_id]
+        conversation = [*messages, {"role": "assistant", "content": answer}]
+        return list(
+            self.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False, **template_kwargs)
+        )
 
     def fingerprint(self) -> str:
         """What identifies the model: the Hub commit, or a hash of a directory's files (of large ones a sample)."""

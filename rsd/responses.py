@@ -143,6 +143,11 @@ def read_sidecar(path: str | Path) -> dict[tuple[str, int], Arrays]:
     read = {}
     for line in whole_lines(Store.files(path)[0]):
         with suppress(ValueError, TypeError, LookupError, OverflowError):  # a line that is not ours
+            # What was written before the trace is a part of its completion, of which nothing is known.
+            prefix = line.get("prefix_ids") or []
+            unknown = [None] * len(prefix)
+            of_trace = ("teacher_logprobs", "student_logprobs", "from_teacher", "teacher_proposals")
+            line |= {"token_ids": prefix + line["token_ids"]} | {c: unknown + line[c] for c in of_trace if line.get(c)}
             read[str(line.get("id")), line["generation"]] = Arrays(
                 array(line, "token_ids", 0, "int64"),
                 array(line, "teacher_logprobs", np.nan, "float32"),

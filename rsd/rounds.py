@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from rsd.cache import CachedModel, RowCache
 from rsd.config import Acceptance, Sampling
 from rsd.graph import DraftLoop
+from rsd.loops import EVERY, REACH, loops
 from rsd.pace import Pace
 from rsd.sampling import DRAFT, acceptable, drafter, draw, proposals, target, uniforms, verify, warp
 from rsd.vocabulary import Vocabulary
@@ -46,13 +47,14 @@ class Rounds:
         eos: Collection[int],
         rows: int,
         pace: Pace,
+        loop_check: bool,
         compile: bool,
     ) -> None:
         self.teacher = CachedModel(teacher, rows, compile=compile)
         self.student = CachedModel(student, rows, compile=compile)
         self.shared = vocabulary.shared.to(self.student.device)
         self.own = vocabulary.own.to(self.student.device)
-        self.sampling, self.acceptance, self.pace = sampling, acceptance, pace
+        self.sampling, self.acceptance, self.pace, self.loop_check = sampling, acceptance, pace, loop_check
         # What the host looks up by the student's ids.
         self.spelled = vocabulary.spelled.numpy()
         self.spelling = vocabulary.spelling.numpy()
@@ -174,7 +176,12 @@ class Rounds:
         full = read + self.spelled[tokens] > self.teacher.context
         full |= state[:, DONE, None] + column + 1 >= state[:, LIMIT, None]
         valid = column < kept[:, None]
-        ends = (stops | full) & valid
+        looping = np.zeros_like(stops)
+        if self.loop_check:
+            for i, j in zip(*(valid & ((state[:, DONE, None] + column + 1) % EVERY == 0)).nonzero(), strict=True):
+                before = book[i, max(0, state[i, DONE] - REACH) : state[i, DONE], TOKEN]
+                looping[i, j] = loops(np.concatenate([before, tokens[i, : j + 1]]))
+        ends = (stops | full | looping) & valid
         ended = ends.any(1)
         count = np.where(ended, ends.argmax(1) + 1, kept)
         valid &= column < count[:, None]
@@ -200,6 +207,6 @@ class Rounds:
             tokens=int(count.sum()),
         )
         return [
-            (i, "error" if broken[i] else "stop" if stops[i, last[i]] else "length")
-            for i in (ended | broken).nonzero()[0].tolist()
+            (i, "error" if broken[i] else "stop" if stops[i, c] else "loop" if looping[i, c] else "length")
+            for i, c in ((i, last[i]) for i in (ended | broken).nonzero()[0].tolist())
         ]

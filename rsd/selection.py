@@ -1,6 +1,5 @@
 """Teacher selection and response selection by a score (arXiv 2510.03988, section 4)."""
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from rsd.job import progress
 from rsd.models import dtype_of
 from rsd.responses import Response, read_responses
 from rsd.scoring import METRICS, Scored, find_student, load_scorer, named, rules, stored
-from rsd.store import encode
+from rsd.store import write_rows
 
 BY = {
     "ln": "local_naturalness",
@@ -193,11 +192,13 @@ def by_teacher(files: Sequence[str], config: ScoreConfig) -> dict[str, list[Scor
 
 def write(selection: Selection, out: str | Path) -> None:
     """The chosen rows, each with its teacher and its scores; whole or not at all."""
-    temporary = Path(f"{out}.tmp")
-    with open(temporary, "wb") as file:
-        for teacher, s in selection.chosen:
-            file.write(encode(dict(s.response.row) | s.columns() | {"teacher": teacher, "selected_by": selection.by}))
-    os.replace(temporary, out)
+    write_rows(
+        (
+            dict(s.response.row) | s.columns() | {"teacher": teacher, "selected_by": selection.by}
+            for teacher, s in selection.chosen
+        ),
+        out,
+    )
 
 
 def table(s: Selection) -> str:

@@ -8,12 +8,14 @@ whole; anything else that a killed job left behind is dropped and made again.
 import json
 import os
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rsd.data import Row, digest
+from rsd.keep import flaw, is_right
 from rsd.trace import Trace
 
 Key = tuple[str, int]
@@ -44,13 +46,15 @@ class Store:
         base = str(out).removesuffix(".jsonl")
         return Path(f"{base}.tokens.jsonl"), Path(f"{base}.meta.json")
 
-    def made(self, identity: Mapping[str, Any], prompts: Mapping[str, Any], *, overwrite: bool) -> set[Key]:
-        """The traces that are already there; none if they are to be overwritten. Writes nothing.
+    def made(
+        self, identity: Mapping[str, Any], rows: Iterable[Row], *, overwrite: bool, max_fallback_rate: float = 1.0
+    ) -> dict[Key, bool]:
+        """The traces that are already there, and whether each is right (`keep.is_right`). Writes nothing.
 
         Args:
             identity: what shapes the traces; must be what the manifest holds.
-            prompts: the job's prompt by row id; must be the stored ones.
-            overwrite: any job's files will do, but never a file that is no job's.
+            rows: the job's; their prompts and answers must be the stored ones.
+            overwrite: none of them counts; any job's files will do, but never a file that is no job's.
 
         Raises:
             ValueError: the files are another job's.
@@ -58,13 +62,13 @@ class Store:
         if not self.manifest.exists():
             if any(f.exists() and f.stat().st_size for f in (self.out, self.sidecar)):
                 raise ValueError(f"{self.out} exists and has no manifest: it is not this job's; use another -o")
-            return set()
+            return {}
         try:
             before = dict(json.loads(self.manifest.read_text(encoding="utf-8"))["identity"])
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{self.manifest} is not a manifest of rsd; use another -o") from e
         if overwrite:
-            return set()
+            return {}
         differing = [
             f"{k} (there {before.get(k)!r}, now {identity.get(k)!r})"
             for k in dict.fromkeys([*before, *identity])
@@ -75,20 +79,21 @@ class Store:
                 f"{self.out} was made with other settings: {'; '.join(differing)}; "
                 "use another -o, or --overwrite to start anew"
             )
-        whole = {_key(line) for line in whole_lines(self.sidecar)}
-        done = set()
-        for row in whole_lines(self.out):
-            key = _key(row)
-            if key[0] in prompts and row.get("prompt") != prompts[key[0]]:
+        given = {str(row.id): row for row in rows}
+        whole = {_key(line): line.get("teacher_prompt") for line in whole_lines(self.sidecar)}
+        done = {}
+        for line in whole_lines(self.out):
+            key = _key(line)
+            if (row := given.get(key[0])) is not None and (what := _differing(line, row, whole.get(key))):
                 raise ValueError(
-                    f"{self.out} holds another prompt for id {key[0]!r} than the input: "
+                    f"{self.out} holds another {what} for id {key[0]!r} than the input: "
                     "use another -o, or --overwrite to start anew"
                 )
-            if row.get("error") is None and key in whole:
-                done.add(key)
+            if line.get("error") is None and key in whole:
+                done[key] = is_right(line, max_fallback_rate=max_fallback_rate)
         return done
 
-    def begin(self, manifest: Mapping[str, Any], done: set[Key], *, overwrite: bool) -> None:
+    def begin(self, manifest: Mapping[str, Any], done: Collection[Key], *, overwrite: bool) -> None:
         """Open for appending, with exactly the traces `done` in both files.
 
         Raises:
@@ -123,12 +128,27 @@ class Store:
         rows.write(encode(trace.row()))
         rows.flush()
 
-    def totals(self) -> dict[str, Any]:
-        """What the rows in the file add up to."""
+    def totals(self, *, max_fallback_rate: float = 1.0) -> dict[str, Any]:
+        """What the rows in the file add up to.
+
+        Each row is one of correct, wrong and not_verified; each problem one of solved (a correct trace that is
+        fit for training), unsolved, and unknown (no verdict on any trace).
+        """
         reasons: Counter[str] = Counter()
-        tokens = 0
+        verdicts: Counter[bool | None] = Counter()
+        flaws: Counter[str] = Counter()
+        problems: dict[str, set[bool | None]] = defaultdict(set)
+        first: dict[str, str | None] = {"error": None, "verify_error": None}
+        tokens = verify_errors = 0
         accepted = fallback = 0.0
         for row in whole_lines(self.out):
+            verdicts[row["is_correct"]] += 1
+            verify_errors += row["verify_error"] is not None
+            for column in first:
+                first[column] = first[column] or row[column]
+            why = flaw(row, max_fallback_rate=max_fallback_rate)
+            flaws.update([why] if why else [])
+            problems[str(row["id"])].add(row["is_correct"] if row["is_correct"] is not True or not why else False)
             reasons[row["finish_reason"]] += 1
             tokens += row["num_tokens"]
             accepted += row["num_tokens"] * (row["acceptance_rate"] or 0)
@@ -140,6 +160,17 @@ class Store:
             "acceptance_rate": round(accepted / tokens, 4) if tokens else None,
             "fallback_rate": round(fallback / tokens, 4) if tokens else None,
             "finish_reasons": dict(sorted(reasons.items())),
+            "correct": verdicts[True],
+            "wrong": verdicts[False],
+            "not_verified": verdicts[None],
+            "verify_errors": verify_errors,
+            "first_error": first["error"],
+            "first_verify_error": first["verify_error"],
+            "unfit": dict(sorted(flaws.items())),
+            "problems": len(problems),
+            "solved": sum(True in of for of in problems.values()),
+            "unsolved": sum(True not in of and False in of for of in problems.values()),
+            "unknown": sum(of == {None} for of in problems.values()),
         }
 
     def end(self, manifest: Mapping[str, Any] | None) -> None:
@@ -191,7 +222,20 @@ def check_overwrite(file: Path, column: str) -> None:
         raise ValueError(f"{file} is not a file that this command wrote: it is not overwritten; use another -o")
 
 
-def _rewrite(file: Path, keep: set[Key]) -> None:
+def _differing(line: Mapping[str, Any], row: Row, teacher_prompt: str | None) -> str | None:
+    """What of a stored row is not what its input says now, though it shaped the trace or its verdict."""
+    if line.get("prompt") != row.messages:
+        return "prompt"
+    if line.get("error") is None and teacher_prompt != (digest(row.teacher) if row.teacher else None):
+        return "prompt of the teacher"
+    if (column := row.answer_column) is not None:
+        stored = line.get(f"input_{column}", line.get(column))
+        if encode({"": stored}) != encode({"": row.answer}):
+            return "answer"
+    return None
+
+
+def _rewrite(file: Path, keep: Collection[Key]) -> None:
     left = set(keep)
     temporary = Path(f"{file}.tmp")
     with open(temporary, "wb") as f:
@@ -212,6 +256,15 @@ def encode(line: Mapping[str, Any]) -> bytes:
     return (json.dumps(line, ensure_ascii=False).translate(LINE_ENDS) + "\n").encode("utf-8", "backslashreplace")
 
 
+def write_rows(rows: Iterable[Mapping[str, Any]], out: str | Path) -> None:
+    """Write a file of rows, whole or not at all."""
+    temporary = Path(f"{out}.tmp")
+    with open(temporary, "wb") as file:
+        for row in rows:
+            file.write(encode(row))
+    os.replace(temporary, out)
+
+
 def _key(line: Mapping[str, Any]) -> Key:
     return str(line.get("id")), line["generation"]
 
@@ -228,9 +281,9 @@ def whole_lines(file: Path) -> Iterator[dict[str, Any]]:
                     yield row
 
 
-def _is_exactly(file: Path, keys: set[Key]) -> bool:
+def _is_exactly(file: Path, keys: Collection[Key]) -> bool:
     """Whether a file holds these traces, each once, and nothing else."""
     with open(file, "rb") as f:
         count = sum(1 for _ in f)
     found = [_key(line) for line in whole_lines(file) if not line.get("error")]
-    return count == len(found) == len(keys) and set(found) == keys
+    return count == len(found) == len(keys) and set(found) == set(keys)

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from rsd.answers import one_think_close
+from rsd.data import Messages, digest
+
 COLUMNS = (
     "prompt",
     "completion",
@@ -14,6 +17,9 @@ COLUMNS = (
     "generation",
     "finish_reason",
     "is_correct",
+    "verify_error",
+    "ended_by_eos",
+    "one_think_close",
     "num_tokens",
     "acceptance_rate",
     "fallback_rate",
@@ -30,11 +36,14 @@ class Trace:
     """A trace, or the error that stands in its place.
 
     prompt: the chat messages. text: the decoded completion without its final EOS, special tokens
-        kept. prompt_ids: the student's. The arrays have one entry a token, the final EOS included:
-        token_ids, natural-log probabilities of both models at temperature 1 over the full width (NaN
-        where the teacher has no such token), from_teacher (bool, the label drawn from its posterior),
-        accepted (the chance that one proposal stands), and proposals (the id that the teacher likes
-        best of those that the student knows, else -1).
+        kept. prompt_ids: the student's. prefix_ids: the part of the completion that was written and not
+        sampled (`completion_prefix`); no array covers it. thinking_opened: the prompt ends in `<think>`.
+        teacher_messages: what the teacher read in the prompt's place.
+    The arrays have one entry a token, the final EOS included: token_ids, natural-log probabilities of
+        both models at temperature 1 over the full width (NaN where the teacher has no such token),
+        from_teacher (bool, the label drawn from its posterior), accepted (the chance that one proposal
+        stands), and proposals (the id that the teacher likes best of those that the student knows, else -1).
+    is_correct: None where it is not known, with verify_error if it could not be found out.
     columns: the input row's other columns, kept. scores: what `rsd generate --score` adds.
     """
 
@@ -43,6 +52,9 @@ class Trace:
     prompt: list[dict[str, str]]
     text: str = ""
     prompt_ids: list[int] = field(default_factory=list)
+    prefix_ids: list[int] = field(default_factory=list)
+    thinking_opened: bool = False
+    teacher_messages: Messages | None = None
     token_ids: np.ndarray = field(default_factory=_nothing)
     teacher_logprobs: np.ndarray = field(default_factory=_nothing)
     student_logprobs: np.ndarray = field(default_factory=_nothing)
@@ -50,6 +62,8 @@ class Trace:
     accepted: np.ndarray = field(default_factory=_nothing)
     proposals: np.ndarray = field(default_factory=_nothing)
     finish_reason: str = "error"
+    is_correct: bool | None = None
+    verify_error: str | None = None
     error: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
@@ -67,7 +81,10 @@ class Trace:
             "id": self.id,
             "generation": self.generation,
             "finish_reason": self.finish_reason,
-            "is_correct": None,
+            "is_correct": self.is_correct,
+            "verify_error": self.verify_error,
+            "ended_by_eos": self.finish_reason == "stop",
+            "one_think_close": one_think_close(self.text, opened=self.thinking_opened) if tokens else None,
             "num_tokens": tokens,
             "acceptance_rate": round(float(self.accepted.mean()), 6) if tokens else None,
             "fallback_rate": round(1 - float(self.from_teacher.mean()), 6) if tokens else None,
@@ -82,6 +99,8 @@ class Trace:
             "id": self.id,
             "generation": self.generation,
             "prompt_ids": self.prompt_ids,
+            **({"prefix_ids": self.prefix_ids} if self.prefix_ids else {}),
+            **({"teacher_prompt": digest(self.teacher_messages)} if self.teacher_messages else {}),
             "token_ids": self.token_ids.tolist(),
             "teacher_logprobs": _logprobs(self.teacher_logprobs),
             "student_logprobs": _logprobs(self.student_logprobs),

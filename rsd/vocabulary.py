@@ -5,7 +5,8 @@ exist in only one of the two, as in the paper's pair (arXiv 2509.22230). The tea
 student token as its own tokenization of the token's text; it can never propose one.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +41,13 @@ class Vocabulary:
         """The student's ids as the teacher reads them."""
         return [t for i in ids for t in self.spelling[i, : self.spelled[i]].tolist()]
 
+    def without(self, ids: Collection[int]) -> "Vocabulary":
+        """The same, where these ids of the student are never chosen by anyone."""
+        shared, own = self.shared.clone(), self.own.clone()
+        shared[list(ids)] = 0
+        own[list(ids)] = -torch.inf
+        return replace(self, shared=shared, own=own)
+
     def describe(self) -> str:
         words = f"{int(self.shared.sum())} shared tokens"
         for side, tokens in (("student", self.student_only), ("teacher", self.teacher_only)):
@@ -47,6 +55,26 @@ class Vocabulary:
                 shown = " ".join(tokens[:6]) + (" ..." if len(tokens) > 6 else "")
                 words += f", {len(tokens)} only in the {side} ({shown})"
         return words
+
+
+def token_ids(tokens: Iterable[str | int], tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids of tokens that are named by id or by their text.
+
+    Raises:
+        ValueError: one is no token of this tokenizer.
+    """
+    ids = set()
+    for token in tokens:
+        if isinstance(token, str):
+            spelled = tokenizer.encode(token, add_special_tokens=False)
+            if len(spelled) != 1:
+                raise ValueError(f"suppress: {token!r} is {len(spelled)} tokens of the student, not one")
+            ids.add(spelled[0])
+        elif 0 <= token < len(tokenizer):
+            ids.add(token)
+        else:
+            raise ValueError(f"suppress: the student has no token {token}; its ids end at {len(tokenizer) - 1}")
+    return ids
 
 
 def meet(

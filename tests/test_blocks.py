@@ -51,10 +51,10 @@ def engine(pair, *, rows, block, sampling=None, acceptance=None, **kwargs):
 
 
 def bundled_requests(pair, count, *, max_new_tokens=48):
-    rows = pair.prepare(read_rows(bundled("problems.jsonl"))[:count])
+    rows = [(row, pair.render(row)) for row in pair.prepare(read_rows(bundled("problems.jsonl"))[:count])]
     return [
-        Request(*pair.render(row), key=row_key(0, str(row.id), 0), max_new_tokens=max_new_tokens, tag=row.id)
-        for row in rows
+        Request(p.student, p.teacher, key=row_key(0, str(row.id), 0), max_new_tokens=max_new_tokens, tag=row.id)
+        for row, p in rows
     ]
 
 

@@ -79,7 +79,7 @@ def test_the_raw_traces_are_what_the_command_makes(tmp_path):
     meta = json.loads(bundled("teacher.meta.json").read_text(encoding="utf-8"))
     want = {r["id"]: r for r in read(bundled("teacher.jsonl"))}
     assert len(want) == meta["totals"]["rows"] == len(read(bundled("problems.jsonl")))
-    result = rsd("generate", "--threshold", "0", "--limit", "5", "-o", "raw.jsonl", cwd=tmp_path)
+    result = rsd("generate", "--threshold", "0", "--verify", "boxed", "--limit", "5", "-o", "raw.jsonl", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     made = read(tmp_path / "raw.jsonl")
     assert len(made) == 5

@@ -34,12 +34,12 @@ def test_the_rows_and_the_sidecar(tiny, tmp_path):
         problem = next(p for p in PROBLEMS if p["id"] == row["id"])
         assert row["prompt"] == [{"role": "user", "content": problem["problem"]}]
         assert (row["answer"], row["level"]) == (problem["answer"], problem["level"])
-        assert row["is_correct"] is None and row["error"] is None
+        assert row["is_correct"] is False and row["verify_error"] is None and row["error"] is None
         arrays = by_key(tokens)[key]
         lengths = {len(arrays[k]) for k in arrays if k not in ("id", "generation", "prompt_ids")}
         assert lengths == {row["num_tokens"]}
         stopped = row["finish_reason"] == "stop"
-        assert stopped == (arrays["token_ids"][-1] in (256, 258))
+        assert stopped == (arrays["token_ids"][-1] in (256, 258)) == row["ended_by_eos"]
         shown = arrays["token_ids"][:-1] if stopped else arrays["token_ids"]
         assert row["completion"] == [{"role": "assistant", "content": tokenizer.decode(shown)}]
         assert arrays["prompt_ids"] == tokenizer.apply_chat_template(

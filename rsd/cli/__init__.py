@@ -3,6 +3,7 @@
 import click
 
 import rsd
+from rsd.cli.export import export
 from rsd.cli.generate import generate
 from rsd.cli.scores import compare, score, select
 
@@ -13,5 +14,5 @@ def main() -> None:
     """Reasoning traces tailored to a small model, by reverse speculative decoding (arXiv 2509.22230)."""
 
 
-for command in (generate, score, compare, select):
+for command in (generate, score, compare, select, export):
     main.add_command(command)

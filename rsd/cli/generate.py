@@ -5,8 +5,26 @@ from typing import Any
 
 import click
 
-from rsd.cli.options import MODEL_FLAGS, PROMPT_FLAGS, Rows, Trials, echo, flags, given, one_line_errors, quiet
+from rsd.cli.options import (
+    MODEL_FLAGS,
+    PROMPT_FLAGS,
+    Rows,
+    TextOrFile,
+    Token,
+    Trials,
+    echo,
+    flags,
+    given,
+    one_line_errors,
+    quiet,
+)
 from rsd.config import PAPER, GenerateConfig
+from rsd.keep import KEEP
+
+
+def _or_none(_: click.Context, __: click.Parameter, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    return values or None
+
 
 FLAGS = [
     click.option("--teacher", help="Directory or Hub id; the bundled teacher by default."),
@@ -23,10 +41,28 @@ FLAGS = [
     click.option("--max-new-tokens", type=int, help="[2048]"),
     click.option("--num-generations", type=int, help="Traces a prompt [1]."),
     click.option("--seed", type=int, help="[0]"),
+    click.option("--verify", metavar="HOW", help="auto, boxed, math, none, or your own module:callable [auto]."),
+    click.option("--answer-column", help="[answer, final_answer or solution]"),
+    click.option(
+        "--until-correct", is_flag=True, default=None, help="Sample a problem until --want of its traces are right."
+    ),
+    click.option("--want", type=int, help="Correct traces a problem, for --until-correct [1]."),
+    click.option("--max-fallback-rate", type=float, help="A trace with more is not fit for training [1]."),
+    click.option("--loop-check/--no-loop-check", default=None, help="End traces that repeat themselves [on]."),
     click.option(
         "--teacher-prompt",
         type=click.Choice(["student", "own"]),
         help="The prompt that the teacher reads: the student's, or its own chat template's [student].",
+    ),
+    click.option("--teacher-prompt-column", help="A column with a prompt for the teacher alone."),
+    click.option(
+        "--teacher-template",
+        type=TextOrFile(),
+        help="Jinja text, or @FILE, for the teacher's last turn: '{{ prompt }} Solution: {{ solution }}'.",
+    ),
+    click.option("--completion-prefix", help="What every completion begins with, such as '<think>'."),
+    click.option(
+        "--suppress", type=Token(), multiple=True, callback=_or_none, help="A token, or its id, that no trace holds."
     ),
     click.option(
         "--batch-size",
@@ -50,6 +86,7 @@ FLAGS = [
 @click.option("-o", "--output", default="traces.jsonl", show_default=True, help="Traces, one JSON object a line.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first rows of INPUT.")
 @click.option("--preset", type=click.Choice(["paper"]), help="The settings of the paper's generator.")
+@click.option("--keep", type=click.Choice(KEEP), help="Write the rows that are kept to OUTPUT's .kept.jsonl, too.")
 @click.option("--overwrite", is_flag=True, help="Start anew instead of resuming OUTPUT.")
 @click.option("--dry-run", is_flag=True, help="Print the first prompt as both models see it, and stop.")
 @flags(FLAGS)
@@ -58,6 +95,7 @@ def generate(
     output: str,
     limit: int | None,
     preset: str | None,
+    keep: str | None,
     overwrite: bool,
     dry_run: bool,
     **values: Any,
@@ -75,6 +113,8 @@ def generate(
       rsd generate problems.jsonl --teacher simplescaling/s1.1-7B --student Qwen/Qwen3-0.6B --preset paper
     """
     with one_line_errors(output, again="run the same command again to go on"):
+        if keep == "best-ln":
+            values["score"] = True
         config = GenerateConfig(**(PAPER if preset == "paper" else {}) | given(values))
         quiet()
         from rsd.generator import TraceGenerator
@@ -86,7 +126,7 @@ def generate(
         if dry_run:
             _show_first(generator, source)
             return
-        summary = run_job(generator, source, output, limit=limit, overwrite=overwrite)
+        summary = run_job(generator, source, output, limit=limit, overwrite=overwrite, keep=keep)
     echo(f"{summary.text()}\nwritten to   {output}")
     sys.exit(1 if summary.totals["errors"] else 0)
 
@@ -100,6 +140,7 @@ def _show_first(generator: Any, source: str) -> None:
         raise ValueError(f"the first row is bad: {row.error}")
     for notice in generator.notices:
         click.echo(notice)
-    for model, ids in zip((student, teacher), generator.render(row), strict=True):
+    prompt = generator.render(row)
+    for model, ids in ((student, prompt.student + prompt.prefix), (teacher, prompt.teacher)):
         click.echo(f"--- the {model.role}'s prompt, {len(ids)} tokens, row {row.id}")
         click.echo(model.tokenizer.decode(ids, skip_special_tokens=False))

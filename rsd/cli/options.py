@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -49,6 +50,31 @@ class JsonObject(click.ParamType):
         if not isinstance(parsed, dict):
             self.fail('not a JSON object such as {"enable_thinking": true}', param, ctx)
         return parsed
+
+
+class TextOrFile(click.ParamType):
+    """A text, or the text of @FILE."""
+
+    name = "text|@file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value.startswith("@"):
+            return str(value)
+        try:
+            return Path(value[1:]).read_text(encoding="utf-8")
+        except OSError as e:
+            self.fail(f"{value[1:]}: {e.strerror}", param, ctx)
+        except UnicodeDecodeError:
+            self.fail(f"{value[1:]}: not a UTF-8 text file", param, ctx)
+
+
+class Token(click.ParamType):
+    """A token's id, or its text."""
+
+    name = "token|id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
+        return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
 
 
 MODEL_FLAGS = [
@@ -107,6 +133,16 @@ def one_line_errors(output: str = "", *, again: str = "") -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo(f"stopped{again and '; '}{again}", err=True)
         sys.exit(130)
+
+
+def writable(file: Path, inputs: list[Path]) -> None:
+    """Refuse, before any work is done, an output that could not be written or would replace an input."""
+    if not file.absolute().parent.is_dir():
+        raise ValueError(f"{file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder: give the output a file name")
+    if file.exists() and any(i.exists() and i.samefile(file) for i in inputs):
+        raise ValueError(f"{file} is an input itself: name another output")
 
 
 def quiet() -> None:

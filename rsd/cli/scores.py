@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rsd.cli.options import SCORE_FLAGS, echo, flags, given, one_line_errors, quiet
+from rsd.cli.options import SCORE_FLAGS, echo, flags, given, one_line_errors, quiet, writable
 from rsd.config import GenerateConfig, ScoreConfig
 
 
@@ -37,7 +37,7 @@ def score(source: str, output: str | None, overwrite: bool, **values: Any) -> No
         from rsd.responses import read_responses
         from rsd.scoring import load_scorer
 
-        _writable(Path(output), [Path(source)])
+        writable(Path(output), [Path(source)])
         todo = read_responses(source, config)
         scorer = load_scorer(config)
         summary = score_file(scorer, todo, output, overwrite=overwrite)
@@ -72,7 +72,7 @@ def compare(
         inputs = [Path(f) for f in (baseline, candidate) if f]
         for file in (html_file, json_file):
             if file:
-                _writable(Path(file), inputs)
+                writable(Path(file), inputs)
         if html_file and html_file == json_file:
             raise ValueError(f"{html_file} cannot be both the report and the figures: name two files")
         quiet()
@@ -107,16 +107,6 @@ def compare(
             echo(f"written to   {file}")
 
 
-def _writable(file: Path, inputs: list[Path]) -> None:
-    """Refuse, before any work is done, an output that could not be written or would replace an input."""
-    if not file.absolute().parent.is_dir():
-        raise ValueError(f"{file}: there is no folder {file.parent}")
-    if file.is_dir():
-        raise ValueError(f"{file} is a folder: give the output a file name")
-    if file.exists() and any(i.exists() and i.samefile(file) for i in inputs):
-        raise ValueError(f"{file} is an input itself: name another output")
-
-
 def _bundled_traces(folder: str) -> str:
     from rsd.generator import TraceGenerator
     from rsd.job import run_job
@@ -146,7 +136,7 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
     """
     with one_line_errors(output):
         config = ScoreConfig(**given(values))
-        _writable(Path(output), [Path(f) for f in files])
+        writable(Path(output), [Path(f) for f in files])
         if Path(output).exists() and not overwrite:
             raise ValueError(f"{output} exists: use another -o, or --overwrite to replace it")
         quiet()

@@ -1,0 +1,71 @@
+"""`rsd export`. Heavy imports wait until it runs."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rsd.cli.options import echo, flags, given, one_line_errors, quiet, writable
+from rsd.keep import KEEP
+
+FLAGS = [
+    click.option(
+        "--format",
+        type=click.Choice(["prompt-completion", "messages", "sharegpt", "alpaca", "token-ids"]),
+        help="[prompt-completion]",
+    ),
+    click.option("--keep", type=click.Choice(KEEP), help="Which traces [correct]."),
+    click.option("--max-fallback-rate", type=float, help="Leave out traces with more of the student's own tokens [1]."),
+    click.option("--test-share", type=float, help="Share of problems that are set apart for testing [0]."),
+    click.option("--seed", type=int, help="Which problems these are [0]."),
+    click.option("--prefix-tokens", type=int, help="Add so many tokens of a trace of each unsolved problem [0]."),
+]
+
+
+@click.command()
+@click.argument("source", metavar="FILE")
+@click.option("-o", "--output", help="A .jsonl or .parquet file [FILE with the format before its end].")
+@click.option("--push-to-hub", metavar="ID", help="Put data and card into the data set owner/name on the Hub.")
+@click.option("--private", is_flag=True, help="Make that data set a private one.")
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT.")
+@flags(FLAGS)
+def export(
+    source: str, output: str | None, push_to_hub: str | None, private: bool, overwrite: bool, **values: Any
+) -> None:
+    """Write the traces in FILE, which rsd generate made, as a data set that trains as it is.
+
+    Beside OUTPUT comes its dataset card (.md) and, with --test-share, the rows for testing (.test.jsonl). Rows
+    without a verdict are kept with --keep all alone.
+
+    \b
+    Examples:
+      rsd export traces.jsonl
+      rsd export traces.jsonl --format token-ids --keep shortest-correct -o train.parquet
+      rsd export traces.jsonl --test-share 0.05 --push-to-hub owner/name --private
+    """
+    with one_line_errors(output or source):
+        quiet()
+        from rsd.card import check_repo_id, push
+        from rsd.export import ExportConfig, parquet_library, write, written
+        from rsd.export import export as export_file
+
+        config = ExportConfig(**given(values))
+        output = output or f"{source.removesuffix('.jsonl')}.{config.format}.jsonl"
+        if private and not push_to_hub:
+            raise ValueError("--private is for --push-to-hub: give both")
+        if push_to_hub:
+            check_repo_id(push_to_hub)
+        files = written(output)
+        if Path(output).suffix == ".parquet":
+            parquet_library()
+        for file in files.values():
+            writable(file, [Path(source)])
+            if file.exists() and not overwrite:
+                raise ValueError(f"{file} exists: use another -o, or --overwrite to replace it")
+            if file.with_suffix(".meta.json").exists():
+                raise ValueError(f"{file} belongs to a job of rsd generate: use another -o")
+        made = export_file(source, config)
+        files = write(made, output)
+        echo(f"{made.text()}\nwritten to   {', '.join(str(file) for file in files.values())}")
+        if push_to_hub:
+            echo(f"pushed to    {push(made, files, push_to_hub, private=private)}")

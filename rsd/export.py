@@ -1,0 +1,344 @@
+"""Files that train as they are: traces filtered, de-duplicated, split and written in a trainer's format."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from rsd.card import card
+from rsd.data import digest
+from rsd.keep import KEEP, is_right, keep
+from rsd.store import Key, Store, whole_lines, write_rows
+
+FORMATS = ("prompt-completion", "messages", "sharegpt", "alpaca", "token-ids")
+# What every exported row says of its trace, whatever its format.
+PROVENANCE = ("id", "generation", "is_correct", "num_tokens", "acceptance_rate", "fallback_rate")
+SHAREGPT = {"user": "human", "assistant": "gpt"}
+
+Row = Mapping[str, Any]
+
+
+class Tokens(NamedTuple):
+    """A trace's line in the sidecar: the prompt, what was written before the trace, and the trace."""
+
+    prompt_ids: np.ndarray
+    prefix_ids: np.ndarray
+    token_ids: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What is exported, and how.
+
+    keep, max_fallback_rate: see `keep.keep`.
+    test_share, seed: the share of problems that are set apart for testing; which ones depends on the seed
+        and their prompts alone, so that all traces of a prompt are on one side.
+    prefix_tokens: of each unsolved problem, the first so many tokens of one trace, without an end, for
+        prefix tuning; labelled `is_prefix`. 0 is none.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    format: Literal["prompt-completion", "messages", "sharegpt", "alpaca", "token-ids"] = "prompt-completion"
+    keep: Literal["all", "correct", "shortest-correct", "best-ln"] = "correct"
+    max_fallback_rate: float = 1.0
+    test_share: float = 0.0
+    seed: int = 0
+    prefix_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
+        if self.keep not in KEEP:
+            raise ValueError(f"keep must be one of {', '.join(KEEP)}, not {self.keep!r}")
+        if not 0 <= self.max_fallback_rate <= 1:
+            raise ValueError(f"max-fallback-rate is a share: choose one in [0, 1], not {self.max_fallback_rate}")
+        if not 0 <= self.test_share < 1:
+            raise ValueError(f"test-share must be at least 0 and below 1, not {self.test_share}")
+        if self.prefix_tokens < 0:
+            raise ValueError(f"prefix-tokens must be 0 (none) or positive, not {self.prefix_tokens}")
+        if self.prefix_tokens and self.format != "token-ids":
+            raise ValueError(
+                "prefix-tokens needs --format token-ids: a trainer ends a text with an EOS, and a prefix has no end"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Export:
+    """What was exported, and the books: `rows` are the train and test rows and all that was `dropped`.
+
+    prefixes: how many of the rows are prefixes. sources: lines of the input, prefixes not counted.
+    respelled: of the rows in a text format, how many the student's tokenizer spells with other ids than
+        were sampled; None where that is not known, and `notices` say why.
+    """
+
+    config: ExportConfig
+    train: Sequence[Row]
+    test: Sequence[Row]
+    sources: int
+    dropped: Mapping[str, int]
+    problems: int
+    unsolved: int
+    prefixes: int
+    respelled: int | None
+    manifest: Mapping[str, Any]
+    notices: Sequence[str]
+
+    def text(self) -> str:
+        c = self.config
+        lines = [f"notice: {n}" for n in self.notices]
+        lines.append(f"rows         {self.sources} read, {len(self.train)} for training, {len(self.test)} for testing")
+        if self.prefixes:
+            lines.append(f"prefixes     {self.prefixes} of them, {c.prefix_tokens} tokens of unsolved problems' traces")
+        if self.dropped:
+            lines.append("left out     " + ", ".join(f"{n} {why}" for why, n in self.dropped.items()))
+        lines.append(f"problems     {self.problems}, {self.unsolved} of them without a correct trace")
+        if self.respelled is not None:
+            whole = len(self.train) + len(self.test)
+            lines.append(
+                f"tokens       {whole - self.respelled} of {whole} rows give the sampled ids when they are tokenized, "
+                f"{self.respelled} others" + ("; --format token-ids keeps all" if self.respelled else "")
+            )
+        return "\n".join(lines)
+
+
+def export(path: str | Path, config: ExportConfig) -> Export:
+    """Read a file of traces and make what is to be written.
+
+    Raises:
+        ValueError: it holds no traces of ours, none is kept, or the format needs tokens that are not there.
+    """
+    rows, torn = _read(Path(path))
+    tokens, manifest = _beside(path)
+    problems: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        problems[str(row["id"])].append(row)
+    unsolved = [of for of in problems.values() if _unsolved(of, config)]
+    kept, dropped = keep(rows, config.keep, max_fallback_rate=config.max_fallback_rate)
+    distinct = list({_text(row): row for row in reversed(kept)}.values())[::-1]
+    dropped |= {why: n for why, n in (("duplicates", len(kept) - len(distinct)), ("torn lines", torn)) if n}
+    if config.format == "token-ids" and (missing := sum(_key(row) not in tokens for row in distinct)):
+        raise ValueError(
+            f"{path}: token-ids needs every trace's tokens, and {missing} are not in {Store.files(path)[0].name}: "
+            "export the file that rsd generate wrote, or choose another format"
+        )
+    made = [(row, _formatted(row, config, tokens)) for row in distinct]
+    prefixes = []
+    if config.prefix_tokens:
+        first = (next((row for row in of if row["error"] is None and _key(row) in tokens), None) for of in unsolved)
+        prefixes = [(row, _prefix(row, config.prefix_tokens, tokens)) for row in first if row is not None]
+        made = [(row, {**out, "is_prefix": False}) for row, out in made] + prefixes
+    if not made:
+        books = ", ".join(f"{n} {why}" for why, n in dropped.items())
+        raise ValueError(f"{path}: nothing is left to export ({books}); --keep all keeps what is not verified, too")
+    respelled: int | None = None
+    notices: list[str] = []
+    if config.format != "token-ids":
+        respelled, notices = _respelled(distinct, tokens, manifest)
+    return Export(
+        config=config,
+        train=[out for row, out in made if not _for_testing(row, config)],
+        test=[out for row, out in made if _for_testing(row, config)],
+        sources=len(rows) + torn,
+        dropped=dropped,
+        problems=len(problems),
+        unsolved=len(unsolved),
+        prefixes=len(prefixes),
+        respelled=respelled,
+        manifest=manifest,
+        notices=notices,
+    )
+
+
+def _read(path: Path) -> tuple[list[Row], int]:
+    """The whole rows of a file, and how many lines are torn."""
+    try:
+        rows: list[Row] = list(whole_lines(path))
+        with open(path, "rb") as file:
+            lines = sum(1 for line in file if line.strip())
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read: {e.strerror}") from e
+    if not rows or not all(isinstance(row.get("completion"), list) and "id" in row for row in rows):
+        raise ValueError(f"{path}: these are no rows of rsd generate")
+    if lines - len(rows) > 1:
+        raise ValueError(f"{path}: {lines - len(rows)} lines are no rows of rsd generate")
+    return rows, lines - len(rows)
+
+
+def _beside(path: str | Path) -> tuple[dict[Key, Tokens], Row]:
+    """The tokens and the manifest of the job that made a file, or the one that it was scored or filtered from."""
+    base = str(path).removesuffix(".jsonl")
+    for name in (base, base.removesuffix(".kept").removesuffix(".scored")):
+        sidecar, manifest = Store.files(f"{name}.jsonl")
+        if sidecar.exists():
+            tokens = {
+                _key(line): Tokens(*(np.array(line.get(c) or [], dtype=np.int64) for c in Tokens._fields))
+                for line in whole_lines(sidecar)
+            }
+            with suppress(OSError, ValueError):
+                return tokens, dict(json.loads(manifest.read_text(encoding="utf-8")))
+            return tokens, {}
+    return {}, {}
+
+
+def _key(row: Row) -> Key:
+    return str(row["id"]), row["generation"]
+
+
+def _answer(row: Row) -> str:
+    return str(row["completion"][0]["content"])
+
+
+def _text(row: Row) -> str:
+    return digest([row["prompt"], _answer(row)])
+
+
+def _unsolved(rows: Sequence[Row], config: ExportConfig) -> bool:
+    """Whether a problem's traces were verified, and none is right."""
+    right = any(is_right(row, max_fallback_rate=config.max_fallback_rate) for row in rows)
+    return not right and any(row.get("is_correct") is not None for row in rows)
+
+
+def _for_testing(row: Row, config: ExportConfig) -> bool:
+    place = int(digest([config.seed, row["prompt"]]), 16) / 16**16
+    return place < config.test_share
+
+
+def _formatted(row: Row, config: ExportConfig, tokens: Mapping[Key, Tokens]) -> dict[str, Any]:
+    shaped = _token_ids(tokens[_key(row)]) if config.format == "token-ids" else SHAPES[config.format](row)
+    return {**shaped, **{c: row.get(c) for c in PROVENANCE}}
+
+
+def _prompt_completion(row: Row) -> dict[str, Any]:
+    return {"prompt": row["prompt"], "completion": row["completion"]}
+
+
+def _messages(row: Row) -> dict[str, Any]:
+    return {"messages": [*row["prompt"], *row["completion"]]}
+
+
+def _sharegpt(row: Row) -> dict[str, Any]:
+    turns = [*row["prompt"], *row["completion"]]
+    return {"conversations": [{"from": SHAREGPT.get(t["role"], t["role"]), "value": t["content"]} for t in turns]}
+
+
+def _alpaca(row: Row) -> dict[str, Any]:
+    """The last turn is the instruction; pairs of turns before it are the history."""
+    *before, last = row["prompt"]
+    system = "\n".join(t["content"] for t in before if t["role"] == "system")
+    turns = [t["content"] for t in before if t["role"] != "system"]
+    history = [list(pair) for pair in zip(turns[::2], turns[1::2], strict=False)]
+    made = {"instruction": last["content"], "input": "", "output": _answer(row), "system": system, "history": history}
+    return made
+
+
+SHAPES: dict[str, Callable[[Row], dict[str, Any]]] = {
+    "prompt-completion": _prompt_completion,
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+}
+
+
+def _token_ids(t: Tokens) -> dict[str, Any]:
+    """What both TRL (`input_ids`, `completion_mask`) and a plain trainer (`input_ids`, `labels`) read."""
+    completion = np.concatenate([t.prefix_ids, t.token_ids])
+    return {
+        "input_ids": [*t.prompt_ids.tolist(), *completion.tolist()],
+        "completion_mask": [0] * len(t.prompt_ids) + [1] * len(completion),
+        "labels": [-100] * len(t.prompt_ids) + completion.tolist(),
+    }
+
+
+def _prefix(row: Row, length: int, tokens: Mapping[Key, Tokens]) -> dict[str, Any]:
+    """The first tokens of a trace; never its last one, which may be an end."""
+    t = tokens[_key(row)]
+    shaped = _token_ids(t._replace(token_ids=t.token_ids[:-1][:length]))
+    return {**shaped, **{c: row.get(c) for c in PROVENANCE}, "is_prefix": True}
+
+
+def _respelled(rows: Sequence[Row], tokens: Mapping[Key, Tokens], manifest: Row) -> tuple[int | None, list[str]]:
+    """How many rows a trainer that applies the student's chat template reads as other ids than were sampled.
+
+    What the template puts after the EOS, such as a line break, does not count.
+    """
+    if not all(_key(row) in tokens for row in rows):
+        return None, ["whether these texts give the sampled ids again is not checked: some rows have no tokens here"]
+    from rsd.models import find
+
+    try:
+        model, settings = manifest["student"], manifest["identity"]
+        path = model["path"] if Path(model["path"]).is_dir() else model["name"]
+        student = find("student", path, model["revision"], trust_remote_code=False)
+        kwargs = settings["chat_template_kwargs"]
+    except (ValueError, KeyError, TypeError) as e:
+        return None, [f"whether these texts give the sampled ids again is not checked: the student cannot be read: {e}"]
+    count = 0
+    for row in rows:
+        t = tokens[_key(row)]
+        sampled = np.concatenate([t.prompt_ids, t.prefix_ids, t.token_ids]).tolist()
+        try:
+            ids = student.training_ids(row["prompt"], _answer(row), kwargs)
+        except Exception:  # a template may refuse what another one made
+            ids = []
+        after = str(student.tokenizer.decode(ids[len(sampled) :]))
+        count += ids[: len(sampled)] != sampled or bool(after.strip())
+    return count, []
+
+
+def written(out: str | Path) -> dict[str, Path]:
+    """The files of an export: its training rows, its testing rows and its card."""
+    out = Path(out)
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"{out}: name a file that ends in .jsonl or .parquet")
+    return {"train": out, "test": out.with_suffix(f".test{out.suffix}"), "card": out.with_suffix(".md")}
+
+
+def write(made: Export, out: str | Path) -> dict[str, Path]:
+    """Write the files of an export, each whole or not at all; by split, and the card.
+
+    Raises:
+        ValueError: the name has another end than .jsonl or .parquet, or parquet is not installed.
+    """
+    files = written(out)
+    for name, rows in (("train", made.train), ("test", made.test)):
+        if not rows and name == "test":
+            files.pop(name)
+        elif files[name].suffix == ".parquet":
+            _parquet(rows, files[name])
+        else:
+            write_rows(rows, files[name])
+    temporary = Path(f"{files['card']}.tmp")
+    text = card(made, {name: file.name for name, file in files.items() if name != "card"})
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    os.replace(temporary, files["card"])
+    return files
+
+
+def _parquet(rows: Sequence[Row], file: Path) -> None:
+    pyarrow, parquet = parquet_library()
+    temporary = Path(f"{file}.tmp")
+    # A lone surrogate, which JSON can hold, is no text for parquet.
+    whole = json.loads(json.dumps(rows).encode("ascii"), object_hook=_clean)
+    parquet.write_table(pyarrow.Table.from_pylist(whole), temporary)
+    os.replace(temporary, file)
+
+
+def _clean(value: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in value.items()}
+
+
+def parquet_library() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as e:
+        raise ValueError("parquet needs pyarrow: pip install 'rsd[parquet]', or write .jsonl") from e
+    return pyarrow, parquet

@@ -1,0 +1,91 @@
+"""The process that compares answers, apart from the job: `python -m rsd.judge HOW`, a line of JSON a case.
+
+HOW is "math" or a user's "module:callable". Mathematical equality can take for ever or all memory, and
+stops itself by signals, which work in a main thread alone: here it may, and the job ends this process.
+"""
+
+import importlib
+import json
+import logging
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+MEMORY = 4 << 30  # bytes of addresses; a case that needs more fails
+
+
+def math_equal(answer: str, reference: str) -> bool:
+    """Whether two answers are the same mathematical object, by math-verify."""
+    from math_verify import parse, verify
+
+    # Its own time limits are off: the job has one. Errors are told apart from "not equal".
+    theirs = parse(f"\\boxed{{{reference}}}", parsing_timeout=None)
+    ours = parse(answer, parsing_timeout=None)
+    return bool(verify(theirs, ours, timeout_seconds=None, raise_on_error=True))
+
+
+def _math(case: dict[str, Any]) -> bool:
+    return math_equal(case["answer"], case["reference"])
+
+
+def _judge(how: str) -> Callable[[dict[str, Any]], Any]:
+    if how == "math":
+        import math_verify  # noqa: F401 (fails now rather than at the first case)
+
+        logging.disable(logging.CRITICAL)
+        return _math
+    module, _, name = how.partition(":")
+    function = importlib.import_module(module)
+    for part in name.split("."):
+        function = getattr(function, part)
+    if not callable(function):
+        raise TypeError(f"{name} is not callable")
+    return lambda case: function(case["text"], case["row"])
+
+
+def _first_line(e: BaseException) -> str:
+    lines = str(e).strip().splitlines()
+    return f"{type(e).__name__}{': ' + lines[0] if lines else ''}"
+
+
+def main() -> None:
+    # What a user's function prints must not be taken for a verdict.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    with suppress(ImportError, ValueError, OSError):  # a platform without such limits does without
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+
+    def say(**line: Any) -> None:
+        print(json.dumps(line), file=answers, flush=True)
+
+    try:
+        judge = _judge(sys.argv[1])
+    except Exception as e:
+        say(error=_first_line(e))
+        return
+    say(ready=True)
+    for line in sys.stdin:
+        try:
+            case = json.loads(line)
+            # If the job is gone, nobody else ends a case that lasts for ever: no handler, so it ends the process.
+            signal.alarm(math.ceil(3 * case["limit"]))
+            verdict = judge(case)
+            if verdict is not None and not isinstance(verdict, bool):
+                raise TypeError(f"the verdict must be True, False or None, not {type(verdict).__name__}")
+            say(verdict=verdict)
+        except MemoryError:
+            say(error="out of memory")
+        except Exception as e:
+            say(error=_first_line(e))
+        finally:
+            signal.alarm(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What each model reads before a trace: the student's prompt, the teacher's own one, and a completion's beginning."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from rsd.config import GenerateConfig
+from rsd.data import Row, read_prompt
+from rsd.models import Source
+from rsd.vocabulary import Vocabulary
+
+
+class Prompt(NamedTuple):
+    """A prompt as ids.
+
+    student: what the student reads, without the completion's beginning. prefix: that, as the student's ids;
+    a part of the trace that nobody sampled. teacher: all that the teacher reads.
+    opened: the prompt itself ends in `<think>`.
+    """
+
+    student: list[int]
+    prefix: list[int]
+    teacher: list[int]
+    opened: bool
+
+
+def privileged(rows: Sequence[Row], config: GenerateConfig) -> list[Row]:
+    """Rows with a prompt of the teacher's own, where `config` asks for one.
+
+    It comes from a column, which is kept no longer, and stands for all of the prompt but a system message; or
+    from a template, and stands for the last turn. A row for which there is none becomes an error.
+
+    Raises:
+        ValueError: no row has the column, or the template cannot be read.
+    """
+    column, template = config.teacher_prompt_column, config.teacher_template
+    if column is not None:
+        if rows and not any(column in row.columns for row in rows):
+            raise ValueError(f"no column {column} for --teacher-prompt-column")
+        return [_from_column(row, column) for row in rows]
+    if template is None:
+        return list(rows)
+    import jinja2
+    from jinja2.sandbox import SandboxedEnvironment
+
+    try:
+        made = SandboxedEnvironment(undefined=jinja2.StrictUndefined).from_string(template)
+    except jinja2.TemplateError as e:
+        raise ValueError(f"teacher-template: {e}") from e
+
+    def fill(row: Row) -> Row:
+        if row.error is not None:
+            return row
+        *before, last = row.messages
+        try:
+            text = made.render({**row.columns, "id": row.id, "prompt": last["content"]})
+        except Exception as e:  # a row must not be able to end a job
+            return replace(row, error=f"teacher-template: {e}")
+        return replace(row, teacher=[*before, {**last, "content": text}])
+
+    return [fill(row) for row in rows]
+
+
+def _from_column(row: Row, column: str) -> Row:
+    value = row.columns.get(column)
+    row = replace(row, columns={k: v for k, v in row.columns.items() if k != column})
+    if row.error is not None:
+        return row
+    messages, error = read_prompt(value, column)
+    if error is not None:
+        return replace(row, error=error)
+    if row.messages[0]["role"] == "system" and messages[0]["role"] != "system":
+        messages = [row.messages[0], *messages]
+    return replace(row, teacher=messages)
+
+
+def render(row: Row, config: GenerateConfig, *, teacher: Source, student: Source, vocabulary: Vocabulary) -> Prompt:
+    """A row's prompt as both models read it.
+
+    Raises:
+        ValueError: it cannot be rendered, does not fit into a context, or begins the completion by itself.
+    """
+    kwargs = config.chat_template_kwargs
+    ids = student.prompt_ids(row.messages, kwargs)
+    ends = str(student.tokenizer.decode(ids[-32:], skip_special_tokens=False)).rstrip()
+    prefix: list[int] = []
+    if config.completion_prefix:
+        if ends.endswith(config.completion_prefix.strip()):
+            raise ValueError(
+                f"the chat template's prompt ends with {config.completion_prefix.strip()} already: "
+                "leave completion-prefix out"
+            )
+        prefix = student.tokenizer.encode(config.completion_prefix, add_special_tokens=False)
+    if config.teacher_prompt == "own":
+        theirs = teacher.prompt_ids(row.teacher or row.messages, kwargs)
+    else:
+        theirs = vocabulary.for_teacher(ids if row.teacher is None else student.prompt_ids(row.teacher, kwargs))
+    theirs = [*theirs, *vocabulary.for_teacher(prefix)]
+    for source, length in ((student, len(ids) + len(prefix)), (teacher, len(theirs))):
+        if length >= source.context:
+            raise ValueError(
+                f"the prompt has {length} tokens and the {source.role}'s context {source.context}: "
+                "there is no room for a trace"
+            )
+    return Prompt(ids, prefix, theirs, ends.endswith("<think>"))

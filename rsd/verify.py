@@ -1,0 +1,222 @@
+"""Is a trace's answer right? True, False, or None: not known.
+
+Answers spelled the same are right. Whether others are mathematically equal, or what a user's own function
+says, is found out in processes of their own (`judge`), each case with a time limit: so it works in any thread
+and inside any worker, and an answer that never ends costs its own verdict alone.
+"""
+
+import importlib.util
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from rsd.answers import after_thinking, boxed, is_number, normal, reference
+from rsd.data import Row
+
+# Columns that hold a problem's answer, unless one is named.
+ANSWER_COLUMNS = ("answer", "final_answer", "solution")
+WORKERS = 2
+START_LIMIT, CASE_LIMIT = 120.0, 10.0  # seconds
+LONGEST = 2000  # characters; what is longer is no answer, and only compared as text
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """correct: True, False, or None where it is not known. error: why it could not be found out."""
+
+    correct: bool | None
+    error: str | None = None
+
+
+class Verifier:
+    """Judges traces as `how` says: "boxed", "math", "none", or "module:callable".
+
+    The callable gets the trace's text and the input row, and returns True, False or None.
+
+    Args:
+        case_limit: seconds for one case.
+    """
+
+    def __init__(self, how: str, *, case_limit: float = CASE_LIMIT) -> None:
+        self.how, self.case_limit = how, case_limit
+        self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="verify")
+        self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
+        for _ in range(WORKERS):
+            self._idle.put(None)  # a worker that is not started yet
+
+    def start(self) -> None:
+        """Find out whether a user's function can be called.
+
+        Raises:
+            ValueError: it cannot be imported.
+        """
+        if ":" in self.how:
+            worker = self._idle.get() or _Worker(self.how)
+            self._idle.put(worker)
+
+    def submit(self, text: str, row: Mapping[str, Any], answer: Any, *, opened: bool = False) -> "Future[Judgement]":
+        """The judgement of a trace's text, as soon as there is one.
+
+        row: the input's, for a user's function. answer: the reference, or None. opened: the prompt ends in `<think>`.
+        """
+        case: dict[str, Any]
+        if self.how == "none":
+            return _known(Judgement(None))
+        if ":" in self.how:
+            case = {"text": text, "row": dict(row)}
+        else:
+            if answer is None:
+                return _known(Judgement(None))
+            if isinstance(answer, list) and len(answer) == 1:
+                answer = answer[0]
+            if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+                return _known(Judgement(None, f"the reference answer is of type {type(answer).__name__}, not text"))
+            right = reference(str(answer))
+            if not right.strip():
+                return _known(Judgement(None, "the reference answer is empty"))
+            answered = after_thinking(text, opened=opened)
+            said = boxed(answered) if answered is not None else None
+            same = said is not None and normal(said) == normal(right)
+            # No answer is a wrong one; math-verify finds an answer that is in no box.
+            settled = same or self.how == "boxed" or answered is None
+            settled |= said is not None and is_number(said) and is_number(right)
+            if settled or max(len(said or answered or ""), len(right)) > LONGEST:
+                return _known(Judgement(same))
+            case = {"answer": f"\\boxed{{{said}}}" if said is not None else answered, "reference": right}
+        return self._threads.submit(self._ask, case | {"limit": self.case_limit})
+
+    def _ask(self, case: Mapping[str, Any]) -> Judgement:
+        worker = self._idle.get()
+        try:
+            worker = worker or _Worker(self.how)
+            return worker.ask(case)
+        except ValueError as e:  # a worker that cannot be started
+            return Judgement(None, str(e))
+        except _Ended as e:
+            if worker is not None:
+                worker.close()
+                worker = None
+            return Judgement(None, str(e))
+        finally:
+            self._idle.put(worker)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._threads.shutdown(cancel_futures=True)
+        with suppress(queue.Empty):
+            while True:
+                if worker := self._idle.get_nowait():
+                    worker.close()
+
+
+def resolve(how: str) -> str:
+    """What "auto" means here: math where its extra is installed, else boxed.
+
+    Raises:
+        ValueError: its extra is not installed.
+    """
+    have_math = importlib.util.find_spec("math_verify") is not None
+    if how == "auto":
+        return "math" if have_math else "boxed"
+    if how == "math" and not have_math:
+        raise ValueError("--verify math needs math-verify: pip install 'rsd[verify]', or use --verify boxed")
+    return how
+
+
+def answer_column(rows: Sequence[Row], how: str, named: str | None) -> str | None:
+    """The column of the reference answers; None if none is needed, or with "auto" if there is none.
+
+    Raises:
+        ValueError: there is none, and one was asked for.
+    """
+    if named is None and (how == "none" or ":" in how):
+        return None
+    found = {c: None for row in rows for c in row.columns}
+    wanted = (named,) if named else ANSWER_COLUMNS
+    column = next((c for c in wanted if c in found), None)
+    if column is None and rows and (named or how != "auto"):
+        raise ValueError(
+            f"no column of answers: looked for {', '.join(wanted)}, found {', '.join(map(str, found)) or 'none'}; "
+            "name yours with --answer-column, or use --verify none"
+        )
+    return column
+
+
+def _known(verdict: Judgement) -> "Future[Judgement]":
+    future: Future[Judgement] = Future()
+    future.set_result(verdict)
+    return future
+
+
+class _Ended(Exception):
+    """A worker took too long, or died."""
+
+
+class _Worker:
+    """One `judge` process, spoken to in lines of JSON.
+
+    Raises:
+        ValueError: it does not start.
+    """
+
+    def __init__(self, how: str) -> None:
+        # Not multiprocessing: it cannot start from a daemonic worker, and forking a process that has
+        # threads and GPUs is not safe. The modules that can be imported here can be imported there.
+        paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "rsd.judge", how],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8"},
+            start_new_session=True,  # an interrupt from the keyboard is the job's
+        )
+        self.said = b""
+        try:
+            line = self._read(START_LIMIT)
+        except _Ended as e:
+            self.close()
+            raise ValueError(f"--verify {how}: the process that judges answers {e}") from e
+        if "error" in line:
+            self.close()
+            raise ValueError(f"--verify {how}: {line['error']}")
+
+    def ask(self, case: Mapping[str, Any]) -> Judgement:
+        assert self.process.stdin
+        try:
+            self.process.stdin.write(json.dumps(case, default=str).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError as e:
+            raise _Ended("died") from e
+        line = self._read(case["limit"])
+        return Judgement(line.get("verdict"), line.get("error"))
+
+    def _read(self, limit: float) -> dict[str, Any]:
+        assert self.process.stdout
+        out, until = self.process.stdout.fileno(), time.monotonic() + limit
+        while b"\n" not in self.said:
+            left = until - time.monotonic()
+            if left <= 0 or not select.select([out], [], [], left)[0]:
+                raise _Ended(f"took longer than {limit:g} s")
+            part = os.read(out, 65536)
+            if not part:
+                raise _Ended("died")
+            self.said += part
+        line, _, self.said = self.said.partition(b"\n")
+        return dict(json.loads(line))
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe:
+                with suppress(OSError):
+                    pipe.close()
