@@ -122,7 +122,10 @@ def export(path: str | Path, config: ExportConfig) -> Export:
         problems[str(row["id"])].append(row)
     unsolved = [of for of in problems.values() if _unsolved(of, config)]
     kept, dropped = keep(rows, config.keep, max_fallback_rate=config.max_fallback_rate)
-    distinct = list({_text(row): row for row in reversed(kept)}.values())[::-1]
+    first: dict[str, Row] = {}
+    for row in kept:
+        first.setdefault(_text(row), row)
+    distinct = list(first.values())
     dropped |= {why: n for why, n in (("duplicates", len(kept) - len(distinct)), ("torn lines", torn)) if n}
     if config.format == "token-ids" and (missing := sum(_key(row) not in tokens for row in distinct)):
         raise ValueError(
@@ -132,8 +135,8 @@ def export(path: str | Path, config: ExportConfig) -> Export:
     made = [(row, _formatted(row, config, tokens)) for row in distinct]
     prefixes = []
     if config.prefix_tokens:
-        first = (next((row for row in of if row["error"] is None and _key(row) in tokens), None) for of in unsolved)
-        prefixes = [(row, _prefix(row, config.prefix_tokens, tokens)) for row in first if row is not None]
+        begun = (next((row for row in of if row["error"] is None and _key(row) in tokens), None) for of in unsolved)
+        prefixes = [(row, _prefix(row, config.prefix_tokens, tokens)) for row in begun if row is not None]
         made = [(row, {**out, "is_prefix": False}) for row, out in made] + prefixes
     if not made:
         books = ", ".join(f"{n} {why}" for why, n in dropped.items())

@@ -1,0 +1,390 @@
+"""`rsd export`: files that train as they are, the books, the card, and the Hub."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from conftest import environment, read, write
+from hub import Hub
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jobs import by_key, files, run
+from transformers import AutoTokenizer
+
+from rsd.cli import main
+from rsd.data import read_rows
+from rsd.keep import keep
+from rsd.models import bundled
+
+FORMATS = ["prompt-completion", "messages", "sharegpt", "alpaca", "token-ids"]
+
+
+def export(*args, expect=0):
+    result = CliRunner().invoke(main, ["export", *map(str, args)])
+    assert result.exit_code == expect, result.output + str(result.exception)
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Traces of bundled problems, three of each, and some rows in which something is the matter."""
+    folder = tmp_path_factory.mktemp("made")
+    problems = [
+        *read_rows(bundled("problems.jsonl"))[:20],
+        {"id": "never", "problem": "Mia has 3 pens. Tom gives 4 to Mia. How many pens does Mia have?", "answer": "-1"},
+        {"id": "open", "problem": "Mia has 5 pens. Tom gives 4 to Mia. How many pens does Mia have?"},
+        {"id": "bad", "problem": ""},
+    ]
+    source = write(folder / "in.jsonl", problems)
+    run(source, "-o", folder / "traces.jsonl", "--num-generations", 3, expect=1)
+    return folder
+
+
+@pytest.fixture
+def traces(made, tmp_path):
+    for file in made.glob("traces*"):
+        shutil.copy(file, tmp_path)
+    return tmp_path / "traces.jsonl"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_count_adds_up_to_the_rows(traces, tmp_path, format):
+    output = export(traces, "--format", format, "--test-share", "0.3", "-o", tmp_path / "out.jsonl")
+    train, test = read(tmp_path / "out.jsonl"), read(tmp_path / "out.test.jsonl")
+    rows = read(traces)
+    kept, dropped = keep(rows, "correct", max_fallback_rate=1.0)
+    distinct = {(r["id"], r["completion"][0]["content"]) for r in kept}
+    dropped["duplicates"] = len(kept) - len(distinct)
+    assert dropped["duplicates"] > 0 and {"wrong", "not verified", "error"} <= dropped.keys()
+    assert len(train) + len(test) == len(distinct) and len(rows) == len(distinct) + sum(dropped.values())
+    assert f"rows         {len(rows)} read, {len(train)} for training, {len(test)} for testing" in output
+    for why, n in dropped.items():
+        assert f"{n} {why}" in output
+    solved = {r["id"] for r in kept}
+    assert f"problems     23, {23 - len(solved) - 2} of them without a correct trace" in output
+    # All traces of a problem are on one side.
+    assert train and test and not {r["id"] for r in train} & {r["id"] for r in test}
+    assert {(r["id"], r["generation"]) for r in train + test} <= {(r["id"], r["generation"]) for r in kept}
+    for line in train + test:
+        source = by_key(rows)[line["id"], line["generation"]]
+        for column in ("is_correct", "num_tokens", "acceptance_rate", "fallback_rate"):
+            assert line[column] == source[column]
+
+
+def test_what_the_formats_hold(traces, tmp_path):
+    tokens = by_key(files(traces)[1])
+    rows = by_key(read(traces))
+    of = {}
+    for format in FORMATS:
+        export(traces, "--format", format, "-o", tmp_path / f"{format}.jsonl")
+        of[format] = by_key(read(tmp_path / f"{format}.jsonl"))
+    assert len({frozenset(made) for made in of.values()}) == 1
+    for key in of["messages"]:
+        prompt, answer = rows[key]["prompt"], rows[key]["completion"][0]["content"]
+        turn = {"role": "assistant", "content": answer}
+        assert of["prompt-completion"][key]["prompt"] == prompt
+        assert of["prompt-completion"][key]["completion"] == [turn]
+        assert of["messages"][key]["messages"] == [*prompt, turn]
+        assert of["sharegpt"][key]["conversations"] == [
+            {"from": "human", "value": prompt[0]["content"]},
+            {"from": "gpt", "value": answer},
+        ]
+        alpaca = of["alpaca"][key]
+        assert (alpaca["instruction"], alpaca["input"], alpaca["output"]) == (prompt[0]["content"], "", answer)
+        ids, line = of["token-ids"][key], tokens[key]
+        assert ids["input_ids"] == line["prompt_ids"] + line["token_ids"]
+        n = len(line["prompt_ids"])
+        assert ids["completion_mask"] == [0] * n + [1] * len(line["token_ids"])
+        assert ids["labels"] == [-100] * n + line["token_ids"]
+
+
+def test_system_prompts_and_histories_are_kept(tmp_path):
+    turns = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "Tom has 34 pens. Tom gives 12 to Ana. How many?"},
+        {"role": "assistant", "content": "22"},
+        {"role": "user", "content": "Tom has 30 pens. Tom gives 12 to Ana. How many?"},
+    ]
+    source = write(tmp_path / "in.jsonl", [{"id": 1, "messages": turns}])
+    run(source, "-o", tmp_path / "out.jsonl")
+    for format in ("alpaca", "sharegpt"):
+        export(tmp_path / "out.jsonl", "--keep", "all", "--format", format)
+    (alpaca,) = read(tmp_path / "out.alpaca.jsonl")
+    assert (alpaca["system"], alpaca["history"]) == ("S", [[turns[1]["content"], "22"]])
+    assert alpaca["instruction"] == turns[3]["content"]
+    (sharegpt,) = read(tmp_path / "out.sharegpt.jsonl")
+    assert [t["from"] for t in sharegpt["conversations"]] == ["system", "human", "gpt", "human", "gpt"]
+
+
+def test_text_gives_the_sampled_ids_again_or_is_counted(traces, tmp_path):
+    output = export(traces, "-o", tmp_path / "out.jsonl")
+    tokenizer = AutoTokenizer.from_pretrained(bundled("student"))
+    tokens, others = by_key(files(traces)[1]), 0
+    rows = read(tmp_path / "out.jsonl")
+    for row in rows:
+        ids = tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False)
+        line = tokens[row["id"], row["generation"]]
+        sampled = line["prompt_ids"] + line["token_ids"]
+        others += ids[: len(sampled)] != sampled
+    assert f"tokens       {len(rows) - others} of {len(rows)} rows give the sampled ids" in output
+    # The raw teacher spells <think> in three pieces, which the student's tokenizer never would.
+    source = write(tmp_path / "in.jsonl", read_rows(bundled("problems.jsonl"))[:3])
+    run(source, "-o", tmp_path / "raw.jsonl", "--threshold", 0)
+    assert "0 of 3 rows give the sampled ids" in export(tmp_path / "raw.jsonl", "--keep", "all")
+
+
+def test_a_student_that_is_gone_costs_the_check_alone(traces, tmp_path):
+    manifest = traces.with_suffix(".meta.json")
+    meta = json.loads(manifest.read_text())
+    meta["student"] |= {"name": "/no/such/model", "path": "/no/such/model"}
+    manifest.write_text(json.dumps(meta))
+    assert "is not checked: the student cannot be read" in export(traces, "-o", tmp_path / "out.jsonl")
+    for file in tmp_path.glob("traces.*.json*"):
+        file.unlink()
+    output = export(traces, "-o", tmp_path / "bare.jsonl")
+    assert "some rows have no tokens here" in output
+    assert read(tmp_path / "bare.jsonl") == read(tmp_path / "out.jsonl")
+    assert "token-ids needs every trace's tokens" in export(traces, "--format", "token-ids", expect=2)
+
+
+def test_the_split_depends_on_seed_and_prompt_alone(traces, tmp_path):
+    def split(seed, *flags):
+        out = tmp_path / f"{seed}{len(flags)}.jsonl"
+        export(traces, "--test-share", "0.4", "--seed", seed, "-o", out, *flags)
+        return {r["id"] for r in read(out)}, {r["id"] for r in read(out.with_suffix(".test.jsonl"))}
+
+    train, test = split(0)
+    fewer = split(0, "--keep", "shortest-correct")
+    assert fewer[0] == train and fewer[1] == test
+    assert split(1)[1] != test
+    lines = traces.read_text().splitlines()
+    traces.write_text("\n".join(reversed(lines)) + "\n")
+    assert split(2) == split(2, "--keep", "correct")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.text(max_size=20), st.text(max_size=30)), min_size=1, max_size=6))
+def test_any_text_survives(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("text")
+    row = read_rows(bundled("teacher.jsonl"))[0]
+    rows = [
+        row
+        | {
+            "id": i,
+            "is_correct": True,
+            "prompt": [{"role": "user", "content": a}],
+            "completion": [{"role": "assistant", "content": b}],
+        }
+        for i, (a, b) in enumerate(texts)
+    ]
+    source = folder / "in.jsonl"
+    source.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    export(source, "-o", folder / "out.jsonl")
+    export(source, "-o", folder / "table.parquet")
+    want = list(dict.fromkeys(texts))
+    got = [json.loads(line) for line in (folder / "out.jsonl").read_bytes().decode().split("\n")[:-1]]
+    assert [(r["prompt"][0]["content"], r["completion"][0]["content"]) for r in got] == want
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(folder / "table.parquet").to_pylist()
+    assert table == got
+
+
+def test_prefixes_of_unsolved_problems(traces, tmp_path):
+    export(traces, "--format", "token-ids", "--prefix-tokens", 7, "-o", tmp_path / "out.jsonl")
+    rows, tokens, source = read(tmp_path / "out.jsonl"), by_key(files(traces)[1]), read(traces)
+    solved = {r["id"] for r in source if r["is_correct"]}
+    unsolved = {r["id"] for r in source if r["is_correct"] is False} - solved
+    assert "never" in unsolved and "open" not in unsolved
+    prefixes = [r for r in rows if r["is_prefix"]]
+    assert {r["id"] for r in prefixes} == unsolved and len(prefixes) == len(unsolved)
+    for r in prefixes:
+        line = tokens[r["id"], r["generation"]]
+        assert r["input_ids"] == line["prompt_ids"] + line["token_ids"][:7]
+        assert r["is_correct"] is False
+    assert all(r["is_correct"] for r in rows if not r["is_prefix"])
+    assert "is_prefix" not in json.dumps(by_key(read_export(traces, tmp_path / "none.jsonl"))[rows[0]["id"], 0])
+    refused = export(traces, "--prefix-tokens", 7, "-o", tmp_path / "no.jsonl", expect=2)
+    assert "needs --format token-ids" in refused
+
+
+def read_export(traces, out):
+    export(traces, "--format", "token-ids", "-o", out)
+    return read(out)
+
+
+def test_prefixes_never_hold_the_end(traces, tmp_path):
+    export(traces, "--format", "token-ids", "--prefix-tokens", 5000, "-o", tmp_path / "out.jsonl")
+    for r in read(tmp_path / "out.jsonl"):
+        assert (r["input_ids"][-1] == 759) is not r["is_prefix"]
+
+
+def test_a_written_beginning_is_a_part_of_what_is_learnt(tmp_path):
+    source = write(tmp_path / "in.jsonl", read_rows(bundled("problems.jsonl"))[:3])
+    run(source, "-o", tmp_path / "out.jsonl", "--completion-prefix", "<think>")
+    output = export(tmp_path / "out.jsonl", "--keep", "all")
+    assert "3 of 3 rows give the sampled ids" in output
+    export(tmp_path / "out.jsonl", "--keep", "all", "--format", "token-ids")
+    for row in read(tmp_path / "out.token-ids.jsonl"):
+        learnt = [i for i, m in zip(row["input_ids"], row["completion_mask"], strict=True) if m]
+        assert learnt[0] == 760 and learnt == [i for i in row["labels"] if i >= 0]
+        assert learnt.count(760) == 1
+
+
+def test_an_interrupted_job_can_be_exported_up_to_its_torn_line(traces, tmp_path):
+    with open(traces, "ab") as file:
+        file.write(b'{"id": "torn", "gener')
+    output = export(traces, "-o", tmp_path / "out.jsonl")
+    rows = len(traces.read_bytes().splitlines())
+    assert f"{rows} read" in output and "1 torn lines" in output
+
+
+def test_scored_rows_find_the_tokens_of_their_job(traces, tmp_path):
+    result = CliRunner().invoke(main, ["score", str(traces)])
+    assert result.exit_code == 1, result.output  # one problem is an error
+    scored = tmp_path / "traces.scored.jsonl"
+    export(scored, "--keep", "best-ln", "--format", "token-ids", "-o", tmp_path / "best.jsonl")
+    rows = by_key(read(scored))
+    for r in read(tmp_path / "best.jsonl"):
+        of = [s for s in rows.values() if s["id"] == r["id"] and s["is_correct"]]
+        best = max(s["local_naturalness"] for s in of)
+        assert rows[r["id"], r["generation"]]["local_naturalness"] == best
+    assert "score them first" in export(traces, "--keep", "best-ln", expect=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--test-share", "1"], "test-share"),
+        (["--max-fallback-rate", "2"], "max-fallback-rate"),
+        (["-o", "out.csv"], "ends in .jsonl or .parquet"),
+        (["-o", "{traces}"], "is an input itself"),
+        (["-o", "{folder}/no/out.jsonl"], "there is no folder"),
+        (["--private"], "--push-to-hub"),
+        (["--push-to-hub", "noowner"], "owner/name"),
+        (["--push-to-hub", "../../etc"], "owner/name"),
+        (["--max-fallback-rate", "0"], "nothing is left to export"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_in_one_line(traces, tmp_path, flags, words):
+    before = {f: f.read_bytes() for f in tmp_path.iterdir()}
+    output = export(traces, *[f.format(traces=traces, folder=tmp_path) for f in flags], expect=2)
+    assert words in output and len(output.strip().splitlines()) == 1
+    assert {f: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+
+def test_files_are_not_overwritten_by_accident(traces, tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text("mine\n")
+    assert "exists" in export(traces, "-o", out, expect=2)
+    assert out.read_text() == "mine\n"
+    export(traces, "-o", out, "--overwrite")
+    assert len(read(out)) > 5
+    shutil.copy(traces, tmp_path / "job.jsonl")
+    shutil.copy(traces.with_suffix(".meta.json"), tmp_path / "job.meta.json")
+    assert "belongs to a job" in export(traces, "-o", tmp_path / "job.jsonl", "--overwrite", expect=2)
+    for nonsense in ("", "hello\n", '{"a": 1}\n', "[1]\n"):
+        (tmp_path / "bad.jsonl").write_text(nonsense)
+        assert "no rows of rsd generate" in export(tmp_path / "bad.jsonl", expect=2)
+    assert "cannot be read" in export(tmp_path / "none.jsonl", expect=2)
+
+
+def front(card: str) -> dict:
+    return yaml.safe_load(card.split("---")[1])
+
+
+def test_the_card_says_what_the_data_is(traces, tmp_path):
+    export(traces, "--test-share", "0.3", "-o", tmp_path / "out.jsonl")
+    card = (tmp_path / "out.md").read_text()
+    rows = read(tmp_path / "out.jsonl"), read(tmp_path / "out.test.jsonl")
+    for words in (
+        "bundled-teacher",
+        "bundled-student",
+        "they do not transfer",
+        f"| rows for training | {len(rows[0])} |",
+        f"| rows for testing | {len(rows[1])} |",
+        "| threshold | 0.01 |",
+        "| problems | 23 |",
+        json.loads(traces.with_suffix(".meta.json").read_text())["identity"]["student"],
+        'load_dataset("json", data_files={"train": "out.jsonl", "test": "out.test.jsonl"})',
+    ):
+        assert words in card
+    assert front(card)["configs"][0]["data_files"][1] == {"split": "test", "path": "out.test.jsonl"}
+    tokens = sum(r["num_tokens"] for of in rows for r in of)
+    assert f"| tokens | {tokens} |" in card
+    assert str(bundled("student")) not in card  # a path says more of a machine than of a model
+
+
+def test_nothing_in_a_manifest_is_markup(traces, tmp_path):
+    manifest = traces.with_suffix(".meta.json")
+    meta = json.loads(manifest.read_text())
+    nasty = "x | <script>alert(1)</script> ![i](http://evil)\n---\n# Title {{ 7 * 7 }}"
+    meta["teacher"]["name"] = meta["identity"]["system_prompt"] = nasty
+    meta["teacher"]["path"] = "x"  # a name on the Hub
+    manifest.write_text(json.dumps(meta))
+    export(traces, "-o", tmp_path / "out.jsonl")
+    card = (tmp_path / "out.md").read_text()
+    assert not re.search(r"(?<!\\)<script|(?<!\\)!\[|(?<!\\)\[i| x \||\n# Title", card)
+    assert card.count(r"x \| \<script\>alert(1)\</script\> \!\[i\](http://evil) --- \# Title \{\{ 7 \* 7 \}\}") == 2
+    assert front(card)["pretty_name"] == "RSD traces"
+
+
+def test_the_card_loads_the_data(traces, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    export(traces, "--test-share", "0.3", "-o", tmp_path / "out.parquet")
+    named = {split: str(tmp_path / f"out{end}.parquet") for split, end in (("train", ""), ("test", ".test"))}
+    loaded = datasets.load_dataset("parquet", data_files=named, cache_dir=str(tmp_path / "cache"))
+    assert set(loaded) == {"train", "test"}
+    assert loaded["train"][0]["completion"][0]["role"] == "assistant"
+
+
+def push(hub, folder, *flags):
+    env = environment() | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret_token"}
+    env |= {"HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    command = [sys.executable, "-m", "rsd", "export", "traces.jsonl", "--push-to-hub", "owner/name", *flags]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+
+
+def test_pushed_to_the_hub(traces, tmp_path):
+    with Hub() as hub:
+        result = push(hub, tmp_path, "--private", "--test-share", "0.3", "-o", "out.jsonl")
+        assert result.returncode == 0, result.stderr
+        assert f"pushed to    {hub.url}/datasets/owner/name" in result.stdout
+    (created,) = hub.created
+    assert created["type"] == "dataset" and (created.get("private") or created.get("visibility") == "private")
+    assert hub.commits == 1 and hub.tokens == {"Bearer hf_secret_token"}
+    assert hub.files.keys() == {"README.md", "data/train.jsonl", "data/test.jsonl"}
+    assert hub.files["data/train.jsonl"] == (tmp_path / "out.jsonl").read_bytes()
+    card = hub.files["README.md"].decode()
+    assert 'load_dataset("owner/name")' in card
+    assert front(card)["configs"][0]["data_files"] == [
+        {"split": "train", "path": "data/train.jsonl"},
+        {"split": "test", "path": "data/test.jsonl"},
+    ]
+    for text in [result.stdout, result.stderr, *(f.read_text() for f in tmp_path.glob("*.*"))]:
+        assert "hf_secret" not in text
+
+
+def test_a_hub_that_refuses_costs_nothing(traces, tmp_path):
+    with Hub(deny=True) as hub:
+        result = push(hub, tmp_path, "-o", "out.jsonl")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and "rsd: --push-to-hub owner/name: " in result.stderr
+    assert "hf_secret" not in result.stderr
+    assert len(read(tmp_path / "out.jsonl")) > 5
+    gone = push(hub, tmp_path, "-o", "again.jsonl")  # nobody listens there any more
+    assert gone.returncode == 2 and gone.stderr.count("\n") == 1, gone.stderr
+    assert len(read(tmp_path / "again.jsonl")) > 5
+
+
+def test_counts_by_problem_are_of_ids(traces, tmp_path):
+    rows = read(traces)
+    per = Counter(r["id"] for r in rows)
+    assert set(per.values()) == {3} and np.sum(list(per.values())) == len(rows)
