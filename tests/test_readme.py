@@ -42,10 +42,15 @@ def test_the_comparison_shown_is_the_comparison(tmp_path):
     command = block("compare").split()
     result = rsd(*command[1:], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    shown, made = ([NUMBER.split(line) for line in text.splitlines()] for text in (block("compared"), result.stdout))
-    assert shown == made
-    shown, made = ([float(n) for n in NUMBER.findall(text)] for text in (block("compared"), result.stdout))
-    assert made == pytest.approx(shown, rel=0.03, abs=0.005)  # other processors round otherwise
+    before, after = block("compared").split("\n...\n")  # the same table once more for right and for wrong traces
+    whole = result.stdout.rstrip("\n")
+    for shown, made in (
+        (before, whole[: whole.index("\n\ncorrect on both sides")]),
+        (after, whole[whole.index("greatest gain") :]),
+    ):
+        assert [NUMBER.split(line) for line in shown.splitlines()] == [NUMBER.split(line) for line in made.splitlines()]
+        shown_numbers, made_numbers = ([float(n) for n in NUMBER.findall(text)] for text in (shown, made))
+        assert made_numbers == pytest.approx(shown_numbers, rel=0.03, abs=0.005)  # other processors round otherwise
     assert (tmp_path / "report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
 
 
@@ -75,11 +80,25 @@ def test_help_is_fast_and_imports_no_torch():
     assert "generate" in result.stdout and result.stdout.endswith("[]\n")
 
 
+COMMANDS = ("generate", "score", "compare", "select", "export")
+
+
 def test_every_flag_is_explained():
-    said = "".join(rsd(command, "--help", cwd=ROOT).stdout for command in ("generate", "score", "compare", "select"))
+    said = "".join(rsd(command, "--help", cwd=ROOT).stdout for command in COMMANDS)
     for flag in re.findall(r"`[^`\n]*?(--[a-z-]+)", README):
         assert flag in said
     assert rsd("--version", cwd=ROOT).stdout.strip() == "rsd, version 0.1.0"
+
+
+def test_the_exported_files_are_as_shown(tmp_path):
+    commands = [line.split() for line in block("train").splitlines()]
+    assert rsd("generate", cwd=tmp_path).returncode == 0
+    said = ""
+    for command in commands:
+        result = rsd(*command[1:], cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        said += result.stdout
+    assert lines_without_time(said) == lines_without_time(block("exported"))
 
 
 @pytest.mark.slow

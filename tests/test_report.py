@@ -142,16 +142,19 @@ def number(text: str) -> float:
     return float(text.replace("\u2212", "-").removesuffix(" %"))
 
 
+SIDES = (lambda pair: pair.baseline, lambda pair: pair.candidate)
+
+
 def test_summary_is_the_comparison(load, comparison, decode):
     driver = load(html_report(comparison, decode=decode))
     assert driver.title == "rsd compare: rsd.jsonl against teacher.jsonl"
     assert BY_CONSTRUCTION in texts(driver, "aside")[0]
     facts = dict(zip(texts(driver, ".facts dt"), texts(driver, ".facts dd"), strict=True))
     assert facts["Aligned by id"] == "24 problems" and facts["Window"] == "4" and facts["Threshold"] == "0.01"
-    rows = {
+    rows = {  # of the first table: those of right and of wrong traces follow
         cells[0].split("\n")[0]: cells[1:]
         for cells in driver.execute_script(
-            "return [...document.querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.innerText))"
+            "return [...document.querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.innerText)).reverse()"
         )
     }
     for name, better in METRICS.items():
@@ -161,7 +164,8 @@ def test_summary_is_the_comparison(load, comparison, decode):
         assert [number(c) for c in cells[4].split(" to ")] == pytest.approx(m.ci, rel=6e-3, abs=1e-9)
         assert number(cells[5]) == pytest.approx(m.p_value, rel=6e-3)
         assert cells[6] == str(m.ids) == "24"
-    assert rows["Correct"][1:3] == ["not known", "not known"]
+    right = [np.mean([s.response.row["is_correct"] for p in comparison.pairs for s in side(p)]) for side in SIDES]
+    assert [number(c) for c in rows["Correct"][1:3]] == pytest.approx([100 * r for r in right], rel=6e-3)
     assert number(rows["RSR of the set"][1]) == pytest.approx(comparison.rsr[0], rel=6e-3)
     first = rows["Local Naturalness"]
     assert all(f" {value} " in texts(driver, ".lead")[0] for value in first[1:3])
