@@ -93,6 +93,8 @@ class TraceGenerator:
             teacher, student, vocabulary = self.find()
             if self.config.compile and not shutil.which(os.environ.get("CXX", "g++")):
                 raise ValueError("compile needs a C++ compiler: install g++, name one in CXX, or leave it out")
+            self._verifier = Verifier(self.verify)
+            self._verifier.start()
             rows = self.memory().rows  # before the weights take their part
             packed = not self.config.compile
             student_model = load(student, self.config, packed=packed)
@@ -100,8 +102,6 @@ class TraceGenerator:
                 kwargs = self.config.chat_template_kwargs
                 reading = {"chat_template_kwargs": dict(kwargs)} if kwargs else {}
                 self._scorer = Scorer(student, student_model, Scoring(), dtype=dtype_of(self.config), reading=reading)
-            self._verifier = Verifier(self.verify)
-            self._verifier.start()
             self._engine = Engine(
                 load(teacher, self.config, packed=packed),
                 student_model,
@@ -191,12 +191,12 @@ class TraceGenerator:
         Raises:
             ValueError: no row has a prompt column, or ids repeat.
         """
-        yield from self.make(self.prepare(rows))
+        yield from self.make(self.schedule(self.prepare(rows), {}))
 
     def run(self, rows: Iterable[Mapping[str, Any]]) -> list[Trace]:
         """All traces, in the order of the rows and of their generations."""
         prepared = self.prepare(rows)
-        made = {trace.key: trace for trace in self.make(prepared)}
+        made = {trace.key: trace for trace in self.make(self.schedule(prepared, {}))}
         keys = ((str(row.id), g) for row in prepared for g in range(self.config.num_generations))
         return [made[key] for key in keys if key in made]
 
@@ -205,19 +205,12 @@ class TraceGenerator:
         c = self.config
         return Schedule(rows, generations=c.num_generations, want=c.want if c.until_correct else None, done=done)
 
-    def make(
-        self,
-        rows: Iterable[Row],
-        *,
-        done: Mapping[tuple[str, int], bool] | None = None,
-        schedule: Schedule | None = None,
-    ) -> Iterator[Trace]:
-        """`stream` for prepared rows; `done` tells of existing traces, by (id, generation), whether they are right."""
+    def make(self, schedule: Schedule) -> Iterator[Trace]:
+        """Yield the traces that are scheduled, as they are finished and judged."""
         self.load()
-        schedule = schedule or self.schedule(rows, done or {})
         requests = _Requests(self, schedule)
         for finished in self._engine.run(requests):  # type: ignore[union-attr]
-            requests.judge(self._trace(finished), finished.request.tag[0])
+            requests.judge(finished)
             yield from requests.judged()
         yield from requests.judged()
 
@@ -251,30 +244,9 @@ class TraceGenerator:
             tag=(row, generation, prompt),
         )
 
-    def _trace(self, finished: Finished) -> Trace:
-        _, student, _ = self.find()
-        row, generation, prompt = finished.request.tag
-        ids = finished.token_ids
-        shown = prompt.prefix + (ids[:-1] if finished.finish_reason == "stop" else ids).tolist()
-        return Trace(
-            id=row.id,
-            generation=generation,
-            prompt=row.messages,
-            text=str(student.tokenizer.decode(shown, clean_up_tokenization_spaces=False)),
-            prompt_ids=prompt.student,
-            prefix_ids=prompt.prefix,
-            token_ids=ids,
-            teacher_logprobs=finished.teacher_logprobs,
-            student_logprobs=finished.student_logprobs,
-            from_teacher=finished.from_teacher,
-            accepted=finished.accepted,
-            proposals=finished.proposals,
-            finish_reason=finished.finish_reason,
-            thinking_opened=prompt.opened,
-            error=finished.error,
-            teacher_messages=row.teacher,
-            columns=row.columns,
-        )
+    def decode(self, ids: list[int]) -> str:
+        """The text of the student's ids, special tokens kept."""
+        return str(self.find()[1].tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
     def judge(self, trace: Trace, row: Row) -> "Future[Judgement]":
         """Whether a trace's answer is right, as soon as that is known."""
@@ -344,8 +316,10 @@ class _Requests:
             self._last = row, prompt
         return self._last[1]
 
-    def judge(self, trace: Trace, row: Row) -> None:
+    def judge(self, finished: Finished) -> None:
         """Have a trace judged that the engine has finished."""
+        row, generation, prompt = finished.request.tag
+        trace = Trace.of(row, generation, prompt, finished, decode=self.generator.decode)
         self.decoding -= 1
         self._waiting[self.generator.judge(trace, row)] = trace, row
 

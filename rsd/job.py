@@ -117,7 +117,7 @@ def run_job(
         every = 0.1 if sys.stderr.isatty() else 10  # seconds; a log file needs fewer lines
         total = found + schedule.at_most
         with tqdm(total=total, initial=found, unit="trace", dynamic_ncols=True, mininterval=every) as bar:
-            for trace in generator.make(rows, schedule=schedule):
+            for trace in generator.make(schedule):
                 store.append(trace)
                 count += 1
                 tokens += len(trace.token_ids)

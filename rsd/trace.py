@@ -1,14 +1,20 @@
 """One finished trace: its row for training, and its arrays for the sidecar."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rsd.answers import one_think_close
-from rsd.data import Messages, digest
+from rsd.data import Messages, Row, digest
+
+if TYPE_CHECKING:  # these import torch, which readers of traces can do without
+    from rsd.engine import Finished
+    from rsd.prompts import Prompt
 
 COLUMNS = (
     "prompt",
@@ -67,6 +73,33 @@ class Trace:
     error: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, row: Row, generation: int, prompt: Prompt, finished: Finished, *, decode: Callable[[list[int]], str]
+    ) -> Trace:
+        """What the engine made of a row."""
+        ids = finished.token_ids
+        shown = ids[:-1] if finished.finish_reason == "stop" else ids
+        return cls(
+            id=row.id,
+            generation=generation,
+            prompt=row.messages,
+            text=decode(prompt.prefix + shown.tolist()),
+            prompt_ids=prompt.student,
+            prefix_ids=prompt.prefix,
+            token_ids=ids,
+            teacher_logprobs=finished.teacher_logprobs,
+            student_logprobs=finished.student_logprobs,
+            from_teacher=finished.from_teacher,
+            accepted=finished.accepted,
+            proposals=finished.proposals,
+            finish_reason=finished.finish_reason,
+            thinking_opened=prompt.opened,
+            error=finished.error,
+            teacher_messages=row.teacher,
+            columns=row.columns,
+        )
 
     @property
     def key(self) -> tuple[str, int]:

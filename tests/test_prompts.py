@@ -10,7 +10,10 @@ from jobs import FLAGS, by_key, files, pair, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsd import GenerateConfig, TraceGenerator
+from rsd.config import ScoreConfig
 from rsd.models import bundled
+from rsd.responses import read_responses
+from rsd.scoring import load_scorer
 
 ROWS = [{"id": f"p{i}", "problem": f"{i} plus {i}?", "solution": f"It is {2 * i}.", "n": i} for i in range(4)]
 
@@ -189,3 +192,16 @@ def test_the_generation_config_of_the_student_can_suppress_tokens(tiny, tmp_path
     result = run(source, "-o", out, "--teacher", tiny()["teacher"], "--student", student, *FLAGS)
     assert "suppressed: 2 tokens" in result.output
     assert files(out)[2]["identity"]["suppressed"] == [65, 66]
+
+
+def test_a_heat_map_knows_nothing_of_the_written_beginning_and_all_of_the_rest(tmp_path):
+    source, out = write(tmp_path / "in.jsonl", read(bundled("problems.jsonl"))[:4]), tmp_path / "out.jsonl"
+    run(source, "-o", out, "--completion-prefix", "<think>")
+    config = ScoreConfig()
+    scorer = load_scorer(config)
+    for response in read_responses(out, config):
+        scored = scorer.score(response)
+        assert scored.error is None and scored.token_ids[0] == 760
+        assert scored.arrays.from_teacher[0] == -1 and (scored.arrays.from_teacher[1:] >= 0).all()
+        # The student's own pass over the whole text agrees with what was noted while sampling.
+        assert scored.reading.logprobs[1:] == pytest.approx(scored.arrays.student_logprobs[1:], abs=1e-3)
