@@ -107,7 +107,7 @@ def train(task: dict[str, Any], size: Size) -> dict[str, Any]:
     """Fine-tune the student as a task says, and measure it."""
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     from rsd.models import bundled
@@ -147,6 +147,7 @@ def train(task: dict[str, Any], size: Size) -> dict[str, Any]:
         else:
             data = Dataset.from_list([token_ids(row, tokenizer) for row in rows])
         trainer = SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
+        trainer.remove_callback(PrinterCallback)  # every loss, to the standard output
         trainer.train()
         result = {
             "problems": len(rows),
@@ -218,11 +219,16 @@ def tasks(table: str, arms: Iterable[str], seeds: Iterable[int], rates: Any, amo
 
 
 def _start(work: str) -> None:
+    import datasets
     import torch
+    import transformers
 
     global WORK
     WORK = Path(work)
     torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
 
 
 def _do(job: tuple[str, dict[str, Any], Size]) -> tuple[dict[str, Any], dict[str, Any]]:

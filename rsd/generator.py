@@ -209,10 +209,14 @@ class TraceGenerator:
         """Yield the traces that are scheduled, as they are finished and judged."""
         self.load()
         requests = _Requests(self, schedule)
-        for finished in self._engine.run(requests):  # type: ignore[union-attr]
-            requests.judge(finished)
+        try:
+            for finished in self._engine.run(requests):  # type: ignore[union-attr]
+                requests.judge(finished)
+                yield from requests.judged()
             yield from requests.judged()
-        yield from requests.judged()
+        except BaseException:  # an interrupt, say: nobody waits for a verdict any more
+            self._verifier.stop()  # type: ignore[union-attr]
+            raise
 
     def __call__(self, batch: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
         """Columns in, columns out: for Ray Data's `map_batches` and `datasets.map(batched=True)`."""

@@ -19,14 +19,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rsd.answers import after_thinking, boxed, is_number, normal, reference
+from rsd.answers import LONGEST, after_thinking, boxed, is_number, normal, reference
 from rsd.data import Row
 
 # Columns that hold a problem's answer, unless one is named.
 ANSWER_COLUMNS = ("answer", "final_answer", "solution")
 WORKERS = 2
 START_LIMIT, CASE_LIMIT = 120.0, 10.0  # seconds
-LONGEST = 2000  # characters; what is longer is no answer, and only compared as text
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,12 @@ class Verifier:
 
     def __init__(self, how: str, *, case_limit: float = CASE_LIMIT) -> None:
         self.how, self.case_limit = how, case_limit
+        self._begin()
+
+    def _begin(self) -> None:
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="verify")
         self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
+        self._started: list[_Worker] = []
         for _ in range(WORKERS):
             self._idle.put(None)  # a worker that is not started yet
 
@@ -60,8 +63,8 @@ class Verifier:
             ValueError: it cannot be imported.
         """
         if ":" in self.how:
-            worker = self._idle.get() or _Worker(self.how)
-            self._idle.put(worker)
+            self._idle.get()
+            self._idle.put(self._worker())
 
     def submit(self, text: str, row: Mapping[str, Any], answer: Any, *, opened: bool = False) -> "Future[Judgement]":
         """The judgement of a trace's text, as soon as there is one.
@@ -94,10 +97,16 @@ class Verifier:
             case = {"answer": f"\\boxed{{{said}}}" if said is not None else answered, "reference": right}
         return self._threads.submit(self._ask, case | {"limit": self.case_limit})
 
+    def _worker(self) -> "_Worker":
+        worker = _Worker(self.how)
+        self._started.append(worker)
+        return worker
+
     def _ask(self, case: Mapping[str, Any]) -> Judgement:
-        worker = self._idle.get()
+        idle = self._idle  # `stop` makes another one
+        worker = idle.get()
         try:
-            worker = worker or _Worker(self.how)
+            worker = worker or self._worker()
             return worker.ask(case)
         except ValueError as e:  # a worker that cannot be started
             return Judgement(None, str(e))
@@ -107,15 +116,14 @@ class Verifier:
                 worker = None
             return Judgement(None, str(e))
         finally:
-            self._idle.put(worker)
+            idle.put(worker)
 
-    def close(self) -> None:
-        """End the workers."""
-        self._threads.shutdown(cancel_futures=True)
-        with suppress(queue.Empty):
-            while True:
-                if worker := self._idle.get_nowait():
-                    worker.close()
+    def stop(self) -> None:
+        """End all workers and forget what was submitted; what is submitted later is judged by new ones."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self._started:
+            worker.process.kill()  # of one that has ended already, nothing
+        self._begin()
 
 
 def resolve(how: str) -> str:

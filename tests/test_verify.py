@@ -1,7 +1,9 @@
 """Answers: found in a text, compared as text, as mathematics, and by a user's own function."""
 
+import json
 import multiprocessing
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -47,9 +49,16 @@ def test_the_last_brace_matched_box_counts(text, found):
     assert boxed(text) == found
 
 
-@pytest.mark.parametrize("hostile", ["\\boxed{" * 50_000, "{" * 200_000 + "}" * 200_000, "\\boxed{1}" * 50_000])
-def test_hostile_text_takes_linear_time(hostile):
-    half, whole = hostile[: len(hostile) // 8], hostile
+HOSTILE = {
+    "open": "\\boxed{" * 50_000,
+    "nested": "{" * 200_000 + "}" * 200_000,
+    "many": "\\boxed{1}" * 50_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_text_takes_linear_time(name):
+    half, whole = HOSTILE[name][: len(HOSTILE[name]) // 8], HOSTILE[name]
     times = []
     for text in (half, whole):
         started = time.perf_counter()
@@ -107,6 +116,21 @@ def test_any_text_is_normal_after_one_pass(text):
     assert is_number(text) in (True, False)
 
 
+ENDLESS = {
+    "zeros": "0" * 300_000 + "x",
+    "decimals": "1." + "0" * 300_000 + "x",
+    "texts": "\\text " * 50_000 + "x",
+    "thousands": "1,111" * 60_000,
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_an_endless_answer_is_compared_as_it_is(name):
+    same = normal(f" {ENDLESS[name]} ") == ENDLESS[name]
+    assert same and not is_number(ENDLESS[name])
+    assert judged(Verifier("math"), f"\\boxed{{{ENDLESS[name]}}}").correct is False
+
+
 def test_references_are_short_answers_boxes_and_gsm8k():
     assert reference("72") == "72"
     assert reference("3 + 4 = 7\n#### 7") == "7"
@@ -121,7 +145,7 @@ def judged(verifier, said, answer="1/2", **row):
 def math():
     verifier = Verifier("math", case_limit=2)
     yield verifier
-    verifier.close()
+    verifier.stop()
 
 
 @pytest.mark.parametrize(
@@ -262,6 +286,30 @@ def test_a_worker_does_not_outlive_the_job_even_in_the_middle_of_a_case(tmp_path
     assert workers
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
+
+
+def test_an_interrupted_job_does_not_wait_for_verdicts(tiny, tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\ndef judge(text, row):\n"
+        "    if row['id'] < 4: return True\n    pathlib.Path('begun').touch()\n    time.sleep(600)\n"
+    )
+    source = write(tmp_path / "in.jsonl", [{"id": i, "problem": f"{i}?"} for i in range(40)])
+    command = [sys.executable, "-m", "rsd", "generate", source, "-o", "out.jsonl", *pair(tiny), *FLAGS]
+    job = subprocess.Popen(
+        [*map(str, command), "--verify", "slow:judge"],
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        # The suite may itself run where interrupts are ignored, which would be inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.05)
+    job.send_signal(signal.SIGINT)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 130 and b"run the same command again" in said
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in rows} <= set(range(4)) and all(row["is_correct"] for row in rows)
 
 
 def test_three_verdicts_are_three_things():
