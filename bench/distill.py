@@ -96,6 +96,15 @@ def arm(name: str, seed: int, size: Size) -> dict[str, dict[str, Any]]:
     return {k: max(of, key=lambda trace: trace["local_naturalness"]) for k, of in both.items()}
 
 
+def needs(task: dict[str, Any]) -> list[tuple[float, int]]:
+    """The traces that a run reads, as thresholds and seeds."""
+    if task["arm"] == "none":
+        return []
+    names = {task["arm"], *task["among"]} | ({"rsd"} if task["table"] == "tokens" else set())
+    names = names - {"ln"} | ({"raw", "rsd"} if "ln" in names else set())
+    return [(THRESHOLDS[name] if name in THRESHOLDS else float(name), task["seed"]) for name in sorted(names)]
+
+
 def chosen(task: dict[str, Any], size: Size) -> list[dict[str, Any]]:
     """The rows that a run trains on: of the problems that all of `among` solved."""
     own = arm(task["arm"], task["seed"], size)
@@ -250,15 +259,14 @@ class Runs:
             if before["settings"] == settings:
                 self.runs = before["runs"]
 
-    def make(self, threshold_seeds: Iterable[tuple[float, int]]) -> None:
-        todo = [("traces", {"threshold": t, "seed": s}, self.size) for t, s in dict.fromkeys(threshold_seeds)]
-        for _ in self.pool.imap_unordered(_do, todo):
-            pass
-
     def do(self, wanted: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         wanted = list(wanted)
         known = {json.dumps(run["task"], sort_keys=True) for run in self.runs}
         todo = [("train", task, self.size) for task in wanted if json.dumps(task, sort_keys=True) not in known]
+        needed = dict.fromkeys(need for _, task, _ in todo for need in needs(task))
+        first = [("traces", {"threshold": t, "seed": seed}, self.size) for t, seed in needed]
+        for _ in self.pool.imap_unordered(_do, first):
+            pass
         for task, result in self.pool.imap_unordered(_do, todo):
             self.runs.append({"task": task, **result})
             print(f"{task['table']:<8} {task['arm']:<6} seed {task['seed']} rate {task['rate']:g}: "
@@ -385,7 +393,6 @@ def experiment(runs: Runs, size: Size, plot_file: str | None) -> None:
     none = {"table": "none", "arm": "none", "seed": 0, "rate": 0.0, "among": []}
     (untrained,) = runs.do([none])
     (tuning_none,) = runs.do([none | {"table": "tune"}])
-    runs.make((t, s) for s in size.tuning_seeds for t in THRESHOLDS.values())
     tuned = runs.do(tasks("tune", ARMS, size.tuning_seeds, size.rates, ARMS))
     accuracy = {
         (name, rate): float(
@@ -401,7 +408,6 @@ def experiment(runs: Runs, size: Size, plot_file: str | None) -> None:
     for name in ARMS:
         print(f"| {name} | " + " | ".join(f"{accuracy[name, rate]:.1%}" for rate in size.rates) + " |")
 
-    runs.make((t, s) for s in size.seeds for t in THRESHOLDS.values())
     tables = {}
     for table, among, title in (
         ("steps", ARMS, "Primary: the problems that every arm solved, same optimizer steps"),
@@ -416,7 +422,6 @@ def experiment(runs: Runs, size: Size, plot_file: str | None) -> None:
     show("As the primary table, but the loss covers the line break after the EOS that the chat template adds",
          tables["template"], untrained, size.held_out)  # fmt: skip
     thresholds = [f"{t:g}" for t in size.sweep]
-    runs.make((t, s) for s in size.sweep_seeds for t in size.sweep)
     of = runs.do(tasks("sweep", thresholds, size.sweep_seeds, [best["rsd"]], thresholds))
     tables["sweep"] = summary(of, untrained, size.held_out)
     show("The threshold: the problems solved with all of them, same optimizer steps", tables["sweep"], untrained,

@@ -8,7 +8,6 @@ its problems to be. Right is told by the boxed answer. Needs the test extra (sci
 """
 
 import argparse
-import re
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -26,11 +25,6 @@ from rsd.selection import BY, select
 
 SETS = {"raw": 0.0, "rsd": 0.01, "own": 1.0}  # the threshold that makes them
 COMPARED = ("local_naturalness", "global_logprob", "rsr", "aslec_drop")
-
-
-def right(text: str, answer: str) -> bool:
-    said = re.findall(r"\\boxed\{(\d+)\}", text)
-    return bool(said) and said[-1] == answer
 
 
 def of(scored: list[Scored], metric: str) -> float:
@@ -54,10 +48,10 @@ def main() -> None:
     scorer = load_scorer(ScoreConfig())
     sets: dict[str, list[Scored]] = {}
     for name, threshold in SETS.items():
-        config = GenerateConfig(threshold=threshold, num_generations=args.generations, max_new_tokens=400)
+        config = GenerateConfig(
+            threshold=threshold, num_generations=args.generations, max_new_tokens=400, verify="boxed"
+        )
         rows = [trace.row() for trace in TraceGenerator(config).run(problems)]
-        for row in rows:
-            row["is_correct"] = right(row["completion"][0]["content"], row["answer"])
         sets[name] = [s for s in map(scorer.score, responses(rows, ScoreConfig())) if not s.error]
     results: list[dict[str, Any]] = []
 

@@ -197,13 +197,16 @@ class Scorer:
 
         A character whose bytes are split over several tokens is the first one of all but the first.
         """
+        # A text may hold the very character that stands for bytes which are none yet.
+        replacement = self.source.tokenizer.encode("\ufffd", add_special_tokens=False)
         starts, done, begin, end = [], 0, 0, 0  # the text of ids[:end] has `done` characters
         before, partial = "", 0
         for i in range(len(ids)):
             starts.append(done + partial)
             after = self._decode(ids[begin : i + 1])
-            partial = len(after.rstrip("\ufffd")) - len(before)
-            if not after.endswith("\ufffd"):
+            whole = not after.endswith("\ufffd") or ids[max(0, i + 1 - len(replacement)) : i + 1] == replacement
+            partial = max(0, len(after if whole else after.rstrip("\ufffd")) - len(before))
+            if whole:
                 done, partial = done + partial, 0
                 begin, end = end, i + 1
                 before = self._decode(ids[begin:end])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import read, write
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jobs import FLAGS, PROBLEMS, pair
 from jobs import run as generate
@@ -131,6 +131,8 @@ HARD = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
+@example(text="\ufffd0", kind="line")
+@example(text="a\ufffd\ufffd\u6f22\ufffd.", kind="line")
 @given(text=HARD, kind=st.sampled_from(["sentence", "line", "paragraph"]))
 def test_steps_of_tokens_cover_any_text(scorer, text, kind):
     encoded = scorer.source.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -1,5 +1,10 @@
 """TRL trains straight from the exported file, and its loss covers the completion and nothing else."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -10,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rsd.cli import main
 from rsd.data import read_rows
 from rsd.models import bundled
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +85,20 @@ def test_trl_trains_on_the_file_as_it_is(traces, tmp_path, format):
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     assert len(losses) == 6 and all(float(loss) >= 0 for loss in losses)
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_the_distillation_benchmark_runs_and_goes_on_where_it_was_stopped(tmp_path):
+    command = [sys.executable, ROOT / "bench" / "distill.py", "--quick", "--json", tmp_path / "out.json"]
+    result = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    made = json.loads((tmp_path / "out.json").read_text())
+    # The runs are done and only the summary is made again.
+    (tmp_path / "out.json").write_text(json.dumps({k: made[k] for k in ("settings", "runs")}))
+    again = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True)
+    assert "seed" not in again.stderr and again.stdout.split("minutes")[0].count("|") == result.stdout.count("|")
+    after = json.loads((tmp_path / "out.json").read_text())
+    assert after["tables"] == made["tables"] and after["runs"] == made["runs"]
+    arms = {row["arm"]: row for row in made["tables"]["steps"]}
+    assert set(arms) == {"raw", "rsd", "own", "ln"} and len({row["problems"] for row in arms.values()}) == 1
+    assert arms["raw"]["below_1_percent"] > 0.5 and arms["rsd"]["below_1_percent"] == 0
