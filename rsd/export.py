@@ -138,6 +138,8 @@ def export(path: str | Path, config: ExportConfig) -> Export:
         begun = (next((row for row in of if row["error"] is None and _key(row) in tokens), None) for of in unsolved)
         prefixes = [(row, _prefix(row, config.prefix_tokens, tokens)) for row in begun if row is not None]
         made = [(row, {**out, "is_prefix": False}) for row, out in made] + prefixes
+    if len({type(row["id"]) for row, _ in made}) > 1:  # a column of a table has one type
+        made = [(row, {**out, "id": str(row["id"])}) for row, out in made]
     if not made:
         books = ", ".join(f"{n} {why}" for why, n in dropped.items())
         raise ValueError(f"{path}: nothing is left to export ({books}); --keep all keeps what is not verified, too")
@@ -168,11 +170,25 @@ def _read(path: Path) -> tuple[list[Row], int]:
             lines = sum(1 for line in file if line.strip())
     except OSError as e:
         raise ValueError(f"{path}: cannot be read: {e.strerror}") from e
-    if not rows or not all(isinstance(row.get("completion"), list) and "id" in row for row in rows):
-        raise ValueError(f"{path}: these are no rows of rsd generate")
-    if lines - len(rows) > 1:
-        raise ValueError(f"{path}: {lines - len(rows)} lines are no rows of rsd generate")
+    ours = sum(map(_is_ours, rows))
+    if ours < len(rows) or lines - len(rows) > 1 or not rows:  # one line may be torn
+        raise ValueError(f"{path}: {lines - ours} of {lines} lines are no rows of rsd generate")
     return rows, lines - len(rows)
+
+
+def _is_ours(row: Row) -> bool:
+    turns = row.get("prompt"), row.get("completion")
+    return (
+        isinstance(row.get("id"), str | int)
+        and isinstance(row.get("num_tokens"), int)
+        and "error" in row
+        and all(isinstance(of, list) and all(map(_is_turn, of)) for of in turns)
+        and (row["error"] is not None or bool(turns[0] and turns[1]))
+    )
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and all(isinstance(turn.get(c), str) for c in ("role", "content"))
 
 
 def _beside(path: str | Path) -> tuple[dict[Key, Tokens], Row]:
@@ -181,14 +197,24 @@ def _beside(path: str | Path) -> tuple[dict[Key, Tokens], Row]:
     for name in (base, base.removesuffix(".kept").removesuffix(".scored")):
         sidecar, manifest = Store.files(f"{name}.jsonl")
         if sidecar.exists():
-            tokens = {
-                _key(line): Tokens(*(np.array(line.get(c) or [], dtype=np.int64) for c in Tokens._fields))
-                for line in whole_lines(sidecar)
-            }
-            with suppress(OSError, ValueError):
-                return tokens, dict(json.loads(manifest.read_text(encoding="utf-8")))
-            return tokens, {}
+            tokens = {}
+            for line in whole_lines(sidecar):
+                with suppress(ValueError, TypeError, LookupError, OverflowError):  # a line that is not ours
+                    columns = (np.array(line.get(c) or [], dtype=np.int64) for c in Tokens._fields)
+                    tokens[_key(line)] = Tokens(*columns)
+            return tokens, _manifest(manifest)
     return {}, {}
+
+
+def _manifest(file: Path) -> Row:
+    """What a job says of itself; nothing, if that is no manifest."""
+    with suppress(OSError, ValueError, RecursionError):
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(manifest, dict) and all(
+            isinstance(manifest.get(c), dict) for c in ("teacher", "student", "identity")
+        ):
+            return manifest
+    return {}
 
 
 def _key(row: Row) -> Key:
@@ -330,7 +356,11 @@ def _parquet(rows: Sequence[Row], file: Path) -> None:
     temporary = Path(f"{file}.tmp")
     # A lone surrogate, which JSON can hold, is no text for parquet.
     whole = json.loads(json.dumps(rows).encode("ascii"), object_hook=_clean)
-    parquet.write_table(pyarrow.Table.from_pylist(whole), temporary)
+    try:
+        table = pyarrow.Table.from_pylist(whole)
+    except pyarrow.ArrowException as e:
+        raise ValueError(f"{file}: a column holds values of several types: {e}; write .jsonl") from e
+    parquet.write_table(table, temporary)
     os.replace(temporary, file)
 
 

@@ -275,7 +275,7 @@ def whole_lines(file: Path) -> Iterator[dict[str, Any]]:
         return
     with open(file, "rb") as f:
         for line in f:
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 row = json.loads(line)
                 if line.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("generation"), int):
                     yield row

@@ -197,6 +197,19 @@ def test_any_text_survives(tmp_path_factory, texts):
     assert table == got
 
 
+def test_a_column_of_a_table_has_one_type(tmp_path):
+    rows = read_rows(bundled("teacher.jsonl"))[:3]
+    rows[1]["id"] = 7
+    write(tmp_path / "in.jsonl", rows)
+    export(tmp_path / "in.jsonl", "-o", tmp_path / "out.parquet")
+    export(tmp_path / "in.jsonl", "-o", tmp_path / "rows.jsonl")
+    assert [r["id"] for r in read(tmp_path / "rows.jsonl")] == [str(r["id"]) for r in rows]
+    rows[2]["acceptance_rate"] = "high"
+    write(tmp_path / "odd.jsonl", rows)
+    assert "several types" in export(tmp_path / "odd.jsonl", "-o", tmp_path / "odd.parquet", expect=2)
+    assert not list(tmp_path.glob("odd.parquet*"))
+
+
 def test_prefixes_of_unsolved_problems(traces, tmp_path):
     export(traces, "--format", "token-ids", "--prefix-tokens", 7, "-o", tmp_path / "out.jsonl")
     rows, tokens, source = read(tmp_path / "out.jsonl"), by_key(files(traces)[1]), read(traces)
@@ -294,6 +307,36 @@ def test_files_are_not_overwritten_by_accident(traces, tmp_path):
         (tmp_path / "bad.jsonl").write_text(nonsense)
         assert "no rows of rsd generate" in export(tmp_path / "bad.jsonl", expect=2)
     assert "cannot be read" in export(tmp_path / "none.jsonl", expect=2)
+
+
+NASTY = [None, True, -1, 1.5, "x", "", [], [1], [{}], [{"role": 1, "content": "a"}], {}, {"a": []}]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_rows_of_any_shape_are_exported_or_refused_in_one_line(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("nasty")
+    good = read_rows(bundled("teacher.jsonl"))[:3]
+    column = data.draw(st.sampled_from(sorted(good[0])))
+    value = data.draw(st.sampled_from(NASTY))
+    rows = [good[0], {**good[1], column: value}, good[2]]
+    if data.draw(st.booleans()):
+        rows[1].pop(column)
+    source = write(folder / "in.jsonl", rows)
+    sidecar = {"id": good[0]["id"], "generation": 0, "token_ids": [1, 2], "prompt_ids": [3]}
+    sidecar[data.draw(st.sampled_from(sorted(sidecar)))] = data.draw(st.sampled_from(NASTY))
+    write(folder / "in.tokens.jsonl", [sidecar])
+    manifest = {"teacher": {}, "student": {}, "identity": {}}
+    manifest[data.draw(st.sampled_from(sorted(manifest)))] = data.draw(st.sampled_from(NASTY))
+    (folder / "in.meta.json").write_text(json.dumps(manifest))
+    how = data.draw(st.sampled_from(["all", "correct", "shortest-correct", "best-ln"]))
+    suffix = data.draw(st.sampled_from(["jsonl", "parquet"]))
+    flags = ["--keep", how, "-o", folder / f"out.{suffix}", "--format", data.draw(st.sampled_from(FORMATS))]
+    result = CliRunner().invoke(main, ["export", str(source), *map(str, flags)])
+    assert result.exit_code in (0, 2), result.output
+    if result.exit_code:
+        assert isinstance(result.exception, SystemExit) and len(result.output.strip().splitlines()) == 1
+        assert not list(folder.glob("out*"))
 
 
 def front(card: str) -> dict:
