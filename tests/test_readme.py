@@ -31,8 +31,14 @@ def test_ci_runs_the_readmes_test_command():
         assert "torch==2.13.0 " in block(name)
 
 
-def test_the_output_shown_is_the_output(tmp_path):
-    result = rsd("generate", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    return folder, rsd("generate", cwd=folder)
+
+
+def test_the_output_shown_is_the_output(generated):
+    _, result = generated
     assert result.returncode == 0, result.stderr
     said = [line for line in result.stderr.splitlines() if line.startswith(("vocab", "sampling"))]
     assert lines_without_time(block("output")) == said + lines_without_time(result.stdout)
@@ -90,12 +96,10 @@ def test_every_flag_is_explained():
     assert rsd("--version", cwd=ROOT).stdout.strip() == "rsd, version 0.1.0"
 
 
-def test_the_exported_files_are_as_shown(tmp_path):
-    commands = [line.split() for line in block("train").splitlines()]
-    assert rsd("generate", cwd=tmp_path).returncode == 0
+def test_the_exported_files_are_as_shown(generated):
     said = ""
-    for command in commands:
-        result = rsd(*command[1:], cwd=tmp_path)
+    for command in block("train").splitlines():
+        result = rsd(*command.split()[1:], cwd=generated[0])
         assert result.returncode == 0, result.stderr
         said += result.stdout
     assert lines_without_time(said) == lines_without_time(block("exported"))

@@ -44,7 +44,6 @@ def export(
       rsd export traces.jsonl --test-share 0.05 --push-to-hub owner/name --private
     """
     with one_line_errors(output or source):
-        quiet()
         from rsd.card import check_repo_id, push
         from rsd.export import ExportConfig, parquet_library, write, written
         from rsd.export import export as export_file
@@ -64,6 +63,8 @@ def export(
                 raise ValueError(f"{file} exists: use another -o, or --overwrite to replace it")
             if file.with_suffix(".meta.json").exists():
                 raise ValueError(f"{file} belongs to a job of rsd generate: use another -o")
+        if config.format != "token-ids":  # the student's tokenizer will be asked
+            quiet()
         made = export_file(source, config)
         files = write(made, output)
         echo(f"{made.text()}\nwritten to   {', '.join(str(file) for file in files.values())}")
