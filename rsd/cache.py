@@ -108,10 +108,11 @@ def attend(
     """Attention of a few columns [R, heads, W, size] to long rows, without repeating K/V per query group.
 
     The groups are folded into the query axis. On a CPU the fused kernel is best for few rows of one
-    column, two plain products for all else. A prefill, or a model used by others, goes to transformers' SDPA.
+    column, two plain products for all else. A prefill, or a model used by others (without a mask or with a
+    boolean one), goes to transformers' SDPA.
     """
     rows, heads, width, size = query.shape
-    if attention_mask is None or width > FEW:
+    if attention_mask is None or attention_mask.dtype == torch.bool or width > FEW:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     cpu = query.device.type == "cpu"
     if cpu and width == 1 and rows <= 16:

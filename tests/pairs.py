@@ -1,14 +1,46 @@
 """Small real models for the tests: random ones, and ones that look their logits up in a table."""
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from rsd.config import Acceptance, Sampling
 from rsd.engine import Engine, Finished, Request
 from rsd.sampling import row_key
 from rsd.vocabulary import Vocabulary
 
-CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+CONFIGS = {
+    "llama": LlamaConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "mistral": MistralConfig,
+    "phi3": Phi3Config,
+    "gemma2": Gemma2Config,
+    "gemma3": Gemma3TextConfig,
+    "qwen3_moe": Qwen3MoeConfig,
+}
+WINDOW = 8  # of layers that have one; shorter than the traces
+CAPS = {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0}
+SPECIAL = {
+    "qwen3": {"tie_word_embeddings": False},
+    "llama": {"tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": False},
+    "mistral": {"sliding_window": WINDOW},
+    "phi3": {"sliding_window": WINDOW, "pad_token_id": None, "tie_word_embeddings": True},
+    "gemma2": {"sliding_window": WINDOW, "query_pre_attn_scalar": 8, **CAPS},
+    "gemma3": {"sliding_window": WINDOW, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+}
 
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0)
@@ -28,9 +60,9 @@ def random_model(kind: str = "qwen3", *, vocab: int = 24, layers: int = 2, seed:
         intermediate_size=48,
         max_position_embeddings=512,
         initializer_range=0.4,
-        tie_word_embeddings=False,
         eos_token_id=None,
         bos_token_id=None,
+        **SPECIAL[kind],
     )
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 

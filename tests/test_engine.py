@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from pairs import decode, random_model, spelled_vocabulary, table_model, twin_vocabulary
+from pairs import CONFIGS, decode, random_model, spelled_vocabulary, table_model, twin_vocabulary
 from scipy.stats import chisquare
 
 from rsd.config import Acceptance, Sampling
@@ -34,16 +34,21 @@ def full_logprobs(model, prompt, tokens):
     return logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0].numpy()
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "llama"])
+@pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("block", [1, 5])
 def test_recorded_logprobs_equal_a_full_forward(kind, block):
     # Two rows at a time and unequal lengths: slots are refilled, moved, and (in blocks) most drafts of
     # this disagreeing pair are wrong and get written over.
     teacher, student = random_model(kind, layers=3, seed=1), random_model(kind, seed=2)
-    made = decode(teacher, student, PROMPTS, rows=2, block=block, eos=(0,), max_new_tokens=20)
+    endless = decode(teacher, student, PROMPTS, rows=2, block=block, max_new_tokens=20)
+    eos = int(endless[0].token_ids[15])
+    made = decode(teacher, student, PROMPTS, rows=2, block=block, eos=(eos,), max_new_tokens=20)
     assert sorted(made) == list(range(len(PROMPTS)))
-    assert {f.finish_reason for f in made.values()} == {"stop", "length"}
     for i, f in made.items():
+        whole = endless[i].token_ids.tolist()
+        assert f.token_ids.tolist() == (whole[: whole.index(eos) + 1] if eos in whole else whole)
+        assert f.finish_reason == ("stop" if eos in whole else "length")
+    for i, f in [*endless.items(), *made.items()]:
         for model, logprobs in ((teacher, f.teacher_logprobs), (student, f.student_logprobs)):
             np.testing.assert_allclose(logprobs, full_logprobs(model, PROMPTS[i], f.token_ids), atol=1e-4)
         assert f.proposals.tolist() == full_logits(teacher, PROMPTS[i], f.token_ids).argmax(-1).tolist()
