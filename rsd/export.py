@@ -3,33 +3,19 @@
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from rsd.card import card
 from rsd.data import digest
+from rsd.formats import FORMATS, Row, Tokens, answer, formatted, prefix
 from rsd.keep import KEEP, is_right, keep
 from rsd.store import Key, Store, whole_lines, write_rows
-
-FORMATS = ("prompt-completion", "messages", "sharegpt", "alpaca", "token-ids")
-# What every exported row says of its trace, whatever its format.
-PROVENANCE = ("id", "generation", "is_correct", "num_tokens", "acceptance_rate", "fallback_rate")
-SHAREGPT = {"user": "human", "assistant": "gpt"}
-
-Row = Mapping[str, Any]
-
-
-class Tokens(NamedTuple):
-    """A trace's line in the sidecar: the prompt, what was written before the trace, and the trace."""
-
-    prompt_ids: np.ndarray
-    prefix_ids: np.ndarray
-    token_ids: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +118,11 @@ def export(path: str | Path, config: ExportConfig) -> Export:
             f"{path}: token-ids needs every trace's tokens, and {missing} are not in {Store.files(path)[0].name}: "
             "export the file that rsd generate wrote, or choose another format"
         )
-    made = [(row, _formatted(row, config, tokens)) for row in distinct]
+    made = [(row, formatted(row, config.format, tokens.get(_key(row)))) for row in distinct]
     prefixes = []
     if config.prefix_tokens:
         begun = (next((row for row in of if row["error"] is None and _key(row) in tokens), None) for of in unsolved)
-        prefixes = [(row, _prefix(row, config.prefix_tokens, tokens)) for row in begun if row is not None]
+        prefixes = [(row, prefix(row, config.prefix_tokens, tokens[_key(row)])) for row in begun if row is not None]
         made = [(row, {**out, "is_prefix": False}) for row, out in made] + prefixes
     if len({type(row["id"]) for row, _ in made}) > 1:  # a column of a table has one type
         made = [(row, {**out, "id": str(row["id"])}) for row, out in made]
@@ -178,10 +164,13 @@ def _read(path: Path) -> tuple[list[Row], int]:
 
 def _is_ours(row: Row) -> bool:
     turns = row.get("prompt"), row.get("completion")
+    scores = (row.get(c) for c in ("acceptance_rate", "fallback_rate", "local_naturalness"))
     return (
         isinstance(row.get("id"), str | int)
         and isinstance(row.get("num_tokens"), int)
         and "error" in row
+        and isinstance(row.get("is_correct"), bool | None)
+        and all(isinstance(score, int | float | None) for score in scores)
         and all(isinstance(of, list) and all(map(_is_turn, of)) for of in turns)
         and (row["error"] is not None or bool(turns[0] and turns[1]))
     )
@@ -221,12 +210,8 @@ def _key(row: Row) -> Key:
     return str(row["id"]), row["generation"]
 
 
-def _answer(row: Row) -> str:
-    return str(row["completion"][0]["content"])
-
-
 def _text(row: Row) -> str:
-    return digest([row["prompt"], _answer(row)])
+    return digest([row["prompt"], answer(row)])
 
 
 def _unsolved(rows: Sequence[Row], config: ExportConfig) -> bool:
@@ -238,59 +223,6 @@ def _unsolved(rows: Sequence[Row], config: ExportConfig) -> bool:
 def _for_testing(row: Row, config: ExportConfig) -> bool:
     place = int(digest([config.seed, row["prompt"]]), 16) / 16**16
     return place < config.test_share
-
-
-def _formatted(row: Row, config: ExportConfig, tokens: Mapping[Key, Tokens]) -> dict[str, Any]:
-    shaped = _token_ids(tokens[_key(row)]) if config.format == "token-ids" else SHAPES[config.format](row)
-    return {**shaped, **{c: row.get(c) for c in PROVENANCE}}
-
-
-def _prompt_completion(row: Row) -> dict[str, Any]:
-    return {"prompt": row["prompt"], "completion": row["completion"]}
-
-
-def _messages(row: Row) -> dict[str, Any]:
-    return {"messages": [*row["prompt"], *row["completion"]]}
-
-
-def _sharegpt(row: Row) -> dict[str, Any]:
-    turns = [*row["prompt"], *row["completion"]]
-    return {"conversations": [{"from": SHAREGPT.get(t["role"], t["role"]), "value": t["content"]} for t in turns]}
-
-
-def _alpaca(row: Row) -> dict[str, Any]:
-    """The last turn is the instruction; pairs of turns before it are the history."""
-    *before, last = row["prompt"]
-    system = "\n".join(t["content"] for t in before if t["role"] == "system")
-    turns = [t["content"] for t in before if t["role"] != "system"]
-    history = [list(pair) for pair in zip(turns[::2], turns[1::2], strict=False)]
-    made = {"instruction": last["content"], "input": "", "output": _answer(row), "system": system, "history": history}
-    return made
-
-
-SHAPES: dict[str, Callable[[Row], dict[str, Any]]] = {
-    "prompt-completion": _prompt_completion,
-    "messages": _messages,
-    "sharegpt": _sharegpt,
-    "alpaca": _alpaca,
-}
-
-
-def _token_ids(t: Tokens) -> dict[str, Any]:
-    """What both TRL (`input_ids`, `completion_mask`) and a plain trainer (`input_ids`, `labels`) read."""
-    completion = np.concatenate([t.prefix_ids, t.token_ids])
-    return {
-        "input_ids": [*t.prompt_ids.tolist(), *completion.tolist()],
-        "completion_mask": [0] * len(t.prompt_ids) + [1] * len(completion),
-        "labels": [-100] * len(t.prompt_ids) + completion.tolist(),
-    }
-
-
-def _prefix(row: Row, length: int, tokens: Mapping[Key, Tokens]) -> dict[str, Any]:
-    """The first tokens of a trace; never its last one, which may be an end."""
-    t = tokens[_key(row)]
-    shaped = _token_ids(t._replace(token_ids=t.token_ids[:-1][:length]))
-    return {**shaped, **{c: row.get(c) for c in PROVENANCE}, "is_prefix": True}
 
 
 def _respelled(rows: Sequence[Row], tokens: Mapping[Key, Tokens], manifest: Row) -> tuple[int | None, list[str]]:
@@ -314,7 +246,7 @@ def _respelled(rows: Sequence[Row], tokens: Mapping[Key, Tokens], manifest: Row)
         t = tokens[_key(row)]
         sampled = np.concatenate([t.prompt_ids, t.prefix_ids, t.token_ids]).tolist()
         try:
-            ids = student.training_ids(row["prompt"], _answer(row), kwargs)
+            ids = student.training_ids(row["prompt"], answer(row), kwargs)
         except Exception:  # a template may refuse what another one made
             ids = []
         after = str(student.tokenizer.decode(ids[len(sampled) :]))
@@ -358,8 +290,8 @@ def _parquet(rows: Sequence[Row], file: Path) -> None:
     whole = json.loads(json.dumps(rows).encode("ascii"), object_hook=_clean)
     try:
         table = pyarrow.Table.from_pylist(whole)
-    except pyarrow.ArrowException as e:
-        raise ValueError(f"{file}: a column holds values of several types: {e}; write .jsonl") from e
+    except (pyarrow.ArrowException, OverflowError) as e:
+        raise ValueError(f"{file}: parquet cannot hold this: {e}; write .jsonl") from e
     parquet.write_table(table, temporary)
     os.replace(temporary, file)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-MEMORY = 4 << 30  # bytes of addresses; a case that needs more fails
+MEMORY = 4 << 30  # bytes of addresses for math; a case that needs more fails
 
 
 def math_equal(answer: str, reference: str) -> bool:
@@ -37,6 +37,10 @@ def _judge(how: str) -> Callable[[dict[str, Any]], Any]:
         import math_verify  # noqa: F401 (fails now rather than at the first case)
 
         logging.disable(logging.CRITICAL)
+        with suppress(ImportError, ValueError, OSError):  # a platform without such limits does without
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         return _math
     module, _, name = how.partition(":")
     function = importlib.import_module(module)
@@ -56,10 +60,6 @@ def main() -> None:
     # What a user's function prints must not be taken for a verdict.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    with suppress(ImportError, ValueError, OSError):  # a platform without such limits does without
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
     def say(**line: Any) -> None:
         print(json.dumps(line), file=answers, flush=True)

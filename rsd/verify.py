@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from rsd.answers import LONGEST, after_thinking, boxed, is_number, normal, reference
 from rsd.data import Row
@@ -25,7 +25,7 @@ from rsd.data import Row
 # Columns that hold a problem's answer, unless one is named.
 ANSWER_COLUMNS = ("answer", "final_answer", "solution")
 WORKERS = 2
-START_LIMIT, CASE_LIMIT = 120.0, 10.0  # seconds
+START_LIMIT, MATH_LIMIT, OWN_LIMIT = 120.0, 10.0, 60.0  # seconds: to start, for a case, of a user's function
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ class Verifier:
     The callable gets the trace's text and the input row, and returns True, False or None.
 
     Args:
-        case_limit: seconds for one case.
+        case_limit: seconds for one case; None is 10, or 60 for a function of the user's.
     """
 
-    def __init__(self, how: str, *, case_limit: float = CASE_LIMIT) -> None:
-        self.how, self.case_limit = how, case_limit
+    def __init__(self, how: str, *, case_limit: float | None = None) -> None:
+        self.how = how
+        self.case_limit = case_limit or (OWN_LIMIT if ":" in how else MATH_LIMIT)
         self._begin()
 
     def _begin(self) -> None:
@@ -187,6 +188,8 @@ class _Worker:
             env={**os.environ, "PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8"},
             start_new_session=True,  # an interrupt from the keyboard is the job's
         )
+        self.stdin: IO[bytes] = self.process.stdin  # type: ignore[assignment]
+        self.stdout: IO[bytes] = self.process.stdout  # type: ignore[assignment]
         self.said = b""
         try:
             line = self._read(START_LIMIT)
@@ -198,18 +201,16 @@ class _Worker:
             raise ValueError(f"--verify {how}: {line['error']}")
 
     def ask(self, case: Mapping[str, Any]) -> Judgement:
-        assert self.process.stdin
         try:
-            self.process.stdin.write(json.dumps(case, default=str).encode() + b"\n")
-            self.process.stdin.flush()
+            self.stdin.write(json.dumps(case, default=str).encode() + b"\n")
+            self.stdin.flush()
         except OSError as e:
             raise _Ended("died") from e
         line = self._read(case["limit"])
         return Judgement(line.get("verdict"), line.get("error"))
 
     def _read(self, limit: float) -> dict[str, Any]:
-        assert self.process.stdout
-        out, until = self.process.stdout.fileno(), time.monotonic() + limit
+        out, until = self.stdout.fileno(), time.monotonic() + limit
         while b"\n" not in self.said:
             left = until - time.monotonic()
             if left <= 0 or not select.select([out], [], [], left)[0]:
@@ -224,7 +225,6 @@ class _Worker:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe:
-                with suppress(OSError):
-                    pipe.close()
+        for pipe in (self.stdin, self.stdout):
+            with suppress(OSError):
+                pipe.close()
