@@ -108,6 +108,8 @@ class Verifier:
         worker = idle.get()
         try:
             worker = worker or self._worker()
+            if idle is not self._idle:
+                raise _Ended("was stopped")
             return worker.ask(case)
         except ValueError as e:  # a worker that cannot be started
             return Judgement(None, str(e))
@@ -121,10 +123,11 @@ class Verifier:
 
     def stop(self) -> None:
         """End all workers and forget what was submitted; what is submitted later is judged by new ones."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for worker in self._started:
+        threads, started = self._threads, self._started
+        self._begin()  # first: a worker that is just starting sees that it comes too late
+        threads.shutdown(wait=False, cancel_futures=True)
+        for worker in started:
             worker.process.kill()  # of one that has ended already, nothing
-        self._begin()
 
 
 def resolve(how: str) -> str:
