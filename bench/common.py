@@ -21,7 +21,7 @@ from rsd.data import read_rows
 from rsd.engine import Engine, Request
 from rsd.models import bundled, find, load
 from rsd.packed import pack
-from rsd.sampling import acceptable, drafter, proposals, row_key, target, warp
+from rsd.sampling import acceptable, drafter, row_key, target, warp
 from rsd.vocabulary import Vocabulary, meet
 
 
@@ -137,14 +137,8 @@ class Planted:
         self.embedding = torch.nn.functional.normalize(torch.randn(self.width, RANK), dim=-1)
         self.tables = torch.randn(2, self.width, RANK)
         self._plant(self.student, self.tables[0])
-        self.vocabulary = Vocabulary(
-            shared=torch.ones(configs[1].vocab_size),
-            own=torch.zeros(configs[1].vocab_size),
-            spelling=torch.cat([torch.arange(c.vocab_size) for c in reversed(configs)])[:, None],
-            spelled=torch.ones(sum(c.vocab_size for c in configs), dtype=torch.long),
-            student_only=(),
-            teacher_only=(),
-        )
+        student_width = configs[1].vocab_size
+        self.vocabulary = Vocabulary(shared=torch.ones(student_width), own=torch.zeros(student_width))
 
     @staticmethod
     def _model(config: Any, device: str, dtype: str) -> PreTrainedModel:
@@ -174,7 +168,7 @@ class Planted:
         ours, theirs = last @ self.tables[0].T, last @ self._turned(angle).T
         p = warp(ours, sampling)
         stands = acceptable(ours.log_softmax(-1), p, acceptance, sampling)
-        goal = target(proposals(theirs, torch.ones(self.width), sampling), p, stands, acceptance.trials)
+        goal = target(warp(theirs, sampling), p, stands, acceptance.trials)
         return float(torch.minimum(drafter(p, stands), goal.r).sum(-1).mean())
 
     def pair(self, b: float, *, tokens: int = 32) -> Pair:

@@ -1,8 +1,9 @@
 """Train the bundled pair: a wordy teacher and a terse student with the shape of the paper's pair.
 
 One byte-level BPE vocabulary for both, padded to different widths, and `<think>`, `</think>` tokens
-that only the student has; the teacher is trained on the same words spelled in its own tokens. Fixed
-seed; under two hours on 2 CPU cores.
+that only the student has; the teacher is trained on the same words spelled in its own tokens. And a
+second teacher of another family: Llama architecture, with a tokenizer of SentencePiece's kind. Fixed
+seed; under two hours on 2 CPU cores, and as much again for the second teacher on one.
 
     python data/make_pair.py --part all
 """
@@ -20,8 +21,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from problems import FAMILIES, Problem, problems, terse, wordy
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 HERE = Path(__file__).parent
 SEED = 20250922
@@ -30,6 +38,11 @@ STUDENT_SPECIALS = ["<think>", "</think>"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA_SPECIALS = ["<unk>", "<s>", "</s>"]
+LLAMA_TEMPLATE = (
+    "<s>{% for m in messages %}[{{ m.role }}]\n{{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
 # Words, single digits, punctuation, white space: what Qwen's tokenizer splits at.
 SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -54,12 +67,52 @@ def train_tokenizer() -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    r, stream = random.Random(SEED), problems(f"{SEED} tokenizer", held_out=False)
-    texts = ["system\nuser\nassistant\nthink\n</"] * 100  # role names, and pieces that spell the tags
-    for _ in range(5000):
+    tok.train_from_iterator(tokenizer_texts("tokenizer", 5000), trainer)
+    return tok
+
+
+def train_llama_tokenizer() -> Tokenizer:
+    """A BPE of SentencePiece's kind (at most 768 tokens): blanks are part of words, single bytes for all else."""
+    # Words with what follows them, single digits, runs of blanks or line breaks: merges stay within them, also when it is used.
+    split = r"▁?\p{L}+[,.:]?|▁+|\p{N}|\n+|[^▁\s\p{L}\p{N}]+"
+    tok = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tok.normalizer = normalizers.Replace(" ", "▁")
+    tok.pre_tokenizer = pre_tokenizers.Split(Regex(split), behavior="isolated")
+    tok.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(
+        vocab_size=768,
+        special_tokens=[*LLAMA_SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    tok.train_from_iterator(tokenizer_texts("llama tokenizer", 2000), trainer)
+    plain = json.loads(tok.to_str())  # the bytes are no special tokens: a text may hold them
+    plain["added_tokens"] = [t for t in plain["added_tokens"] if t["content"] in LLAMA_SPECIALS]
+    plain["pre_tokenizer"] = None
+    return Tokenizer.from_str(json.dumps(plain))
+
+
+def tokenizer_texts(seed: str, count: int) -> list[str]:
+    """Problems and both styles, role names, and pieces that spell the tags."""
+    r, stream = random.Random(SEED), problems(f"{SEED} {seed}", held_out=False)
+    texts = ["system\nuser\nassistant\nthink\n</"] * 100
+    for _ in range(count):
         p = next(stream)
         texts += [p.text, *wordy(p, r), *terse(p)]
-    tok.train_from_iterator(texts, trainer)
+    return texts
+
+
+def save_llama_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    tok = PreTrainedTokenizerFast(
+        tokenizer_object=train_llama_tokenizer(),
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<unk>",
+        model_max_length=8192,
+        clean_up_tokenization_spaces=False,
+    )
+    tok.chat_template = LLAMA_TEMPLATE
+    tok.save_pretrained(folder)
     return tok
 
 
@@ -84,17 +137,17 @@ class Encoder:
 
     def __init__(self, tok: PreTrainedTokenizerFast) -> None:
         self.tok = tok
-        self.bos, self.eos = tok.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+        self.eos = tok.eos_token_id
         self.open, self.close = self.ids("<think>"), self.ids("</think>")
-        self.user, self.assistant = self.ids("user\n"), self.ids("assistant\n")
-        self.newline = self.ids("\n")
+        mark = "\0"  # the template around a prompt, once
+        shell = tok.apply_chat_template([{"role": "user", "content": mark}], add_generation_prompt=True, tokenize=False)
+        self.head, self.tail = (self.ids(part) for part in shell.split(mark))
 
     def ids(self, text: str) -> list[int]:
         return self.tok.encode(text, add_special_tokens=False)
 
     def prompt(self, p: Problem) -> list[int]:
-        head = [self.bos, *self.user, *self.ids(p.text), self.eos, *self.newline]
-        return [*head, self.bos, *self.assistant]
+        return [*self.head, *self.ids(p.text), *self.tail]
 
     def completion(self, style: tuple[str, str]) -> list[int]:
         return [*self.open, *self.ids(style[0]), *self.close, *self.ids(style[1]), self.eos]
@@ -123,7 +176,7 @@ def batches(enc: Encoder, seed: str, terse_share: float, size: int) -> Iterator[
 
 
 def train(
-    model: Qwen3ForCausalLM, data: Iterator, steps: int, rate: float, device: str, *, tokens: int | None = None
+    model: PreTrainedModel, data: Iterator, steps: int, rate: float, device: str, *, tokens: int | None = None
 ) -> None:
     """Train on completions. A batch's loss is the mean over its tokens, or its sum over `tokens`: batches
     hold examples of like length, so that the mean weighs the tokens of short examples more.
@@ -155,7 +208,7 @@ def train(
 
 
 @torch.inference_mode()
-def accuracy(model: Qwen3ForCausalLM, enc: Encoder, count: int) -> dict[str, float]:
+def accuracy(model: PreTrainedModel, enc: Encoder, count: int) -> dict[str, float]:
     """Greedy share of held-out problems answered right, per family and in all."""
     stream = problems(f"{SEED} held out", held_out=True)
     todo = [next(stream) for _ in range(count)]
@@ -175,9 +228,9 @@ def accuracy(model: Qwen3ForCausalLM, enc: Encoder, count: int) -> dict[str, flo
     return {"all": sum(every) / len(every), **{f: sum(v) / len(v) for f, v in right.items() if v}}
 
 
-def model_of(width: int, *, hidden: int, layers: int, heads: int, kv_heads: int, inner: int) -> Qwen3ForCausalLM:
+def model_of(width: int, *, hidden: int, layers: int, heads: int, kv_heads: int, inner: int) -> PreTrainedModel:
     torch.manual_seed(SEED)
-    return Qwen3ForCausalLM(
+    return AutoModelForCausalLM.from_config(
         Qwen3Config(
             vocab_size=width,
             hidden_size=hidden,
@@ -193,6 +246,34 @@ def model_of(width: int, *, hidden: int, layers: int, heads: int, kv_heads: int,
             pad_token_id=None,
         )
     )
+
+
+def make_llama(args: argparse.Namespace) -> None:
+    """The second teacher: in one phase, each token weighing the same."""
+    folder = HERE / "llama"
+    tok = save_llama_tokenizer(folder)
+    torch.manual_seed(SEED)
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(
+            vocab_size=len(tok),
+            hidden_size=128,
+            num_hidden_layers=8,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=384,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+            bos_token_id=tok.bos_token_id,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
+    )
+    enc = Encoder(tok)
+    print("llama", sum(p.numel() for p in model.parameters()), "parameters,", len(tok), "tokens", file=sys.stderr)
+    data = batches(enc, f"{SEED} llama", TERSE_SHARE_AFTER, 64)
+    train(model, data, args.llama_steps, 2e-3, args.device, tokens=64 * 75)
+    save(model, tok, enc, folder)
+    report("llama", args.llama_steps, enc, folder, args.held_out)
 
 
 def make(part: str, args: argparse.Namespace) -> None:
@@ -219,14 +300,14 @@ def settle(args: argparse.Namespace) -> None:
     folder = HERE / "teacher"
     tok = PreTrainedTokenizerFast.from_pretrained(folder)
     enc = Encoder(tok)
-    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     data = batches(enc, f"{SEED} settle", TERSE_SHARE_AFTER, 64)
     train(model, data, args.settle_steps, 5e-4, args.device, tokens=64 * 75)
     save(model, tok, enc, folder)
     report("teacher, settled", args.settle_steps, enc, folder, args.held_out)
 
 
-def save(model: Qwen3ForCausalLM, tok: PreTrainedTokenizerFast, enc: Encoder, folder: Path) -> None:
+def save(model: PreTrainedModel, tok: PreTrainedTokenizerFast, enc: Encoder, folder: Path) -> None:
     model.to("cpu", torch.bfloat16)
     model.config.eos_token_id = enc.eos
     model.config.pad_token_id = tok.pad_token_id
@@ -235,14 +316,14 @@ def save(model: Qwen3ForCausalLM, tok: PreTrainedTokenizerFast, enc: Encoder, fo
         temperature=0.7,
         top_p=0.95,
         top_k=20,
-        eos_token_id=[enc.eos, tok.pad_token_id],
+        eos_token_id=sorted({enc.eos, tok.convert_tokens_to_ids("<|endoftext|>") or enc.eos} - {tok.unk_token_id}),
         pad_token_id=tok.pad_token_id,
     )
     model.save_pretrained(folder)
 
 
 def report(model: str, steps: int, enc: Encoder, folder: Path, count: int) -> None:
-    right = accuracy(Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32), enc, count)
+    right = accuracy(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), enc, count)
     print(json.dumps({"model": model, "steps": steps, "held_out": count, "greedy_accuracy": right}), flush=True)
 
 
@@ -256,10 +337,11 @@ def write_problems(count: int) -> None:
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--part", choices=["all", "problems", "student", "teacher", "settle"], default="all")
+    ap.add_argument("--part", choices=["all", "problems", "student", "teacher", "settle", "llama"], default="all")
     ap.add_argument("--teacher-steps", type=int, default=2600)
     ap.add_argument("--settle-steps", type=int, default=400)
     ap.add_argument("--student-steps", type=int, default=1500)
+    ap.add_argument("--llama-steps", type=int, default=2400)
     ap.add_argument("--held-out", type=int, default=700, help="problems for the measured accuracy")
     ap.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = ap.parse_args()
@@ -268,6 +350,7 @@ def main() -> None:
         "student": lambda: make("student", args),
         "teacher": lambda: make("teacher", args),
         "settle": lambda: settle(args),
+        "llama": lambda: make_llama(args),
     }
     for part, run in steps.items():
         if args.part in ("all", part):

@@ -7,7 +7,8 @@ overwritten before a query can see it.
 """
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,19 @@ from transformers.masking_utils import sdpa_mask
 GROW = 256  # slots: the buffers grow in such steps, so that short traces cost little memory
 FEW = 32  # columns up to which a forward is a decoding step
 PREFILL = 512  # columns of one prefill pass: bounds the attention mask
+
+
+class Branches(NamedTuple):
+    """Columns that are not all in the slot of their position: some of a row's may stand for another continuation.
+
+    slot: int64 [R, W], where a column's keys and values go. before, since: int64 [R, W], it sees the slots below
+        `before`, and those from `since` to its own. A branch at position p takes neighbouring slots behind
+        the row's own, so that nothing of the row is written over.
+    """
+
+    slot: Tensor
+    before: Tensor
+    since: Tensor
 
 
 class RowCache:
@@ -35,12 +49,18 @@ class RowCache:
         self._index: Tensor | None = None
         self._positions = torch.empty(0, dtype=torch.long)
         self._reach = (0, 0)
+        self._rows: Tensor | None = None
 
-    def write_at(self, positions: Tensor, length: int) -> None:
-        """Direct the next forward: columns at `positions` [R, W], queries read slots below `length`."""
+    def write_at(self, slots: Tensor, length: int, rows: Tensor | None = None) -> None:
+        """Direct the next forward: columns to `slots` [R, W], queries read slots below `length`.
+
+        Args:
+            rows: int64 [R], whose columns these are; the first R if not given.
+        """
         self.reserve(length)
-        self._reach = (positions.shape[0], length)
-        self._positions = positions
+        self._reach = (slots.shape[0], length)
+        self._positions = slots
+        self._rows = rows
         self._index = None
 
     def reserve(self, length: int) -> None:
@@ -66,7 +86,9 @@ class RowCache:
             self.layers[layer] = self._empty(keys, values)
         rows, length = self._reach
         if self._index is None:  # the flat slots [R * heads * W] are the same in every layer
-            row_heads = torch.arange(rows * keys.shape[1], device=keys.device).view(rows, -1, 1) * self.slots
+            heads = torch.arange(keys.shape[1], device=keys.device)
+            row = torch.arange(rows, device=keys.device) if self._rows is None else self._rows.to(keys.device)
+            row_heads = (row[:, None] * len(heads) + heads)[..., None] * self.slots
             self._index = (row_heads + self._positions[:, None, :]).flatten()
         if self._index.device != keys.device:  # a model spread over several devices
             self._index = self._index.to(keys.device)
@@ -74,6 +96,9 @@ class RowCache:
         k, v = self.layers[layer]
         k.view(-1, k.shape[3]).index_copy_(0, self._index, keys.reshape(-1, k.shape[3]))
         v.view(-1, v.shape[3]).index_copy_(0, self._index, values.reshape(-1, v.shape[3]))
+        if self._rows is not None:
+            some = self._rows.to(keys.device)
+            return k.narrow(2, 0, length)[some], v.narrow(2, 0, length)[some]
         if rows < self.rows:
             k, v = k.narrow(0, 0, rows), v.narrow(0, 0, rows)
         return k.narrow(2, 0, length), v.narrow(2, 0, length)
@@ -173,32 +198,53 @@ class CachedModel:
         self.seen = torch.zeros((), dtype=model.dtype, device=self.device)
         self.hidden = self.seen - torch.inf
 
-    def __call__(self, ids: Tensor, positions: Tensor, length: int, *, last_only: bool = False) -> Tensor:
+    def __call__(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        length: int,
+        *,
+        last_only: bool = False,
+        branches: Branches | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Tensor:
         """Logits of `ids` [R, W] at `positions` [R, W], read against the rows' first `length` slots.
+
+        Args:
+            branches: columns that are not in the slots of their positions.
+            rows: whose columns these are; the first R if not given.
 
         Returns [R, W, V], or [R, 1, V] of the last column alone.
         """
-        self.cache.write_at(positions, length)
-        out = self.step(
+        some = None if rows is None else torch.tensor(rows, device=self.device)
+        self.cache.write_at(positions if branches is None else branches.slot, length, some)
+        step = self.step if rows is None else self.model  # not worth compiling for
+        out = step(
             input_ids=ids,
             # A block may reach past the context, with drafts that are not committed.
             position_ids=positions if length <= self.context else positions.clamp_max(self.context - 1),
-            attention_mask=self._masks(positions, length),
+            attention_mask=self._masks(positions, length, branches),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=int(last_only),
         )
         return out.logits
 
-    def _masks(self, positions: Tensor, length: int) -> Tensor | dict[str, Tensor]:
+    def _masks(self, positions: Tensor, length: int, branches: Branches | None) -> Tensor | dict[str, Tensor]:
         # An additive mask serves both eager attention and SDPA, which would convert a boolean one per layer.
         if len(self.columns) < length:
             self.columns = torch.arange(length + GROW, device=self.device)
         columns, at = self.columns[:length], positions[:, None, :, None]
-        full = torch.where(columns > at, self.hidden, self.seen)
+        if branches is None:
+            full, place = torch.where(columns > at, self.hidden, self.seen), columns
+        else:
+            slot, before, since = (x[:, None, :, None] for x in branches)
+            unseen = (columns >= before) & (columns < since) | (columns > slot)
+            full = torch.where(unseen, self.hidden, self.seen)
+            place = torch.where(columns < since, columns, columns - slot + at)  # the position of what is seen
         if self.window == sys.maxsize:
             return full if self.kinds is None else dict.fromkeys(self.kinds, full)
-        near = full.masked_fill(columns <= at - self.window, -torch.inf)
+        near = full.masked_fill(place <= at - self.window, -torch.inf)
         if self.kinds is None:
             return near
         return {kind: full if kind == "full_attention" else near for kind in self.kinds}

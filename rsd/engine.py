@@ -16,8 +16,21 @@ from transformers import PreTrainedModel
 from rsd.cache import CachedModel
 from rsd.config import Acceptance, Sampling
 from rsd.pace import Pace
-from rsd.rounds import ACCEPTED, DONE, LABEL, PROPOSAL, RECORD, STUDENT_LOGPROB, TEACHER_LOGPROB, TOKEN, Rounds
-from rsd.vocabulary import Vocabulary
+from rsd.rounds import (
+    ACCEPTED,
+    DONE,
+    LABEL,
+    LEFT_OUT,
+    PROPOSAL,
+    RECORD,
+    STATE,
+    STUDENT_LOGPROB,
+    TEACHER_LOGPROB,
+    TOKEN,
+    Rounds,
+)
+from rsd.teacher import LocalTeacher, Teacher
+from rsd.vocabulary import Reading, Vocabulary
 
 READ_AHEAD = 2048  # prompt tokens that are prefilled together, before rows are free for them
 AT_ONCE = 16  # and how many prompts at the most
@@ -49,7 +62,9 @@ class Finished:
         before any mask; NaN where the teacher has no such token.
     from_teacher: bool, drawn from its posterior given the token.
     accepted: float64, a = q(A), the chance that one proposal stands.
-    proposals: int64, the teacher's likeliest proposal; -1 where it has none that the student knows.
+    proposals: int64, the teacher's likeliest proposal; -1 where it has none that the student knows. (Of a token
+        that it spells, only where this could stand; see `proposals`.)
+    left_out: float64, the share of the teacher's sampling distribution that is no token of the student's.
     finish_reason: "stop" (an EOS), "length", "loop" (see `loops`), or "error".
     """
 
@@ -60,6 +75,7 @@ class Finished:
     from_teacher: np.ndarray
     accepted: np.ndarray
     proposals: np.ndarray
+    left_out: np.ndarray
     finish_reason: str
     error: str | None = None
 
@@ -70,21 +86,21 @@ class Row(NamedTuple):
     request: Request
     record: np.ndarray
 
-    def read(self, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
-        """What each model has read before the next round, and one more id."""
-        tokens = self.record[:, TOKEN].astype(int).tolist()
-        theirs = self.request.teacher_prompt
-        if tokens:  # the last one may be several pieces for the teacher: none of them is read yet
-            theirs = [*theirs, *vocabulary.for_teacher(tokens[:-1]), 0]
-        return [*self.request.student_prompt, *tokens], theirs
+    @property
+    def tokens(self) -> list[int]:
+        return self.record[:, TOKEN].astype(int).tolist()
+
+    def read(self, vocabulary: Vocabulary) -> tuple[list[int], Reading]:
+        """The row so far as each model reads it."""
+        theirs = vocabulary.read(Reading(self.request.teacher_prompt), self.tokens)
+        return [*self.request.student_prompt, *self.tokens], theirs
 
 
 class Ready(NamedTuple):
-    """A row that is read: it is row `at` of two caches of its own."""
+    """A row that is read, all but its last id: it is row `at` of what both models prefilled."""
 
     row: Row
-    student: CachedModel
-    teacher: CachedModel
+    prefilled: tuple[CachedModel, Any]
     at: int
 
 
@@ -104,7 +120,7 @@ class Engine:
 
     def __init__(
         self,
-        teacher: PreTrainedModel,
+        teacher: PreTrainedModel | Teacher,
         student: PreTrainedModel,
         vocabulary: Vocabulary,
         *,
@@ -119,6 +135,8 @@ class Engine:
         self.vocabulary = vocabulary
         self.rows, self.at_once = rows, AT_ONCE
         self.pace = Pace(block)
+        if isinstance(teacher, PreTrainedModel):
+            teacher = LocalTeacher(teacher, rows, compile=compile)
         self.rounds = Rounds(
             teacher,
             student,
@@ -146,7 +164,7 @@ class Engine:
         waiting = _Waiting(requests)
         ready: deque[Ready] = deque()
         live: list[Row | None] = []  # by slot
-        state = np.zeros((self.rows, 8), dtype=np.int64)
+        state = np.zeros((self.rows, STATE), dtype=np.int64)
         book = np.empty((self.rows, 256, RECORD))
         while True:
             short = False
@@ -197,14 +215,11 @@ class Engine:
             if not ready:
                 self._prefill(waiting, ready)
             if ready:
-                row, student, teacher, at = ready[0]
+                row, prefilled, at = ready[0]
                 ours, theirs = row.read(self.vocabulary)
-                self.rounds.student.cache.copy_row(student.cache, at, slot)
-                self.rounds.teacher.cache.copy_row(teacher.cache, at, slot)
+                self.rounds.place_row(slot, theirs, row.tokens, prefilled=prefilled, at=at)
                 done = len(row.record)
-                pending = ours[-1], ours[-1] if done else self.vocabulary.width + theirs[-1]
-                limit = row.request.max_new_tokens
-                state[slot] = row.request.key, done, limit, len(ours) - 1, len(theirs) - 1, *pending, 0
+                state[slot] = row.request.key, done, row.request.max_new_tokens, len(ours) - 1, ours[-1]
                 book = _room(book, done)
                 book[slot, :done] = row.record
                 live[slot : slot + 1] = [row]
@@ -217,8 +232,7 @@ class Engine:
                 last = len(live) - 1
                 state[slot] = state[last]
                 book[slot, : state[slot, DONE]] = book[last, : state[slot, DONE]]
-                for model in (self.rounds.student, self.rounds.teacher):
-                    model.cache.copy_row(model.cache, last, slot)
+                self.rounds.move_row(last, slot)
                 live[slot] = live.pop()
         return book
 
@@ -233,23 +247,23 @@ class Engine:
             theirs: list[list[int]] = []
             while (row := waiting.peek(len(group))) is not None:
                 reads = row.read(self.vocabulary)
-                if not group or reads != (ours[-1], theirs[-1]):
+                if not group or (reads[0], reads[1].ids) != (ours[-1], theirs[-1]):
                     if len(ours) == self.at_once or sum(map(len, ours)) >= READ_AHEAD:
                         break
                     ours.append(reads[0])
-                    theirs.append(reads[1])
+                    theirs.append(reads[1].ids)
                 group.append((row, len(ours) - 1))
             if not group:
                 return
             try:
-                student, teacher = self.rounds.student.prefill(ours), self.rounds.teacher.prefill(theirs)
+                prefilled = self.rounds.student.prefill(ours), self.rounds.teacher.prefill(theirs)
             except (RuntimeError, MemoryError) as e:
                 if len(ours) == 1 or not _out_of_memory(e):
                     raise
             else:
                 for row, at in group:
                     waiting.pop()
-                    ready.append(Ready(row, student, teacher, at))
+                    ready.append(Ready(row, prefilled, at))
                 return
             self.at_once = len(ours) // 2
 
@@ -304,6 +318,7 @@ def _finished(request: Request, record: np.ndarray, reason: str, error: str | No
         from_teacher=column[LABEL] > 0,
         accepted=column[ACCEPTED],
         proposals=column[PROPOSAL].astype(np.int64),
+        left_out=column[LEFT_OUT],
         finish_reason=reason,
         error=error,
     )

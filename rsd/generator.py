@@ -66,7 +66,12 @@ class TraceGenerator:
             teacher = find("teacher", c.teacher, c.teacher_revision, trust_remote_code=c.trust_remote_code)
             student = find("student", c.student, c.student_revision, trust_remote_code=c.trust_remote_code)
             vocabulary = meet(
-                teacher.tokenizer, student.tokenizer, teacher_width=teacher.width, student_width=student.width
+                teacher.tokenizer,
+                student.tokenizer,
+                teacher_width=teacher.width,
+                student_width=student.width,
+                teacher_eos=teacher.ends,
+                student_eos=student.ends[0],
             )
             context = min(teacher.context, student.context)
             self.max_new_tokens = c.max_new_tokens or DEFAULT_NEW_TOKENS
@@ -108,7 +113,7 @@ class TraceGenerator:
                 vocabulary,
                 sampling=self.sampling,
                 acceptance=self.config.acceptance(),
-                eos=student.eos | {i for i in teacher.eos if i < vocabulary.width and vocabulary.shared[i]},
+                eos=student.eos | vocabulary.of_teacher(teacher.eos),
                 rows=rows,
                 block=self.config.block_size,
                 loop_check=self.config.loop_check,

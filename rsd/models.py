@@ -64,13 +64,18 @@ class Source:
         return int(self.config.get_text_config().max_position_embeddings)
 
     @property
-    def eos(self) -> set[int]:
-        """All ids that end a text, of the generation config, else the config, else the tokenizer."""
+    def ends(self) -> list[int]:
+        """All ids that end a text, the usual one first: generation config's, else the config's, else the tokenizer's."""
         for holder in (self.generation, self.config.get_text_config(), self.tokenizer):
             ids = holder.eos_token_id
             if ids is not None:
-                return set(ids) if isinstance(ids, list | tuple) else {ids}
+                several = list(ids) if isinstance(ids, list | tuple) else [ids]
+                return sorted(several, key=lambda i: i != self.tokenizer.eos_token_id)
         raise ValueError(f"the {self.role} {self.name} names no EOS token: add eos_token_id to its generation config")
+
+    @property
+    def eos(self) -> set[int]:
+        return set(self.ends)
 
     def prompt_ids(self, messages: list[dict[str, str]], template_kwargs: Mapping[str, Any]) -> list[int]:
         """The prompt as this model reads it before it answers, by its chat template.

@@ -189,8 +189,8 @@ class Branches(RowCache):
         super().__init__(0)
         self.trunk = trunk
 
-    def write_at(self, positions: Tensor, length: int) -> None:
-        self.shared = length - positions.shape[1]
+    def write_at(self, slots: Tensor, length: int, rows: Tensor | None = None) -> None:
+        self.shared = length - slots.shape[1]
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """What the queries may read: the trunk's slots, and the new columns [R, heads, W, size]."""

@@ -7,7 +7,7 @@ one step of each model a token. Rows advance by different amounts, and nothing i
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -19,18 +19,17 @@ from rsd.config import Acceptance, Sampling
 from rsd.graph import DraftLoop
 from rsd.loops import EVERY, REACH, loops
 from rsd.pace import Pace
-from rsd.sampling import DRAFT, acceptable, drafter, draw, proposals, target, uniforms, verify, warp
-from rsd.vocabulary import Vocabulary
-
-# From so many rows on, a row whose next token the teacher spells in several pieces reads one of them a
-# round and waits: widening the pass for all rows would cost more than the one row's wait.
-WAIT_FROM = 16
+from rsd.proposals import Proposals, normalised
+from rsd.sampling import DRAFT, acceptable, drafter, draw, target, uniforms, verify, warp
+from rsd.teacher import Contexts, Teacher
+from rsd.vocabulary import Reading, Vocabulary
 
 # Columns of a row's state, which the host keeps and sends to the device once a round.
-KEY, DONE, LIMIT, STUDENT_LENGTH, TEACHER_LENGTH, PENDING, TEACHER_PENDING, READ = range(8)
+KEY, DONE, LIMIT, LENGTH, PENDING = range(5)
+STATE = 5  # columns
 # Columns of a token's record, in the order in which a round makes them.
-TOKEN, LABEL, TEACHER_LOGPROB, STUDENT_LOGPROB, ACCEPTED, PROPOSAL = range(6)
-RECORD = 6  # columns
+TOKEN, LABEL, TEACHER_LOGPROB, STUDENT_LOGPROB, ACCEPTED, PROPOSAL, LEFT_OUT = range(7)
+RECORD = 7  # columns
 
 
 class Rounds:
@@ -38,7 +37,7 @@ class Rounds:
 
     def __init__(
         self,
-        teacher: PreTrainedModel,
+        teacher: Teacher,
         student: PreTrainedModel,
         vocabulary: Vocabulary,
         *,
@@ -50,16 +49,18 @@ class Rounds:
         loop_check: bool,
         compile: bool,
     ) -> None:
-        self.teacher = CachedModel(teacher, rows, compile=compile)
+        self.teacher = teacher
         self.student = CachedModel(student, rows, compile=compile)
-        self.shared = vocabulary.shared.to(self.student.device)
+        self.vocabulary = vocabulary
+        self.proposals = Proposals(vocabulary, sampling, self.student.device)
         self.own = vocabulary.own.to(self.student.device)
         self.sampling, self.acceptance, self.pace, self.loop_check = sampling, acceptance, pace, loop_check
         # What the host looks up by the student's ids.
-        self.spelled = vocabulary.spelled.numpy()
-        self.spelling = vocabulary.spelling.numpy()
         self.teacher_has = vocabulary.shared.numpy() > 0
+        self.teacher_ids = vocabulary.theirs
         self.stops = np.isin(np.arange(vocabulary.width), list(eos))
+        self.readings: list[Reading] = [Reading()] * rows  # what the teacher reads in each row, to its last token
+        self.recent: list[list[int]] = [[]] * rows  # the student's last tokens, as far as they may begin a spelling
         on_gpu = self.student.device.type == "cuda"
         self.loop = DraftLoop(self._draft, self.student, capture=True) if compile and on_gpu else None
 
@@ -67,11 +68,26 @@ class Rounds:
         """Free what both models have read, and have room for `rows` rows from now on."""
         if self.loop is not None:
             self.loop.drop()
-        for model in (self.student, self.teacher):
-            model.cache = RowCache(rows)
+        self.student.cache = RowCache(rows)
+        self.teacher.drop(rows)
+
+    def place_row(
+        self, row: int, reading: Reading, tokens: Sequence[int], *, prefilled: tuple[CachedModel, object], at: int
+    ) -> None:
+        """Row `row` becomes one that was read: the teacher's reading, and the trace's tokens so far."""
+        student, teacher = prefilled
+        self.student.cache.copy_row(student.cache, at, row)
+        self.teacher.copy_row(teacher, at, row, length=len(reading.ids) - 1)
+        self.readings[row] = reading
+        self.recent[row] = list(tokens[-self.proposals.longest :])
+
+    def move_row(self, row: int, to: int) -> None:
+        self.student.cache.copy_row(self.student.cache, row, to)
+        self.teacher.move_row(row, to)
+        self.readings[to], self.recent[to] = self.readings[row], self.recent[row]
 
     def round(self, state: np.ndarray, book: np.ndarray, block: int) -> list[tuple[int, str]]:
-        """Draft, verify, commit `block` tokens at the most: advances `state` [R, 8] and `book` [R, T, RECORD].
+        """Draft, verify, commit `block` tokens at the most: advances `state` [R, STATE] and `book` [R, T, RECORD].
 
         Returns the rows that ended, and why. Nothing is advanced if it raises.
         """
@@ -79,8 +95,8 @@ class Rounds:
         device = self.student.device
         noise = torch.from_numpy(uniforms(state[:, KEY], state[:, DONE, None] + np.arange(block))).to(device)
         on_device = torch.from_numpy(state).to(device)
-        at, token = on_device[:, STUDENT_LENGTH, None], on_device[:, PENDING]
-        reach = int(state[:, STUDENT_LENGTH].max()) + 1
+        at, token = on_device[:, LENGTH, None], on_device[:, PENDING]
+        reach = int(state[:, LENGTH].max()) + 1
 
         if self.loop is not None:
             steps = self.loop(token, at, noise[..., DRAFT], reach)
@@ -94,29 +110,49 @@ class Rounds:
             x[0].unsqueeze(1) if block == 1 else torch.stack(x, 1) for x in zip(*steps, strict=True)
         )
 
-        teacher_logits, reached = self._teach(state, drafts)
-        teacher_logits = teacher_logits.to(device).float()
-        q = proposals(teacher_logits, self.shared, self.sampling)
+        drafted = drafts.cpu().numpy()
+        contexts = []
+        for reading, row in zip(self.readings, drafted.tolist(), strict=False):
+            contexts.append(Contexts(self.vocabulary, reading, row))
+            self.proposals.look_ahead(contexts[-1], row)
+        judged = self.teacher.judge(contexts, block)
+        index = judged.at[:, :block]
+        reached = (index >= 0).sum(1)
+        logits = _at(judged.logits, index).to(device).float()
+        pool = self.proposals.pool(logits)
+        masses = self.proposals.masses(pool)
+        whole = self.proposals.spell(
+            masses,
+            pool,
+            stands,
+            teacher=self.teacher,
+            contexts=contexts,
+            judged=judged,
+            before=self.recent,
+            drafts=drafted.tolist(),
+        )
+        q, held = normalised(masses)
         goal = target(q, p, stands, self.acceptance.trials)
         verdict = verify(drafts, d, goal, noise)
 
         at_token = verdict.tokens[..., None]
-        in_teacher = at_token.clamp_max(teacher_logits.shape[-1] - 1)
-        theirs = teacher_logits.log_softmax(-1)
+        theirs = self.teacher.logprobs(logits)
+        in_teacher = at_token if self.teacher_ids is None else self.teacher_ids.to(device)[at_token]
         likeliest = q.max(-1)
         made = torch.stack(  # as float64, so that ids are exact and one transfer carries all
             [
                 verdict.tokens.double(),
                 verdict.from_teacher,
-                theirs.gather(-1, in_teacher)[..., 0],
+                theirs.gather(-1, in_teacher.clamp_max(theirs.shape[-1] - 1))[..., 0],
                 logprobs.gather(-1, at_token)[..., 0],
                 goal.accepted,
                 torch.where(likeliest.values > 0, likeliest.indices, -1),
+                (1 - held / whole)[..., 0].clamp(0, 1),
                 verdict.survived[:, None].expand(-1, block),
                 theirs.amax(-1) + logprobs.amax(-1),  # finite only where both models' logits are sound
             ]
         )
-        return self._commit(state, book, reached, made.cpu().numpy(), started)
+        return self._commit(state, book, contexts, drafted, reached, made.cpu().numpy(), started)
 
     def _draft(self, token: Tensor, at: Tensor, length: int, uniform: Tensor) -> tuple[Tensor, ...]:
         """One draft [R] of the student, and what judging it needs: log-probs, p, A and d, [R, V] each."""
@@ -127,37 +163,12 @@ class Rounds:
         d = drafter(p, stands)
         return draw(d, uniform), logprobs, p, stands, d
 
-    def _teach(self, state: np.ndarray, drafts: Tensor) -> tuple[Tensor, np.ndarray]:
-        """The teacher's logits [R, K, V_teacher] where each draft is to be judged, and of how many of a
-        row's drafts [R] they are: the teacher has not read all pieces before the others yet.
-        """
-        block = drafts.shape[1]
-        fed = state[:, TEACHER_PENDING, None]
-        if block > 1:
-            fed = np.concatenate([fed, drafts[:, :-1].cpu().numpy()], 1)
-        lengths = self.spelled[fed]
-        lengths[:, 0] -= state[:, READ]
-        ends = lengths.cumsum(1)  # [R, K]: one past the last piece of each token
-        columns = np.arange(block if len(fed) >= WAIT_FROM else ends[:, -1].max())
-        which = np.minimum((columns[:, None] >= ends[:, None, :]).sum(-1), block - 1)
-        # A row that is spelled in fewer pieces than another repeats its last one in place.
-        of = np.take_along_axis
-        piece = np.minimum(columns - of(ends - lengths, which, 1), of(lengths, which, 1) - 1)
-        piece += np.where(which == 0, state[:, READ, None], 0)
-        ids = self.spelling[of(fed, which, 1), piece]
-        positions = state[:, TEACHER_LENGTH, None] + np.minimum(columns, ends[:, -1:] - 1)
-        both = torch.from_numpy(np.stack([ids, positions])).to(self.teacher.device)
-        logits = self.teacher(both[0], both[1], int(positions.max()) + 1)
-        reached = (ends <= len(columns)).sum(1)
-        if len(columns) > 1:
-            last = torch.from_numpy(np.minimum(ends, len(columns)) - 1).to(logits.device)
-            logits = logits.gather(1, last[..., None].expand(-1, -1, logits.shape[-1]))
-        return logits, reached
-
     def _commit(
         self,
         state: np.ndarray,
         book: np.ndarray,
+        contexts: list[Contexts],
+        drafted: np.ndarray,
         reached: np.ndarray,
         made: np.ndarray,
         started: float,
@@ -166,16 +177,18 @@ class Rounds:
         *_, survived, sound = made
         tokens = made[TOKEN].astype(np.int64)
         rows, block = tokens.shape
-        column, row = np.arange(block), np.arange(rows)
+        column = np.arange(block)
         # The first draft that falls is replaced, and ends the block.
         kept = np.minimum(survived[:, 0].astype(int) + 1, reached)
-        # What the teacher has read when it judges a token, and would have read for the next one.
-        fed = np.concatenate([state[:, TEACHER_PENDING, None], tokens[:, :-1]], 1)
-        read = (state[:, TEACHER_LENGTH] - state[:, READ])[:, None] + self.spelled[fed].cumsum(1)
-        stops = self.stops[tokens]
-        full = read + self.spelled[tokens] > self.teacher.context
-        full |= state[:, DONE, None] + column + 1 >= state[:, LIMIT, None]
         valid = column < kept[:, None]
+        stops = self.stops[tokens]
+        # What the teacher would have read before the next token.
+        full = np.array([[*(p.end for p in c.places[1:block]), c.after.end] for c in contexts]) > self.teacher.context
+        for i in ((tokens != drafted) & valid).any(1).nonzero()[0].tolist():
+            j = int(kept[i]) - 1
+            length = contexts[i].places[j].end + len(self.vocabulary.spelled.get(int(tokens[i, j]), (0,)))
+            full[i, j] = length > self.teacher.context
+        full |= state[:, DONE, None] + column + 1 >= state[:, LIMIT, None]
         looping = np.zeros_like(stops)
         if self.loop_check:
             for i, j in zip(*(valid & ((state[:, DONE, None] + column + 1) % EVERY == 0)).nonzero(), strict=True):
@@ -190,14 +203,12 @@ class Rounds:
         made[TEACHER_LOGPROB][~self.teacher_has[tokens]] = np.nan
         r, c = valid.nonzero()
         book[r, state[r, DONE] + c] = made[:RECORD, r, c].T
-        waits = count == 0  # the block's columns were all pieces of the row's next token
         last = np.maximum(count - 1, 0)
+        state[:, PENDING] = np.where(count > 0, tokens[np.arange(rows), last], state[:, PENDING])
         state[:, DONE] += count
-        state[:, STUDENT_LENGTH] += count
-        state[:, READ] = np.where(waits, state[:, READ] + block, 0)
-        state[:, TEACHER_LENGTH] = np.where(waits, state[:, TEACHER_LENGTH] + block, read[row, last])
-        for pending in (PENDING, TEACHER_PENDING):
-            state[:, pending] = np.where(waits, state[:, pending], tokens[row, last])
+        state[:, LENGTH] += count
+        for i, n in enumerate(count.tolist()):
+            self._read_on(i, contexts[i], tokens[i, :n].tolist(), drafted[i].tolist())
         state[broken, DONE] = 0  # nothing of a broken row is kept
         self.pace.learn(
             seconds=time.perf_counter() - started,
@@ -210,3 +221,23 @@ class Rounds:
             (i, "error" if broken[i] else "stop" if stops[i, c] else "loop" if looping[i, c] else "length")
             for i, c in ((i, last[i]) for i in (ended | broken).nonzero()[0].tolist())
         ]
+
+    def _read_on(self, row: int, contexts: Contexts, tokens: list[int], drafts: list[int]) -> None:
+        """The teacher reads what was committed to a row."""
+        reading = self.readings[row]
+        start = len(reading.ids)
+        for j, token in enumerate(tokens):
+            edit = contexts.edits[j] if token == drafts[j] else self.vocabulary.edit(reading, token)
+            start = min(start, edit.keep)
+            reading.apply(edit)
+        start = min([start, *contexts.forks[1:]])
+        self.recent[row] = [*self.recent[row], *tokens][-self.proposals.longest :]
+        self.teacher.keep(row, contexts, reading.ids, start)
+
+
+def _at(logits: Tensor, index: np.ndarray) -> Tensor:
+    """Logits [N, V] by their index [R, K]; any of them where it is -1. No copy where it is all of them in turn."""
+    rows, block = index.shape
+    if len(logits) == rows * block and (index.ravel() == np.arange(index.size)).all():
+        return logits.view(rows, block, -1)
+    return logits[torch.from_numpy(index).to(logits.device)]

@@ -86,23 +86,6 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
     return torch.zeros_like(logits, dtype=torch.float32).scatter_(-1, ids, probs)
 
 
-def proposals(teacher_logits: Tensor, shared: Tensor, sampling: Sampling) -> Tensor:
-    """q: the teacher's sampling distribution, *then* restricted to the shared ids and renormalised.
-
-    Args:
-        teacher_logits: [..., V_teacher], full padded width.
-        shared: float [V], 1 where an id is the same token in both vocabularies.
-
-    Returns:
-        float32 [..., V]; all zero where the teacher's pool holds no shared token.
-    """
-    q = warp(teacher_logits, sampling)
-    missing = shared.shape[-1] - q.shape[-1]
-    q = torch.nn.functional.pad(q, (0, missing)) if missing > 0 else q[..., : shared.shape[-1]]
-    q = q * shared
-    return q / q.sum(-1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
-
-
 def acceptable(logprobs: Tensor, p: Tensor, acceptance: Acceptance, sampling: Sampling) -> Tensor:
     """A: where the student lets a proposal stand.
 

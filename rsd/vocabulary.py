@@ -1,45 +1,125 @@
-"""How two tokenizers meet: which ids are the same token in both, and how the rest is spelled.
+"""How two tokenizers meet: which tokens are the same in both, and how the teacher reads the others.
 
-Handled here: one token -> id map, padded to any widths, where some *added* tokens (such as `<think>`)
-exist in only one of the two, as in the paper's pair (arXiv 2509.22230). The teacher reads such a
-student token as its own tokenization of the token's text; it can never propose one.
+Three cases:
+
+- *the same tokens*, padded to any widths;
+- *one base*, where some added tokens (such as `<think>`) exist in only one of the two, as in the paper's pair
+  (arXiv 2509.22230). The teacher reads a student's one as its own tokenization of the token's text, and it
+  proposes one by spelling it (`proposals`);
+- *different tokenizers*. A proposal is a token of the teacher whose bytes are one token of the student, or an
+  added token that both have by the same text; the teacher's end is the student's. What is committed is read by
+  the teacher as it would tokenize the bytes so far: its last tokens may change with every token of the student's.
+  Given that reading all is exact; what is an approximation is what the reading leaves out: proposals of several
+  student's tokens at once, and student's tokens that the teacher would put together from several of its own.
+  How much of the teacher's mass that is gets measured (`Finished.left_out`).
+
+Ids and bytes are exchanged, never decoded text: half a character cannot break a trace.
 """
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+from rsd.spelling import Speller
+
+# Bytes before a blank from which on a tokenization is taken to stand, whatever follows; and how many of the
+# teacher's tokens are looked at for one.
+SETTLED, REACH = 4, 64
+
+
+class Edit(NamedTuple):
+    """What a token of the student changes in the teacher's reading: of its ids `keep` stay, `new` follow.
+
+    fixed: the ids before this one are never read differently again.
+    """
+
+    keep: int
+    new: tuple[int, ...]
+    fixed: int
+
+
+class Reading:
+    """A context as the teacher reads it: its ids, of which the first `fixed` will never change."""
+
+    __slots__ = ("fixed", "ids")
+
+    def __init__(self, ids: Iterable[int] = (), fixed: int | None = None) -> None:
+        self.ids = list(ids)
+        self.fixed = len(self.ids) if fixed is None else fixed
+
+    def apply(self, edit: Edit) -> None:
+        del self.ids[edit.keep :]
+        self.ids += edit.new
+        self.fixed = edit.fixed
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """One pair's meeting.
 
-    shared: float [V], 1 where an id is the same token in both.
+    shared: float [V], 1 where the student's token is one of the teacher's, too.
     own: float [V], 0 at the student's own tokens and -inf at padding: added to its logits.
-    spelling: int64 [V + V_teacher, M]: what the teacher reads for a student's id; row V + t spells
-        the teacher's token t, so that a teacher's prompt may end in any token of its own.
-    spelled: int64 [V + V_teacher], how many of the M are meant.
-    student_only, teacher_only: the added tokens that one side alone has.
+    theirs: int64 [V], the teacher's id of a shared token; None if all have the same id in both.
+    also: pairs (teacher's id, student's id) of further tokens of the teacher that are the same as a shared one.
+    spelled: the teacher's ids for the student's tokens that it lacks: all of these in one base, the added ones
+        in different tokenizers.
+    case: what kind of pair it is. student_only, teacher_only: the added tokens that one side alone has.
+    spellers: of different tokenizers, the teacher's and the student's.
     """
 
     shared: Tensor
     own: Tensor
-    spelling: Tensor
-    spelled: Tensor
-    student_only: tuple[str, ...]
-    teacher_only: tuple[str, ...]
+    theirs: Tensor | None = None
+    also: tuple[tuple[int, int], ...] = ()
+    spelled: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    case: str = "the same tokens"
+    student_only: tuple[str, ...] = ()
+    teacher_only: tuple[str, ...] = ()
+    spellers: tuple[Speller, Speller] | None = None
 
     @property
     def width(self) -> int:
         """V, the padded width of the student's logits."""
         return self.shared.shape[0]
 
-    def for_teacher(self, ids: list[int]) -> list[int]:
+    def teacher_id(self, token: int) -> int:
+        """A shared token's id for the teacher."""
+        return token if self.theirs is None else int(self.theirs[token])
+
+    def of_teacher(self, ids: Collection[int]) -> set[int]:
+        """The student's tokens that are these ones of the teacher's."""
+        return {s for s in self.shared.nonzero()[:, 0].tolist() if self.teacher_id(s) in ids}
+
+    def edit(self, reading: Reading, token: int) -> Edit:
+        """What the student's next token changes in the teacher's reading."""
+        end = len(reading.ids)
+        if (spelled := self.spelled.get(token)) is not None:
+            return Edit(end, spelled, end + len(spelled))
+        if self.spellers is None:
+            return Edit(end, (token,), end + 1)
+        teacher, student = self.spellers
+        raw = student.bytes.get(token)
+        if raw is None:  # an added token that both have
+            return Edit(end, (self.teacher_id(token),), end + 1)
+        start = _settled(reading, teacher.bytes)
+        old = reading.ids[start:]
+        new = teacher.encode(b"".join(teacher.bytes[i] for i in old) + raw)
+        same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+        return Edit(start + same, tuple(new[same:]), reading.fixed)
+
+    def read(self, reading: Reading, tokens: Iterable[int]) -> Reading:
+        """A reading, continued with the student's tokens, in place; returns it."""
+        for token in tokens:
+            reading.apply(self.edit(reading, token))
+        return reading
+
+    def for_teacher(self, ids: Iterable[int]) -> list[int]:
         """The student's ids as the teacher reads them."""
-        return [t for i in ids for t in self.spelling[i, : self.spelled[i]].tolist()]
+        return self.read(Reading(), ids).ids
 
     def without(self, ids: Collection[int]) -> "Vocabulary":
         """The same, where these ids of the student are never chosen by anyone."""
@@ -49,12 +129,24 @@ class Vocabulary:
         return replace(self, shared=shared, own=own)
 
     def describe(self) -> str:
-        words = f"{int(self.shared.sum())} shared tokens"
+        words = f"{self.case}, {int(self.shared.sum())} shared"
         for side, tokens in (("student", self.student_only), ("teacher", self.teacher_only)):
             if tokens:
                 shown = " ".join(tokens[:6]) + (" ..." if len(tokens) > 6 else "")
-                words += f", {len(tokens)} only in the {side} ({shown})"
+                words += f", {len(tokens)} {'added ' if self.spellers else ''}only in the {side} ({shown})"
         return words
+
+
+def _settled(reading: Reading, spelled: dict[int, bytes]) -> int:
+    """From which id on a reading may change with the next token: a blank that follows a word, some ids back.
+
+    It depends on the reading's ids alone, so that a trace does not depend on how it was cut into blocks.
+    """
+    first = max(reading.fixed, len(reading.ids) - REACH)
+    for start in range(len(reading.ids) - SETTLED, first, -1):
+        if spelled[reading.ids[start]][:1] in (b" ", b"\n") and spelled[reading.ids[start - 1]][-1:] not in b" \n":
+            return start
+    return first
 
 
 def token_ids(tokens: Iterable[str | int], tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -83,50 +175,72 @@ def meet(
     *,
     teacher_width: int,
     student_width: int,
+    teacher_eos: Sequence[int] = (),
+    student_eos: int | None = None,
 ) -> Vocabulary:
     """Compare two tokenizers' token -> id maps, added tokens included; the widths are the models' logits'.
 
+    Args:
+        teacher_eos, student_eos: tokens that end the teacher's text (the usual one first) and that the student
+            lacks stand for the student's own one.
+
     Raises:
-        ValueError: the base vocabularies differ, one token has two ids, or a tokenizer holds more
-            tokens than its model has logits.
+        ValueError: a tokenizer holds more tokens than its model has logits, or two different tokenizers
+            are not both between tokens and bytes (see `spelling.Speller`).
     """
     theirs, ours = teacher.get_vocab(), student.get_vocab()
-    sizes = f"teacher {len(theirs)} tokens, student {len(ours)}"
     for side, vocab, width in (("teacher", theirs, teacher_width), ("student", ours, student_width)):
         if max(vocab.values()) >= width:
             raise ValueError(f"the {side}'s tokenizer has {max(vocab.values()) + 1} ids, its model only {width} logits")
-    for token, i in sorted(ours.items(), key=lambda item: item[1]):
-        if theirs.get(token, i) != i:
-            raise ValueError(
-                f"the vocabularies differ ({sizes}): {token!r} is id {theirs[token]} for the teacher and {i} for "
-                "the student; choose a pair with one token -> id map"
-            )
-    lists = []
-    added = student.get_added_vocab().keys() | teacher.get_added_vocab().keys()
-    for side, mine, other in (("student", ours, theirs), ("teacher", theirs, ours)):
-        only = sorted(mine.keys() - other.keys(), key=mine.__getitem__)
-        base = next((t for t in only if t not in added), None)
-        if base is not None:
-            raise ValueError(
-                f"the vocabularies differ ({sizes}): only the {side} has {base!r} (id {mine[base]}); choose a pair "
-                "with one base vocabulary (added tokens such as <think> may differ)"
-            )
-        lists.append(tuple(only))
-    student_only, teacher_only = lists
+    added = {"student": student.get_added_vocab(), "teacher": teacher.get_added_vocab()}
+    either = added["student"].keys() | added["teacher"].keys()
+    one_base = (ours.keys() ^ theirs.keys()) <= either and all(theirs.get(t, i) == i for t, i in ours.items())
+    spellers = None if one_base else (Speller(teacher, "teacher"), Speller(student, "student"))
+    if spellers is None:
+        case = "the same tokens" if ours.keys() == theirs.keys() else "one base, other added tokens"
+        pairs = {i: i for t, i in ours.items() if t in theirs}
+        student_only = {t: i for t, i in ours.items() if t not in theirs}
+        teacher_only = {t: i for t, i in theirs.items() if t not in ours}
+        spelled = {i: tuple(teacher.encode(t, add_special_tokens=False)) for t, i in student_only.items()}
+        also = []
+    else:
+        case = "different tokenizers"
+        reads, writes = spellers
+        student_only = {t: i for t, i in added["student"].items() if t not in added["teacher"]}
+        teacher_only = {t: i for t, i in added["teacher"].items() if t not in added["student"]}
+        pairs = {i: reads.by_bytes[raw] for raw, i in writes.by_bytes.items() if raw in reads.by_bytes}
+        pairs |= {i: added["teacher"][t] for t, i in added["student"].items() if t in added["teacher"]}
+        spelled = {i: tuple(reads.encode(t.encode())) for t, i in ours.items() if i not in writes.bytes.keys() | pairs}
+        known = set(pairs.values())
+        others = ((t, raw) for t, raw in reads.bytes.items() if t not in known)
+        also = [(t, writes.by_bytes[raw]) for t, raw in others if raw in writes.by_bytes]
+    for i, pieces in spelled.items():
+        if not pieces:
+            raise ValueError(f"the teacher's tokenizer cannot spell the student's token {student.decode([i])!r}")
+    if student_eos is not None and (ends := [t for t in teacher_eos if t not in set(pairs.values())]):
+        if student_eos not in pairs:
+            pairs[student_eos] = ends.pop(0)
+            spelled.pop(student_eos, None)
+        also += [(t, student_eos) for t in ends]
 
-    shared = torch.zeros(student_width)
     own = torch.full((student_width,), -torch.inf)
     own[list(ours.values())] = 0
-    shared[[i for t, i in ours.items() if t in theirs]] = 1
-    pieces = {ours[t]: teacher.encode(t, add_special_tokens=False) for t in student_only}
-    longest = max((len(p) for p in pieces.values()), default=1)
-    ids = torch.cat([torch.arange(student_width), torch.arange(teacher_width)])
-    spelling = ids[:, None].repeat(1, longest)
-    spelling[:student_width][own < 0] = 0  # never chosen, and so never a reason to read past an embedding
-    spelled = torch.ones(len(ids), dtype=torch.long)
-    for i, piece in pieces.items():
-        if not piece:
-            raise ValueError(f"the teacher's tokenizer cannot spell the student's token {student.decode([i])!r}")
-        spelled[i] = len(piece)
-        spelling[i, : len(piece)] = torch.tensor(piece)
-    return Vocabulary(shared, own, spelling, spelled, student_only, teacher_only)
+    shared = torch.zeros(student_width)
+    shared[list(pairs)] = 1
+    to_teacher = torch.zeros(student_width, dtype=torch.long)
+    to_teacher[list(pairs)] = torch.tensor(list(pairs.values()))
+    return Vocabulary(
+        shared=shared,
+        own=own,
+        theirs=None if all(i == t for i, t in pairs.items()) else to_teacher,
+        also=tuple(also),
+        spelled=spelled,
+        case=case,
+        student_only=_ordered(student_only),
+        teacher_only=_ordered(teacher_only),
+        spellers=spellers,
+    )
+
+
+def _ordered(tokens: dict[str, int]) -> tuple[str, ...]:
+    return tuple(sorted(tokens, key=tokens.__getitem__))

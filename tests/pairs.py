@@ -16,6 +16,7 @@ from transformers import (
 
 from rsd.config import Acceptance, Sampling
 from rsd.engine import Engine, Finished, Request
+from rsd.proposals import Proposals, normalised
 from rsd.sampling import row_key
 from rsd.vocabulary import Vocabulary
 
@@ -100,29 +101,22 @@ def table_model(table: torch.Tensor) -> PreTrainedModel:
 
 def twin_vocabulary(width: int) -> Vocabulary:
     """Both models share all ids."""
-    ids = torch.cat([torch.arange(width), torch.arange(width)])
-    return Vocabulary(
-        shared=torch.ones(width),
-        own=torch.zeros(width),
-        spelling=ids[:, None],
-        spelled=torch.ones(2 * width, dtype=torch.long),
-        student_only=(),
-        teacher_only=(),
-    )
+    return Vocabulary(shared=torch.ones(width), own=torch.zeros(width))
 
 
-def spelled_vocabulary(width: int, teacher_width: int, spellings: dict[int, list[int]]) -> Vocabulary:
+def spelled_vocabulary(width: int, spellings: dict[int, list[int]]) -> Vocabulary:
     """Ids in `spellings` are the student's alone, and the teacher spells them so."""
-    longest = max(map(len, spellings.values()))
-    ids = torch.cat([torch.arange(width), torch.arange(teacher_width)])
-    spelling = ids[:, None].repeat(1, longest)
-    spelled = torch.ones(width + teacher_width, dtype=torch.long)
     shared = torch.ones(width)
-    for i, piece in spellings.items():
-        shared[i] = 0
-        spelled[i] = len(piece)
-        spelling[i, : len(piece)] = torch.tensor(piece)
-    return Vocabulary(shared, torch.zeros(width), spelling, spelled, tuple(map(str, spellings)), ())
+    shared[list(spellings)] = 0
+    return Vocabulary(shared, torch.zeros(width), spelled={i: tuple(pieces) for i, pieces in spellings.items()})
+
+
+def proposed(logits: torch.Tensor, vocabulary: Vocabulary | torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """q for the teacher's logits; of a vocabulary, or of one that is this `shared`."""
+    if isinstance(vocabulary, torch.Tensor):
+        vocabulary = Vocabulary(vocabulary, torch.zeros_like(vocabulary))
+    made = Proposals(vocabulary, sampling, torch.device("cpu"))
+    return normalised(made.masses(made.pool(logits)))[0]
 
 
 def requests(prompts: list[list[int]], *, max_new_tokens: int = 24, vocabulary: Vocabulary, seed: int = 0):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from pairs import decode, random_model, requests, spelled_vocabulary, twin_vocabulary
+from pairs import decode, proposed, random_model, requests, spelled_vocabulary, twin_vocabulary
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -18,7 +18,7 @@ from rsd.graph import DraftLoop
 from rsd.models import bundled
 from rsd.pace import CHOICES, Pace
 from rsd.packed import PackedLinear, pack
-from rsd.sampling import acceptable, proposals, row_key, target, warp
+from rsd.sampling import acceptable, row_key, target, warp
 
 SETTINGS = [
     (temperature, threshold, trials, *filters)
@@ -38,7 +38,7 @@ def pair():
 def engine(pair, *, rows, block, sampling=None, acceptance=None, **kwargs):
     _, student, vocabulary = pair.find()
     return Engine(
-        pair._engine.rounds.teacher.model,
+        pair._engine.rounds.teacher.model.model,
         pair._engine.rounds.student.model,
         vocabulary,
         sampling=sampling or pair.sampling,
@@ -82,7 +82,7 @@ def test_a_trace_is_the_same_for_every_block_batch_and_order(pair, temperature, 
 def test_20000_traces_of_blocks_and_of_lockstep_follow_r(pair):
     # In the middle of a question, where neither model knows how it goes on (b is 0.6): the first token
     # against r, and the second against r after the commonest first one.
-    teacher, student = pair._engine.rounds.teacher.model, pair._engine.rounds.student.model
+    teacher, student = pair._engine.rounds.teacher.model.model, pair._engine.rounds.student.model
     _, _, vocabulary = pair.find()
     sampling, acceptance = Sampling(temperature=1.3, top_p=0.98, top_k=40), Acceptance(threshold=0.02, trials=2)
     prompt = bundled_requests(pair, 2)[1].student_prompt[:9]
@@ -96,7 +96,7 @@ def test_20000_traces_of_blocks_and_of_lockstep_follow_r(pair):
                 theirs = teacher(torch.tensor([vocabulary.for_teacher(ours)])).logits[0, -1].double()
             p = warp(logits + vocabulary.own, sampling)
             stands = acceptable(logits.log_softmax(-1), p, acceptance, sampling)
-            q = proposals(theirs, vocabulary.shared, sampling)
+            q = proposed(theirs, vocabulary, sampling)
             exact[after] = target(q, p, stands, acceptance.trials).r.double().numpy()
         return exact[after]
 
@@ -135,9 +135,9 @@ def test_caches_grow_with_the_traces():
     model, vocabulary = random_model(), twin_vocabulary(24)
     made = Engine(model, model, vocabulary, sampling=Sampling(), acceptance=Acceptance(), eos=(), rows=2)
     list(made.run([Request([1], [1], key=1, max_new_tokens=30)]))
-    assert made.rounds.teacher.cache.slots == 256
+    assert made.rounds.teacher.model.cache.slots == 256
     list(made.run([Request([1], [1], key=1, max_new_tokens=300)]))
-    assert made.rounds.teacher.cache.slots == 512
+    assert made.rounds.teacher.model.cache.slots == 512
 
 
 PROMPTS = [[1 + i % 5, 2 + i % 7] for i in range(12)]
@@ -167,7 +167,7 @@ class OutOfMemory:
 )
 def test_out_of_memory_halves_the_rows_and_changes_no_trace(side, block, condition, rows_left):
     # Id 23 is spelled in three pieces, so that some rows are interrupted with a pending spelling.
-    vocabulary = spelled_vocabulary(24, 22, {22: [4], 23: [1, 2, 3]})
+    vocabulary = spelled_vocabulary(24, {22: [4], 23: [1, 2, 3]})
     models = [random_model(vocab=22, seed=3), random_model(seed=4)]
     want = decode(*models, PROMPTS, vocabulary=vocabulary, rows=1, max_new_tokens=60)
     short = OutOfMemory(models[side], condition)

@@ -17,7 +17,10 @@ from rsd.models import bundled
 def test_the_estimate_is_what_a_model_takes():
     generator = TraceGenerator(GenerateConfig(batch_size=3)).load()
     list(generator.stream([{"prompt": "Tom has 3 pens and finds 4."}] * 1))
-    for role, model in (("teacher", generator._engine.rounds.teacher), ("student", generator._engine.rounds.student)):
+    for role, model in (
+        ("teacher", generator._engine.rounds.teacher.model),
+        ("student", generator._engine.rounds.student),
+    ):
         slots = model.cache.slots
         small, large = (
             need(AutoConfig.from_pretrained(bundled(role)), dtype="float32", device="cpu", tokens=n)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import proposed
 from scipy.stats import chisquare, kstest
 
 from rsd.config import Acceptance, Sampling
-from rsd.sampling import acceptable, drafter, draw, proposals, row_key, target, uniforms, verify, warp
+from rsd.sampling import acceptable, drafter, draw, row_key, target, uniforms, verify, warp
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0)
 
@@ -121,7 +122,7 @@ def test_all_are_distributions(logits, temperature, top_k, top_p, trials, thresh
     student = torch.tensor(logits)
     shared = torch.ones(len(logits))
     shared[-1] = 0
-    q = proposals(student.flip(0), shared, sampling)
+    q = proposed(student.flip(0), shared, sampling)
     p = warp(student, sampling)
     stands = acceptable(student.log_softmax(-1), p, Acceptance(threshold=threshold, threshold_on=on), sampling)
     goal, d = target(q, p, stands, trials), drafter(p, stands)
@@ -150,7 +151,7 @@ def test_filters_keep_what_they_should():
 
 def test_the_mask_comes_after_the_filters():
     # The teacher's two likeliest tokens are its own: with top-k 2 nothing is left, and a = 0.
-    q = proposals(
+    q = proposed(
         torch.tensor([3.0, 2.0, 1.0]), torch.tensor([0.0, 0.0, 1.0]), Sampling(temperature=1, top_p=1, top_k=2)
     )
     assert q.tolist() == [0, 0, 0]
@@ -158,8 +159,8 @@ def test_the_mask_comes_after_the_filters():
 
 def test_widths_may_differ_either_way():
     logits = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    assert proposals(logits, torch.ones(2), PLAIN).shape == (2,)
-    wide = proposals(logits, torch.tensor([1.0, 1, 1, 1, 0, 0]), PLAIN)
+    assert proposed(logits, torch.ones(2), PLAIN).shape == (2,)
+    wide = proposed(logits, torch.tensor([1.0, 1, 1, 1, 0, 0]), PLAIN)
     assert wide.shape == (6,) and wide[4:].sum() == 0
 
 
@@ -169,7 +170,7 @@ def test_greedy_is_the_teachers_choice_if_it_stands():
     for threshold, choice in ((0.05, 1), (0.5, 0)):
         p = warp(student, greedy)
         stands = acceptable(student.log_softmax(-1), p, Acceptance(threshold=threshold), greedy)
-        goal = target(proposals(teacher, torch.ones(3), greedy), p, stands, 5)
+        goal = target(proposed(teacher, torch.ones(3), greedy), p, stands, 5)
         assert goal.r.argmax() == choice and goal.r.max() == 1
 
 

@@ -1,0 +1,101 @@
+"""Tokens in bytes: what a token of a tokenizer spells, and how a tokenizer spells bytes.
+
+Two kinds of tokenizers give every token exact bytes: byte-level ones (GPT-2, Llama 3, Qwen) and those of
+SentencePiece's kind with single bytes to fall back on (Llama 2, Mistral, Gemma). Text never comes between:
+a token may be half a character.
+"""
+
+import json
+import re
+from functools import cached_property, lru_cache
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+BLANK = "\u2581"  # what stands for a space in SentencePiece's vocabularies
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in byte-level vocabularies (GPT-2's table)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+class Speller:
+    """One tokenizer, between ids and bytes.
+
+    Raises:
+        ValueError: its tokens have no exact bytes, or it cannot spell every byte.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, role: str) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError(f"the {role}'s tokenizer is not a fast one, whose tokens could be read as bytes")
+        state = json.loads(backend.to_str())
+        splitter = json.dumps(state["pre_tokenizer"])
+        self.byte_level = "ByteLevel" in splitter + json.dumps(state["decoder"])
+        # SentencePiece's kind cuts at blanks, if at all.
+        self.cuts_at_blanks = '"Metaspace"' in splitter and '"split": true' in splitter
+        if '"add_prefix_space": true' in splitter:
+            splitter = splitter.replace('"add_prefix_space": true', '"add_prefix_space": false')
+            backend = Tokenizer.from_str(json.dumps(state | {"pre_tokenizer": json.loads(splitter)}))
+        self.splitter = backend.pre_tokenizer
+        self.piece = lru_cache(1 << 16)(lambda piece: [token.id for token in backend.model.tokenize(piece)])
+        self.added = set(tokenizer.get_added_vocab().values())
+        alphabet = _byte_alphabet()
+        self.bytes: dict[int, bytes] = {}
+        for token, i in tokenizer.get_vocab().items():
+            if i in self.added:
+                continue
+            if self.byte_level:
+                if all(c in alphabet for c in token):
+                    self.bytes[i] = bytes(alphabet[c] for c in token)
+            elif single := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
+                self.bytes[i] = bytes([int(single[1], 16)])
+            else:
+                self.bytes[i] = token.replace(BLANK, " ").encode("utf-8", "surrogatepass")
+        self.single = {b[0]: i for i, b in sorted(self.bytes.items(), reverse=True) if len(b) == 1}
+        if not self.byte_level:  # the bytes to fall back on, not the letters
+            vocab = tokenizer.get_vocab()
+            self.single |= {b: vocab[f"<0x{b:02X}>"] for b in range(256) if f"<0x{b:02X}>" in vocab}
+        if len(self.single) < 256:
+            raise ValueError(
+                f"the {role}'s tokenizer has tokens for {len(self.single)} of 256 single bytes, so that it cannot "
+                "spell every text: choose a model with a byte-level tokenizer, or with byte fallback"
+            )
+
+    @cached_property
+    def by_bytes(self) -> dict[bytes, int]:
+        """The id that spells some bytes; of several, the one that encoding gives."""
+        ids: dict[bytes, int] = {}
+        fallback = set() if self.byte_level else set(self.single.values())
+        for i, spelled in sorted(self.bytes.items(), key=lambda item: (item[0] in fallback, item[0])):
+            ids.setdefault(spelled, i)
+        return ids
+
+    def encode(self, data: bytes) -> list[int]:
+        """The ids of some bytes as this tokenizer encodes text, without control tokens and a blank in front.
+
+        What is no text (half a character, say) is spelled in single bytes.
+        """
+        ids: list[int] = []
+        text = data.decode("utf-8", "surrogateescape")
+        for part in re.split(r"([\udc80-\udcff]+)", text):
+            if not part:
+                continue
+            raw = part.encode("utf-8", "surrogateescape")
+            if "\udc80" <= part[0] <= "\udcff":
+                ids += [self.single[b] for b in raw]
+            else:
+                spelled = [i for piece in self._pieces(part) for i in self.piece(piece)]
+                exact = b"".join(self.bytes.get(i, b"") for i in spelled) == raw
+                ids += spelled if exact else [self.single[b] for b in raw]
+        return ids
+
+    def _pieces(self, text: str) -> list[str]:
+        if self.byte_level:
+            return [piece for piece, _ in self.splitter.pre_tokenize_str(text)]
+        text = text.replace(" ", BLANK)
+        return re.findall(f"{BLANK}?[^{BLANK}]+|{BLANK}", text) if self.cuts_at_blanks else [text]
