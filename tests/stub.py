@@ -1,0 +1,206 @@
+"""A server of completions on loopback that answers as vLLM does, from a small model, and misbehaves when told to."""
+
+import json
+import socket
+import time
+from collections import deque
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Lock, Thread
+
+import torch
+from transformers import AutoModelForCausalLM
+
+
+class Refused(Exception):
+    def __init__(self, message: str, param: str | None = None, status: int = 400, kind: str = "BadRequestError"):
+        self.status = status
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
+
+
+class Stub:
+    """`with Stub(folder) as stub:` serves that model at stub.url, by full forward passes in float32.
+
+    stub.fail(429, "drop", ...) says what becomes of the next requests for completions, one each: a status; "drop"
+    (half of the answer, then the connection is closed), "close" (no answer at all), "hang" (an answer after `hang`
+    seconds), "malformed" (half of the JSON), "bare" (no top log-probs). stub.stop() ends it with all its connections
+    and stub.start() brings it back on the same port. `text` is always empty, and generation_config decides no draw.
+    """
+
+    def __init__(self, folder: Path, *, name: str | None = None, key: str | None = None, max_model_len: int = 4096):
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.name, self.key, self.max_model_len, self.max_logprobs = name or str(folder), key, max_model_len, 20
+        ends = self.model.generation_config.eos_token_id
+        self.ends: list[int] = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        self.faults: deque[int | str] = deque()
+        self.retry_after: float | None = None
+        self.hang = 5.0
+        self.bodies: list[dict] = []  # the requests for completions that were read, whatever became of them
+        self.peak = self.in_flight = self.port = 0
+        self.counts, self.forward = Lock(), Lock()
+        self.generator = torch.Generator().manual_seed(0)
+
+    @property
+    def prompts(self) -> list[int]:
+        return [len(body["prompt"]) for body in self.bodies]
+
+    def fail(self, *faults: int | str) -> None:
+        self.faults.extend(faults)
+
+    def start(self) -> None:
+        self.connections: set[socket.socket] = set()
+        self.stopped = Event()
+        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), type("Bound", (Handler,), {"stub": self}))
+        self.port = self.server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
+        Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self.server.shutdown()
+        self.server.server_close()
+        for connection in list(self.connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> "Stub":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self.stopped.is_set():
+            self.stop()
+
+    def models(self) -> dict:
+        card = {"id": self.name, "object": "model", "created": int(time.time()), "owned_by": "vllm"}
+        return {
+            "object": "list",
+            "data": [card | {"root": self.name, "parent": None, "max_model_len": self.max_model_len}],
+        }
+
+    def check(self, body: dict) -> list[list[int]]:
+        prompts, top, limit = body.get("prompt") or [], body.get("logprobs") or 0, self.max_model_len
+        if body.get("model", self.name) != self.name:
+            text = f"The model `{body['model']}` does not exist. Valid aliases: {self.name}."
+            raise Refused(text, "model", 404, "NotFoundError")
+        if top > self.max_logprobs:
+            text = f"Requested sample logprobs of {top}, which is greater than max allowed: {self.max_logprobs}"
+            raise Refused(f"{text} (parameter=logprobs, value={top})", "logprobs")
+        if not prompts:
+            raise Refused("You must pass at least one prompt")
+        for ids in prompts:
+            if not ids:
+                raise Refused("The decoder prompt cannot be empty")
+            if len(ids) == limit:
+                raise Refused("max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)", "max_tokens")
+            if len(ids) > limit:
+                text = (
+                    f"This model's maximum context length is {limit} tokens. However, your prompt contains {len(ids)}"
+                )
+                text += (
+                    " input tokens, which exceeds this limit even without any output tokens. Please reduce the length"
+                )
+                raise Refused(f"{text} of the input prompt. (parameter=input_tokens, value={len(ids)})", "input_tokens")
+            if max(ids) >= self.model.config.vocab_size:
+                raise Refused(f"Token id {max(ids)} is out of vocabulary")
+        return prompts
+
+    @torch.inference_mode()
+    def completions(self, body: dict) -> dict:
+        prompts, temperature = self.check(body), body.get("temperature", 1.0)
+        rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True)
+        last = torch.tensor([len(ids) - 1 for ids in prompts])
+        with self.forward:  # no mask: no position looks to its right, where the padding is
+            logits = self.model(rows, use_cache=False).logits[torch.arange(len(rows)), last]
+            odds = torch.softmax(logits / (temperature or 1.0), -1)
+            drawn = torch.multinomial(odds, 1, generator=self.generator)[:, 0] if temperature else logits.argmax(-1)
+        choices = []
+        for index, (row, token) in enumerate(zip(logits.log_softmax(-1), drawn.tolist(), strict=True)):
+            ranked = row.topk(body.get("logprobs") or 0).indices.tolist()
+            top = {f"token_id:{i}": row[i].item() for i in [token, *ranked]}  # the drawn one first, and only once
+            lists = {"text_offset": [0], "token_logprobs": [row[token].item()], "tokens": [f"token_id:{token}"]}
+            choice = {"index": index, "text": "", "logprobs": lists | {"top_logprobs": [top]}}
+            choice |= {"finish_reason": "stop" if token in self.ends else "length"}
+            choice |= {"stop_reason": token if token in self.ends[1:] else None, "token_ids": None}
+            choices.append(choice | {"prompt_logprobs": None, "prompt_token_ids": None, "routed_experts": None})
+        read = sum(map(len, prompts))
+        usage = {"prompt_tokens": read, "total_tokens": read + len(rows), "completion_tokens": len(rows)}
+        usage |= {"prompt_tokens_details": None, "completion_tokens_details": None}
+        answer = {"id": "cmpl-0", "object": "text_completion", "created": int(time.time()), "model": self.name}
+        answer |= {"choices": choices, "service_tier": None, "system_fingerprint": "stub", "usage": usage}
+        return answer | {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
+
+
+class Handler(BaseHTTPRequestHandler):
+    stub: Stub
+    protocol_version = "HTTP/1.1"  # a connection stays open
+    disable_nagle_algorithm = True
+    timeout = 5.0  # ... for as long as vLLM keeps one on which nothing is said
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def setup(self) -> None:
+        super().setup()
+        self.stub.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.stub.connections.discard(self.connection)
+        super().finish()
+
+    def handle_one_request(self) -> None:
+        self.close_connection = True  # should this end in an error: one of the two has gone
+        with suppress(OSError):
+            super().handle_one_request()
+
+    def answer(self, value: dict, status: int = 200, fault: object = None) -> None:
+        whole = json.dumps(value).encode()
+        body = whole[: len(whole) // 2] if fault == "malformed" else whole
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if status in (429, 503) and self.stub.retry_after is not None:
+            self.send_header("Retry-After", f"{self.stub.retry_after:g}")
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if fault == "drop" else body)
+        self.close_connection |= fault == "drop"
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        paths = {"GET": "/v1/models", "POST": "/v1/completions"}
+        if self.stub.key and self.headers["Authorization"] != f"Bearer {self.stub.key}":
+            self.answer({"error": "Unauthorized"}, 401)
+        elif self.path != paths[self.command]:
+            self.answer({"detail": "Not Found"}, 404)
+        elif self.command == "GET":
+            self.answer(self.stub.models())
+        else:
+            self.complete(json.loads(body))
+
+    do_POST = do_GET
+
+    def complete(self, body: dict) -> None:
+        stub = self.stub
+        with stub.counts:
+            stub.bodies.append(body)
+            fault = stub.faults.popleft() if stub.faults else None
+            stub.in_flight += 1
+            stub.peak = max(stub.peak, stub.in_flight)
+        try:
+            if isinstance(fault, int):
+                raise Refused("The server was told to refuse this.", None, fault, "InternalServerError")
+            if fault == "close":
+                self.close_connection = True
+                return
+            if fault == "hang":
+                stub.stopped.wait(stub.hang)
+            value = stub.completions(body)
+            for choice in value["choices"] if fault == "bare" else []:
+                choice["logprobs"]["top_logprobs"] = None
+            self.answer(value, fault=fault)
+        except Refused as refused:
+            self.answer(refused.body, refused.status)
+        finally:
+            with stub.counts:
+                stub.in_flight -= 1
