@@ -73,7 +73,7 @@ def train_tokenizer() -> Tokenizer:
 
 def train_llama_tokenizer() -> Tokenizer:
     """A BPE of SentencePiece's kind (at most 768 tokens): blanks are part of words, single bytes for all else."""
-    # Words with what follows them, single digits, runs of blanks or line breaks: merges stay within them, also when it is used.
+    # Words with what follows them, single digits, runs of blanks or line breaks: merges stay within them.
     split = r"▁?\p{L}+[,.:]?|▁+|\p{N}|\n+|[^▁\s\p{L}\p{N}]+"
     tok = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tok.normalizer = normalizers.Replace(" ", "▁")

@@ -175,7 +175,8 @@ class GenerateConfig(Loading):
 
     `None` for temperature, top_p and top_k means the student's generation config, and where that
     is silent 0.7, 0.95 and 20; `None` for batch_size as many rows as the free memory holds; `None`
-    for block_size what is measured to be fastest; `None` for max_new_tokens 2048, or what the context
+    for block_size what is measured to be fastest; `None` for teacher_prompt the student's, or with different
+    tokenizers the teacher's own; `None` for max_new_tokens 2048, or what the context
     leaves; `None` for teacher_device and student_device `device`. With `score`, traces carry the
     scores of `Scoring()` under the student.
 
@@ -215,7 +216,7 @@ class GenerateConfig(Loading):
     want: int = 1
     max_fallback_rate: float = 1.0
     loop_check: bool = True
-    teacher_prompt: Literal["student", "own"] = "student"
+    teacher_prompt: Literal["student", "own"] | None = None
     teacher_prompt_column: str | None = None
     teacher_template: str | None = None
     completion_prefix: str = ""
@@ -237,7 +238,7 @@ class GenerateConfig(Loading):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name.replace('_', '-')} must be at least 1, not {value}")
-        if self.teacher_prompt not in ("student", "own"):
+        if self.teacher_prompt not in (None, "student", "own"):
             raise ValueError(f"teacher-prompt must be 'student' or 'own', not {self.teacher_prompt!r}")
         if self.teacher_prompt_column and self.teacher_template:
             raise ValueError("teacher-prompt-column and teacher-template both make the teacher's prompt: give one")

@@ -17,7 +17,7 @@ from rsd.keep import is_right
 from rsd.memory import PROMPT, Estimate, estimate, need
 from rsd.models import Source, device_of, dtype_of, find, load, sampling_of
 from rsd.pace import Pace
-from rsd.prompts import Prompt, privileged, render
+from rsd.prompts import Prompt, own_prompt, privileged, render
 from rsd.responses import Response
 from rsd.sampling import row_key
 from rsd.schedule import Schedule
@@ -148,11 +148,12 @@ class TraceGenerator:
 
     def identity(self) -> dict[str, Any]:
         """Everything that shapes a trace and its row, as JSON values: the same identity, the same traces (in fp32)."""
-        teacher, student, _ = self.find()
+        teacher, student, vocabulary = self.find()
         c, s = self.config, self.sampling
         return {
             "teacher": teacher.fingerprint(),
             "student": student.fingerprint(),
+            "vocabularies": vocabulary.case,
             "temperature": s.temperature,
             "top_p": s.top_p,
             "top_k": s.top_k,
@@ -165,7 +166,7 @@ class TraceGenerator:
             "loop_check": c.loop_check,
             "verify": self.verify,
             "answer_column": c.answer_column,
-            "teacher_prompt": c.teacher_prompt,
+            "teacher_prompt": "own" if own_prompt(c, vocabulary) else "student",
             "teacher_prompt_column": c.teacher_prompt_column,
             "teacher_template": c.teacher_template,
             "completion_prefix": c.completion_prefix,

@@ -23,6 +23,7 @@ from rsd.models import Source
 from rsd.responses import Response
 from rsd.scoring import COLUMNS, METRICS, Scored, Scorer, named, set_rsr
 from rsd.store import Store, check_overwrite, encode, locked, whole_lines, write_rows
+from rsd.vocabulary import SAME
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Summary:
     new_tokens: int
     seconds: float
     tokens_per_round: float  # committed to a row in a round, on average
+    left_out: float | None = None  # the share of the teacher's mass that is no token of the student's
     kept: int | None = None  # rows in `kept_file`, where one was asked for
     kept_file: Path | None = None
 
@@ -47,6 +49,8 @@ class Summary:
                 f"acceptance   {t['acceptance_rate']:.1%} (chance that one proposal of the teacher stands)",
                 f"fallback     {t['fallback_rate']:.1%} (tokens that are the student's own)",
             ]
+        if self.left_out is not None:
+            lines.append(f"left out     {self.left_out:.1%} (of the teacher's mass: tokens that the student lacks)")
         if self.new_rows:
             speed = f"{self.new_tokens / self.seconds:.0f} tokens/s, {self.tokens_per_round:.1f} tokens a round"
             lines.append(f"time         {self.seconds:.1f} s ({speed})")
@@ -111,8 +115,8 @@ def run_job(
     if finished:  # a job may have been killed after its last trace and before its totals
         totals = store.totals(max_fallback_rate=fallback)
         store.end(manifest | {"totals": totals})
-        return Summary(totals, 0, 0, 0.0, 0.0, *_keep(out, keep, fallback))
-    started, count, tokens, accepted = time.monotonic(), 0, 0, 0.0
+        return Summary(totals, 0, 0, 0.0, 0.0, _left_out(manifest), *_keep(out, keep, fallback))
+    started, count, tokens, accepted, left_out = time.monotonic(), 0, 0, 0.0, 0.0
     try:
         every = 0.1 if sys.stderr.isatty() else 10  # seconds; a log file needs fewer lines
         total = found + schedule.at_most
@@ -122,6 +126,7 @@ def run_job(
                 count += 1
                 tokens += len(trace.token_ids)
                 accepted += float(trace.accepted.sum())
+                left_out += float(trace.left_out.sum())
                 rate = tokens / (time.monotonic() - started)
                 shown = [f"{rate:.0f} tok/s", f"acceptance {accepted / max(tokens, 1):.1%}"]
                 if generator.pace.row_rounds:
@@ -134,9 +139,17 @@ def run_job(
         raise
     seconds = time.monotonic() - started
     totals = store.totals(max_fallback_rate=fallback)
-    decoding = _decoding(manifest["decoding"], generator.pace.books())
-    store.end(manifest | {"totals": totals, "decoding": decoding})
-    return Summary(totals, count, tokens, seconds, generator.pace.tokens_per_round, *_keep(out, keep, fallback))
+    books = {**generator.pace.books(), "left_out": {"tokens": tokens, "mass": left_out}}
+    manifest |= {"totals": totals, "decoding": _decoding(manifest["decoding"], books)}
+    store.end(manifest)
+    pace = generator.pace.tokens_per_round
+    return Summary(totals, count, tokens, seconds, pace, _left_out(manifest), *_keep(out, keep, fallback))
+
+
+def _left_out(manifest: Mapping[str, Any]) -> float | None:
+    """What the pair leaves of the teacher's mass, if its vocabularies are not the same."""
+    share = manifest["decoding"].get("left_out", {}).get("share")
+    return None if manifest["identity"]["vocabularies"] == SAME else share
 
 
 def _keep(out: str | Path, how: str | None, max_fallback_rate: float) -> tuple[int | None, Path | None]:
@@ -253,9 +266,12 @@ def _decoding(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, An
 
     sizes = Counter(before.get("block_sizes", {})) + Counter(now["block_sizes"])
     judged, survived = lists("drafts_judged"), lists("drafts_survived")
+    was = before.get("left_out", {})
+    mass = {name: was.get(name, 0) + now["left_out"][name] for name in ("tokens", "mass")}
     made = {name: before.get(name, 0) + now[name] for name in ("rounds", "row_rounds", "tokens")}
     return {
         "tokens_per_round": round(made["tokens"] / made["row_rounds"], 3) if made["row_rounds"] else None,
+        "left_out": mass | {"share": round(mass["mass"] / mass["tokens"], 6) if mass["tokens"] else None},
         "survival": [round(s / j, 4) for s, j in zip(survived, judged, strict=True)],
         **made,
         "block_sizes": dict(sorted(sizes.items(), key=lambda item: int(item[0]))),

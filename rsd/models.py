@@ -65,7 +65,7 @@ class Source:
 
     @property
     def ends(self) -> list[int]:
-        """All ids that end a text, the usual one first: generation config's, else the config's, else the tokenizer's."""
+        """All ids that end a text, the usual one first: the generation config's, the config's or the tokenizer's."""
         for holder in (self.generation, self.config.get_text_config(), self.tokenizer):
             ids = holder.eos_token_id
             if ids is not None:

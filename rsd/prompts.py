@@ -74,6 +74,13 @@ def _from_column(row: Row, column: str) -> Row:
     return replace(row, teacher=messages)
 
 
+def own_prompt(config: GenerateConfig, vocabulary: Vocabulary) -> bool:
+    """Whether the teacher reads the prompt by its own chat template: by default if its tokenizer is another one."""
+    if config.teacher_prompt is None:
+        return vocabulary.spellers is not None
+    return config.teacher_prompt == "own"
+
+
 def render(row: Row, config: GenerateConfig, *, teacher: Source, student: Source, vocabulary: Vocabulary) -> Prompt:
     """A row's prompt as both models read it.
 
@@ -91,7 +98,7 @@ def render(row: Row, config: GenerateConfig, *, teacher: Source, student: Source
                 "leave completion-prefix out"
             )
         prefix = student.tokenizer.encode(config.completion_prefix, add_special_tokens=False)
-    if config.teacher_prompt == "own":
+    if own_prompt(config, vocabulary):
         theirs = teacher.prompt_ids(row.teacher or row.messages, kwargs)
     else:
         theirs = vocabulary.for_teacher(ids if row.teacher is None else student.prompt_ids(row.teacher, kwargs))

@@ -25,8 +25,10 @@ def _byte_alphabet() -> dict[str, int]:
 class Speller:
     """One tokenizer, between ids and bytes.
 
+    bytes: of all ids but the added tokens'. single: the ids that stand for single bytes.
+
     Raises:
-        ValueError: its tokens have no exact bytes, or it cannot spell every byte.
+        ValueError: its tokens have no exact bytes.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, role: str) -> None:
@@ -34,8 +36,16 @@ class Speller:
         if backend is None:
             raise ValueError(f"the {role}'s tokenizer is not a fast one, whose tokens could be read as bytes")
         state = json.loads(backend.to_str())
-        splitter = json.dumps(state["pre_tokenizer"])
-        self.byte_level = "ByteLevel" in splitter + json.dumps(state["decoder"])
+        splitter, decoder = (json.dumps(state[part], ensure_ascii=False) for part in ("pre_tokenizer", "decoder"))
+        self.byte_level = "ByteLevel" in splitter + decoder
+        model = state["model"]
+        marks = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+        blanks = BLANK in decoder or "Metaspace" in decoder
+        if model["type"] not in ("BPE", "Unigram") or marks or not (self.byte_level or blanks):
+            raise ValueError(
+                f"the {role}'s tokenizer ({model['type']}) gives its tokens no exact bytes: with another tokenizer on "
+                "the other side, choose a model with a byte-level one, or one of SentencePiece's kind"
+            )
         # SentencePiece's kind cuts at blanks, if at all.
         self.cuts_at_blanks = '"Metaspace"' in splitter and '"split": true' in splitter
         if '"add_prefix_space": true' in splitter:
@@ -60,11 +70,6 @@ class Speller:
         if not self.byte_level:  # the bytes to fall back on, not the letters
             vocab = tokenizer.get_vocab()
             self.single |= {b: vocab[f"<0x{b:02X}>"] for b in range(256) if f"<0x{b:02X}>" in vocab}
-        if len(self.single) < 256:
-            raise ValueError(
-                f"the {role}'s tokenizer has tokens for {len(self.single)} of 256 single bytes, so that it cannot "
-                "spell every text: choose a model with a byte-level tokenizer, or with byte fallback"
-            )
 
     @cached_property
     def by_bytes(self) -> dict[bytes, int]:

@@ -48,7 +48,8 @@ class Trace:
     The arrays have one entry a token, the final EOS included: token_ids, natural-log probabilities of
         both models at temperature 1 over the full width (NaN where the teacher has no such token),
         from_teacher (bool, the label drawn from its posterior), accepted (the chance that one proposal
-        stands), and proposals (the id that the teacher likes best of those that the student knows, else -1).
+        stands), proposals (the id that the teacher likes best of those that the student knows, else -1), and left_out
+    (the share of the teacher's distribution that is no token of the student's).
     is_correct: None where it is not known, with verify_error if it could not be found out.
     columns: the input row's other columns, kept. scores: what `rsd generate --score` adds.
     """
@@ -67,6 +68,7 @@ class Trace:
     from_teacher: np.ndarray = field(default_factory=_nothing)
     accepted: np.ndarray = field(default_factory=_nothing)
     proposals: np.ndarray = field(default_factory=_nothing)
+    left_out: np.ndarray = field(default_factory=_nothing)
     finish_reason: str = "error"
     is_correct: bool | None = None
     verify_error: str | None = None
@@ -94,6 +96,7 @@ class Trace:
             from_teacher=finished.from_teacher,
             accepted=finished.accepted,
             proposals=finished.proposals,
+            left_out=finished.left_out,
             finish_reason=finished.finish_reason,
             thinking_opened=prompt.opened,
             error=finished.error,

@@ -29,6 +29,7 @@ from rsd.spelling import Speller
 # Bytes before a blank from which on a tokenization is taken to stand, whatever follows; and how many of the
 # teacher's tokens are looked at for one.
 SETTLED, REACH = 4, 64
+SAME = "the same tokens"
 
 
 class Edit(NamedTuple):
@@ -76,7 +77,7 @@ class Vocabulary:
     theirs: Tensor | None = None
     also: tuple[tuple[int, int], ...] = ()
     spelled: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    case: str = "the same tokens"
+    case: str = SAME
     student_only: tuple[str, ...] = ()
     teacher_only: tuple[str, ...] = ()
     spellers: tuple[Speller, Speller] | None = None
@@ -197,7 +198,7 @@ def meet(
     one_base = (ours.keys() ^ theirs.keys()) <= either and all(theirs.get(t, i) == i for t, i in ours.items())
     spellers = None if one_base else (Speller(teacher, "teacher"), Speller(student, "student"))
     if spellers is None:
-        case = "the same tokens" if ours.keys() == theirs.keys() else "one base, other added tokens"
+        case = SAME if ours.keys() == theirs.keys() else "one base, other added tokens"
         pairs = {i: i for t, i in ours.items() if t in theirs}
         student_only = {t: i for t, i in ours.items() if t not in theirs}
         teacher_only = {t: i for t, i in theirs.items() if t not in ours}
@@ -206,6 +207,11 @@ def meet(
     else:
         case = "different tokenizers"
         reads, writes = spellers
+        if len(reads.single) < 256:
+            raise ValueError(
+                f"the teacher's tokenizer has tokens for {len(reads.single)} of 256 single bytes, so that it cannot read "
+                "every text of the student's: choose one that is byte-level, or has bytes to fall back on"
+            )
         student_only = {t: i for t, i in added["student"].items() if t not in added["teacher"]}
         teacher_only = {t: i for t, i in added["teacher"].items() if t not in added["student"]}
         pairs = {i: reads.by_bytes[raw] for raw, i in writes.by_bytes.items() if raw in reads.by_bytes}
