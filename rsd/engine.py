@@ -168,7 +168,7 @@ class Engine:
         book = np.empty((self.rows, 256, RECORD))
         while True:
             short = False
-            ended: list[tuple[int, str]] = []
+            ended: list[tuple[int, str, str | None]] = []
             try:
                 book = self._fill(waiting, ready, live, state, book)
                 if not live:
@@ -192,11 +192,10 @@ class Engine:
                 if alone and (row := waiting.pop()):
                     why = f"out of memory after {len(row.record)} tokens, with this row alone"
                     yield _finished(row.request, row.record[:0], "error", why)
-            for slot, reason in ended:
+            for slot, reason, error in ended:
                 request = live[slot].request  # type: ignore[union-attr]
                 live[slot] = None
-                nan = "the logits of a model hold NaN or infinity" if reason == "error" else None
-                yield _finished(request, book[slot, : state[slot, DONE]], reason, nan)
+                yield _finished(request, book[slot, : state[slot, DONE]], reason, error)
 
     def _fill(
         self,

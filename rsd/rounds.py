@@ -86,10 +86,10 @@ class Rounds:
         self.teacher.move_row(row, to)
         self.readings[to], self.recent[to] = self.readings[row], self.recent[row]
 
-    def round(self, state: np.ndarray, book: np.ndarray, block: int) -> list[tuple[int, str]]:
+    def round(self, state: np.ndarray, book: np.ndarray, block: int) -> list[tuple[int, str, str | None]]:
         """Draft, verify, commit `block` tokens at the most: advances `state` [R, STATE] and `book` [R, T, RECORD].
 
-        Returns the rows that ended, and why. Nothing is advanced if it raises.
+        Returns the rows that ended, how, and what went wrong. Nothing is advanced if it raises.
         """
         started = time.perf_counter()
         device = self.student.device
@@ -149,10 +149,12 @@ class Rounds:
                 torch.where(likeliest.values > 0, likeliest.indices, -1),
                 (1 - held / whole)[..., 0].clamp(0, 1),
                 verdict.survived[:, None].expand(-1, block),
-                theirs.amax(-1) + logprobs.amax(-1),  # finite only where both models' logits are sound
+                theirs.amax(-1) + logprobs.amax(-1) + held[..., 0],  # finite only where both models' logits are sound
             ]
         )
-        return self._commit(state, book, contexts, drafted, reached, made.cpu().numpy(), started)
+        ended = self._commit(state, book, contexts, drafted, reached, made.cpu().numpy(), started)
+        nan = "the logits of a model hold NaN or infinity"
+        return [(i, how, judged.errors.get(i, nan) if how == "error" else None) for i, how in ended]
 
     def _draft(self, token: Tensor, at: Tensor, length: int, uniform: Tensor) -> tuple[Tensor, ...]:
         """One draft [R] of the student, and what judging it needs: log-probs, p, A and d, [R, V] each."""

@@ -1,6 +1,6 @@
 """What is asked of a teacher in a round, and the teacher whose weights and cache are here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -71,11 +71,13 @@ class Judged(NamedTuple):
     """What a teacher says of contexts.
 
     logits: float [N, V_teacher]. at: int64 [R, P], which of the N belongs to a row's place; -1 where the
-        teacher has not read it (a row that has to wait), or there is none.
+        teacher has not read it (a row that has to wait), or there is none. errors: rows that it cannot judge,
+        whose logits are NaN, and why.
     """
 
     logits: Tensor
     at: np.ndarray
+    errors: Mapping[int, str] = {}
 
 
 class Teacher(Protocol):

@@ -209,8 +209,8 @@ def meet(
         reads, writes = spellers
         if len(reads.single) < 256:
             raise ValueError(
-                f"the teacher's tokenizer has tokens for {len(reads.single)} of 256 single bytes, so that it cannot read "
-                "every text of the student's: choose one that is byte-level, or has bytes to fall back on"
+                f"the teacher's tokenizer has tokens for {len(reads.single)} of 256 single bytes, so that it cannot "
+                "read every text of the student's: choose one that is byte-level, or has bytes to fall back on"
             )
         student_only = {t: i for t, i in added["student"].items() if t not in added["teacher"]}
         teacher_only = {t: i for t, i in added["teacher"].items() if t not in added["student"]}

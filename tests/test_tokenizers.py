@@ -90,10 +90,8 @@ def met(teacher, student):
     )
 
 
-WORDS = st.sampled_from(
-    [*" the|Therefore|12|345|6789| |  |\n|\n\n|\t|don't|, |. |=|\\frac{1}{2}|<|/|s>|</s>|<|im_end|>|x".split("|")]
-    + "é 数学 考える 𝔸 𝔹ℂ 😀 👍🏽 \u200d".split(" ")
-)
+PLAIN = " the|Therefore|12|345|6789| |  |\n|\n\n|\t|don't|, |. |=|\\frac{1}{2}|<|/|s>|</s>|<|im_end|>|x".split("|")
+WORDS = st.sampled_from([*PLAIN, "é", "数学", "考える", "𝔸", "𝔹ℂ", "😀", "👍🏽", "\u200d"])
 TEXTS = st.one_of(st.lists(WORDS, max_size=20).map("".join), st.text(max_size=40))
 
 

@@ -1,0 +1,239 @@
+"""A teacher behind a server: any OpenAI-compatible completions endpoint that takes token ids and returns the
+ids of top log-probs (vLLM). The student stays here.
+
+A row's drafts are judged by one request that carries their contexts as prompts, each to be continued by one token:
+what counts is the log-probs beside it, and the server's prefix cache makes each context cost little more than its last
+tokens. (The log-probs of a *prompt* would need one context alone, but servers compute the whole prompt anew for them.)
+The requests of all rows are under way together.
+
+The server tells the 20 likeliest tokens. So q is these, renormalised, as in the paper (arXiv 2509.22230), and
+the log-prob of a token that is not among them is not known.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsd.teacher import Contexts, Judged, Place
+
+try:
+    import httpx
+except ImportError as e:
+    raise ValueError("a teacher behind a server needs httpx: pip install 'rsd[served]'") from e
+
+KEY = "RSD_TEACHER_API_KEY"  # the environment variable that holds the server's key, if it wants one
+TOP = 20  # log-probs asked for: what vLLM gives at the most, unless it is told otherwise
+TOGETHER = 64  # requests under way
+TIMEOUT = httpx.Timeout(300, connect=10)  # seconds; a server that is stopped may never answer what it had begun
+PATIENCE = 900  # seconds after which a request that fails again and again ends the job
+DELAYS = 0.25, 20.0  # seconds before the next try: at first, and at the most
+LEAST = -9000.0  # servers send -9999 for minus infinity
+
+log = logging.getLogger("rsd")
+
+
+class ServedTeacher:
+    """A `teacher.Teacher` whose model is on a server. It holds nothing of a row: every context is sent whole.
+
+    Args:
+        url: up to and with /v1. model: its name there. width: of the teacher's vocabulary. context: the longest
+            prompt that it takes.
+
+    Raises:
+        ConnectionError (when judging): the server has not answered for `PATIENCE` seconds, or does not let us in.
+    """
+
+    def __init__(self, url: str, model: str, *, width: int, context: int) -> None:
+        self.url, self.model, self.width, self.context = url.rstrip("/"), model, width, context
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client: httpx.AsyncClient | None = None
+        self._slots: asyncio.Semaphore | None = None
+
+    def prefill(self, prompts: list[list[int]]) -> None:
+        return None
+
+    def copy_row(self, prefilled: None, at: int, row: int, *, length: int) -> None:
+        pass
+
+    def move_row(self, row: int, to: int) -> None:
+        pass
+
+    def keep(self, row: int, contexts: Contexts, ids: list[int], start: int) -> None:
+        pass
+
+    def drop(self, rows: int) -> None:
+        pass
+
+    def logprobs(self, logits: Tensor) -> Tensor:
+        """They are log-probs already; -inf where the server did not tell."""
+        return logits
+
+    def judge(self, contexts: Sequence[Contexts], block: int) -> Judged:
+        return self.judge_more(range(len(contexts)), contexts, [c.places for c in contexts])
+
+    def judge_more(self, rows: Sequence[int], contexts: Sequence[Contexts], places: Sequence[list[Place]]) -> Judged:
+        # Drafts beyond the teacher's context are not committed, whatever it says of them.
+        prompts = [[c.ids(p)[-self.context :] for p in mine] for c, mine in zip(contexts, places, strict=True)]
+        answers = self._wait(self._all(prompts))
+        logprobs = np.full((sum(map(len, prompts)), self.width), -np.inf, dtype=np.float32)
+        at = np.full((len(prompts), max(map(len, prompts))), -1)
+        errors, n = {}, 0
+        for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+            count = len(prompts[i])
+            at[i, :count] = np.arange(n, n + count)
+            if isinstance(answer, str):
+                errors[row] = answer
+                logprobs[n : n + count] = np.nan
+            else:
+                for j, (ids, values) in enumerate(answer):
+                    logprobs[n + j, ids] = values
+            n += count
+        return Judged(torch.from_numpy(logprobs), at, errors)
+
+    def _wait(self, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+        """Run `work` in a thread that has a loop of its own: the caller's may be running one already."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, daemon=True, name="rsd teacher").start()
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:  # an interrupt, say
+            future.cancel()
+            raise
+
+    async def _all(self, prompts: list[list[list[int]]]) -> list[Any]:
+        if self._client is None:
+            # Servers close connections that are idle for some seconds; ours must be the first to.
+            limits = httpx.Limits(max_connections=TOGETHER, keepalive_expiry=2)
+            self._client = httpx.AsyncClient(timeout=TIMEOUT, limits=limits, headers=authorization())
+            self._slots = asyncio.Semaphore(TOGETHER)
+        tasks = [asyncio.ensure_future(self._ask(mine)) for mine in prompts]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _ask(self, prompts: list[list[int]]) -> list[tuple[list[int], list[float]]] | str:
+        """The top log-probs after each prompt; or why the server refuses these prompts."""
+        body = {
+            "model": self.model,
+            "prompt": prompts,
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": TOP,
+            "return_tokens_as_token_ids": True,
+        }
+        began, delay, tries = time.monotonic(), DELAYS[0], 0
+        while True:
+            after = None
+            try:
+                async with self._slots:  # type: ignore[union-attr]
+                    response = await self._client.post(f"{self.url}/completions", json=body)  # type: ignore[union-attr]
+                if response.status_code == 200:
+                    return top_logprobs(response.json(), len(prompts), self.width)
+                why = refusal(response)
+                if response.status_code in (400, 413, 422):
+                    return why
+                if response.status_code < 500 and response.status_code not in (408, 425, 429):
+                    raise ConnectionError(f"the teacher at {self.url} refuses: {why}")
+                after = response.headers.get("retry-after")
+            except httpx.TransportError as e:
+                why = f"{type(e).__name__}{f': {e}' if str(e) else ''}"
+            except (KeyError, TypeError, IndexError, AttributeError, ValueError) as e:
+                why = f"an answer that cannot be read ({type(e).__name__}: {e})"
+            if time.monotonic() - began > PATIENCE:
+                raise ConnectionError(f"the teacher at {self.url} has not answered for {PATIENCE} s: {why}")
+            tries += 1
+            if tries == 3:
+                log.warning("the teacher does not answer, trying again for %d s: %s", PATIENCE, why)
+            pause = float(after) if after and after.isdecimal() else delay * (0.5 + random.random())
+            await asyncio.sleep(min(pause, DELAYS[1]))
+            delay = min(2 * delay, DELAYS[1])
+
+
+def authorization() -> dict[str, str]:
+    key = os.environ.get(KEY, "").strip()
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def top_logprobs(answer: Any, count: int, width: int) -> list[tuple[list[int], list[float]]]:
+    """Ids and log-probs after each of `count` prompts, from a completions answer.
+
+    Raises:
+        KeyError, TypeError, ...: it is no such answer. ConnectionError: it names tokens by their text.
+    """
+    choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+    if [choice["index"] for choice in choices] != list(range(count)):
+        raise ValueError(f"{len(choices)} choices for {count} prompts")
+    read = []
+    for choice in choices:
+        top = choice["logprobs"]["top_logprobs"][0]
+        if not all(token.startswith("token_id:") for token in top):
+            raise ConnectionError(
+                "the teacher's server names tokens by their text, of which several may be equal: choose one that "
+                "knows return_tokens_as_token_ids, such as vLLM"
+            )
+        known = {int(token[9:]): float(value) for token, value in top.items() if value > LEAST}
+        pairs = [(i, value) for i, value in known.items() if 0 <= i < width]
+        read.append(([i for i, _ in pairs], [value for _, value in pairs]))
+    return read
+
+
+def refusal(response: httpx.Response) -> str:
+    """What a server says of a request that it does not answer, in one line."""
+    try:
+        error = response.json()["error"]
+        said = str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError):
+        said = response.reason_phrase
+    said = " ".join(said.split())[:300]
+    key = os.environ.get(KEY, "").strip()
+    return f"{response.status_code} {said.replace(key, '***') if key else said}"
+
+
+def longest_context(url: str, model: str) -> int | None:
+    """The longest text that a served model takes, as far as its server says; asks once whether it is there at all.
+
+    Raises:
+        ValueError: there is no such server or model, or it does not let us in, or does not tell tokens by id.
+    """
+    parts = urlsplit(url)
+    if parts.username or parts.password or parts.query:
+        raise ValueError(f"--teacher: no keys in the address; put the key into the environment as {KEY}")
+    url = url.rstrip("/")
+    try:
+        with httpx.Client(timeout=httpx.Timeout(60, connect=10), headers=authorization()) as client:
+            listed = client.get(f"{url}/models")
+            if listed.status_code in (401, 403):
+                hint = "" if authorization() else f" (no key in the environment: {KEY})"
+                raise ValueError(f"--teacher {url}: {refusal(listed)}{hint}")
+            if listed.status_code != 200:
+                raise ValueError(f"--teacher {url}: {refusal(listed)}; the address ends in /v1, usually")
+            models = {str(m["id"]): m for m in listed.json()["data"]}
+            if model not in models:
+                raise ValueError(f"--teacher-model {model}: the server has {', '.join(models) or 'none'}")
+            body = {"model": model, "prompt": [[0]], "max_tokens": 1, "temperature": 0, "logprobs": TOP}
+            probe = client.post(f"{url}/completions", json=body | {"return_tokens_as_token_ids": True})
+            if probe.status_code != 200:
+                raise ValueError(f"--teacher {url}: {refusal(probe)}")
+            top_logprobs(probe.json(), 1, 1)
+    except httpx.HTTPError as e:
+        raise ValueError(f"--teacher {url}: cannot be reached: {e or type(e).__name__}") from e
+    except ConnectionError as e:
+        raise ValueError(f"--teacher {url}: {e}") from e
+    except (KeyError, TypeError, IndexError, AttributeError) as e:
+        raise ValueError(f"--teacher {url}: it does not answer like an OpenAI-compatible server") from e
+    length = models[model].get("max_model_len")
+    return int(length) if length else None
