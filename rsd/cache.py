@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -160,6 +160,28 @@ AttentionInterface.register("rsd", attend)
 AttentionMaskInterface.register("rsd", sdpa_mask)
 
 
+def check(config: PreTrainedConfig, model: type[PreTrainedModel]) -> None:
+    """Refuse what cannot be decoded with this cache, by name.
+
+    Raises:
+        ValueError: the model has layers of another kind than attention, whose state cannot be rolled back, it
+            is an encoder-decoder, or its configuration does not say how long its context is.
+    """
+    if config.is_encoder_decoder:
+        raise ValueError(f"{config.model_type} is an encoder-decoder: choose a model that has a decoder alone")
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if model._is_stateful and not kinds:
+        kinds = {"recurrent"}
+    if kinds:
+        raise ValueError(
+            f"{text.model_type} has {', '.join(sorted(kinds))} layers, whose state cannot be rolled "
+            "back: choose a model with full or sliding-window attention in every layer"
+        )
+    if getattr(text, "max_position_embeddings", None) is None:
+        raise ValueError(f"{text.model_type} names no context length: add max_position_embeddings to its config.json")
+
+
 class CachedModel:
     """A causal language model, its cache, and its attention mask.
 
@@ -168,10 +190,11 @@ class CachedModel:
             as far as it can tell them apart, any number of rows and columns.
 
     Raises:
-        ValueError: the model keeps a recurrent state, which cannot be rolled back.
+        ValueError: the model keeps a recurrent state, which cannot be rolled back; see `check`.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, *, compile: bool = False) -> None:
+        check(model.config, type(model))
         self.model = model
         self.step: Any = model
         if compile:
@@ -182,12 +205,6 @@ class CachedModel:
         config = model.config.get_text_config()
         self.context: int = config.max_position_embeddings
         kinds = getattr(config, "layer_types", None)
-        unknown = set(kinds or ()) - {"full_attention", "sliding_attention"}
-        if unknown:
-            raise ValueError(
-                f"{config.model_type} has {', '.join(sorted(unknown))} layers, whose state cannot be rolled "
-                "back: choose a model with full or sliding-window attention in every layer"
-            )
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation("rsd")
         # Models of mixed layers take one mask a kind; others take one mask, windowed if they have a window.

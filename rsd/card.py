@@ -102,7 +102,10 @@ def _cell(value: Any) -> str:
 def _name(model: Mapping[str, Any]) -> str:
     """A model's name; of a directory the last part, since a path says more of a machine than of a model."""
     name = str(model.get("name") or "not known")
-    return _cell(Path(name).name if Path(str(model.get("path"))).is_absolute() and "/" in name else name)
+    text = _cell(Path(name).name if Path(str(model.get("path"))).is_absolute() and "/" in name else name)
+    if isinstance(adapter := model.get("adapter"), Mapping):
+        text += f" with the adapter {_name(adapter)}"
+    return f"{text} in {_cell(model['load_in'])}" if model.get("load_in") else text
 
 
 def _revision(manifest: Mapping[str, Any], role: str) -> str:

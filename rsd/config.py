@@ -191,6 +191,10 @@ class GenerateConfig(Loading):
         its own, or a Jinja template of the row's columns and `prompt`, the last user's turn. The
         student never reads it, and no row holds it.
 
+    teacher, student: a directory, a Hub id, a bundled model, or BASE+ADAPTER, with a PEFT adapter; the
+        revisions are the bases'.
+    teacher_load_in, student_load_in: quantise the weights with bitsandbytes as they are loaded.
+
     Raises:
         ValueError: a value is out of its range; the message says which values are allowed.
     """
@@ -224,6 +228,8 @@ class GenerateConfig(Loading):
     prompt_column: str | None = None
     system_prompt: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    teacher_load_in: Literal["4bit", "8bit"] | None = None
+    student_load_in: Literal["4bit", "8bit"] | None = None
     batch_size: int | None = None
     block_size: int | None = None
     teacher_device: str | None = None
@@ -238,6 +244,9 @@ class GenerateConfig(Loading):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name.replace('_', '-')} must be at least 1, not {value}")
+        for role, load_in in (("teacher", self.teacher_load_in), ("student", self.student_load_in)):
+            if load_in not in (None, "4bit", "8bit"):
+                raise ValueError(f"{role}-load-in must be 4bit or 8bit, not {load_in!r}")
         if self.teacher_prompt not in (None, "student", "own"):
             raise ValueError(f"teacher-prompt must be 'student' or 'own', not {self.teacher_prompt!r}")
         if self.teacher_prompt_column and self.teacher_template:

@@ -236,7 +236,8 @@ def _respelled(rows: Sequence[Row], tokens: Mapping[Key, Tokens], manifest: Row)
 
     try:
         model, settings = manifest["student"], manifest["identity"]
-        path = model["path"] if Path(model["path"]).is_dir() else model["name"]
+        places = [model, *([model["adapter"]] if "adapter" in model else [])]
+        path = "+".join(p["path"] if Path(p["path"]).is_dir() else p["name"] for p in places)
         student = find("student", path, model["revision"], trust_remote_code=False)
         kwargs = settings["chat_template_kwargs"]
     except (ValueError, KeyError, TypeError) as e:

@@ -287,9 +287,14 @@ def say(line: str) -> None:
 def _manifest(generator: TraceGenerator, source: str | Path, limit: int | None) -> dict[str, Any]:
     teacher, student, _ = generator.find()
 
-    def described(model: Source) -> dict[str, str | None]:
-        path = str(Path(model.path).resolve()) if Path(model.path).is_dir() else model.path
-        return {"name": model.name, "path": path, "revision": model.revision}
+    def place(name: str, path: str, revision: str | None) -> dict[str, Any]:
+        return {"name": name, "path": str(Path(path).resolve()) if Path(path).is_dir() else path, "revision": revision}
+
+    def described(model: Source) -> dict[str, Any]:
+        made = place(model.base, model.path, model.revision)
+        if model.adapter:
+            made["adapter"] = place(model.adapter.name, model.adapter.path, model.adapter.revision)
+        return made | ({"load_in": model.load_in} if model.load_in else {})
 
     free = {name: getattr(generator.config, name) for name in FREE_SETTINGS}
     return {

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 MOST_ROWS = {"cpu": 32}  # more rows than that no longer pay on a CPU
@@ -12,6 +13,7 @@ MOST_ROWS_ELSEWHERE = 128
 PROMPT = 512  # tokens assumed for a prompt, beside the longest trace
 KEEP_FREE = 0.1  # of the free memory, for what is not counted
 WIDE = 16  # tensors of float32 as wide as the vocabulary that a round holds for every row and draft
+QUANTISED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}  # bytes of a weight; 4bit has a scale for every 64
 DRAFTS = 8  # and drafts of a round with many rows
 
 
@@ -30,7 +32,15 @@ class Estimate:
     text: str
 
 
-def need(config: PreTrainedConfig, *, dtype: str, device: str, tokens: int, trust_remote_code: bool = False) -> Need:
+def need(
+    config: PreTrainedConfig,
+    *,
+    dtype: str,
+    device: str,
+    tokens: int,
+    trust_remote_code: bool = False,
+    load_in: str | None = None,
+) -> Need:
     """What a model will take, from its configuration alone."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -39,6 +49,9 @@ def need(config: PreTrainedConfig, *, dtype: str, device: str, tokens: int, trus
     heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
     head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     weights = sum(p.numel() for p in model.parameters()) * size
+    if load_in:  # the linear layers but for the head, which stays as it is
+        linear = [m for m in model.modules() if type(m) is nn.Linear and m is not model.get_output_embeddings()]
+        weights -= int(sum(m.weight.numel() for m in linear) * (size - QUANTISED[load_in]))
     if device == "cpu" and c.tie_word_embeddings:
         weights += c.vocab_size * c.hidden_size * size  # the head is packed, the embedding is not
     cache = 2 * c.num_hidden_layers * heads * head * size * tokens

@@ -1,6 +1,7 @@
 """Finding and loading a pair of models and tokenizers; the bundled pair; what identifies a model."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -19,6 +22,8 @@ from transformers import (
 )
 
 import rsd
+from rsd import cache
+from rsd.adapters import CONFIG, Adapter, find_adapter, merge, split
 from rsd.config import BUNDLED_STUDENT, BUNDLED_TEACHER, GenerateConfig, Loading, Sampling
 from rsd.packed import pack
 
@@ -44,7 +49,8 @@ class Source:
     """Where one model comes from, read but for its weights.
 
     name: as the user gave it. path: the directory, or the Hub id. revision: the commit of a Hub
-        model, None for a directory.
+        model, None for a directory. adapter: what is merged into the weights; the tokenizer is the
+        adapter's if it has one, and all else is the base's. load_in: how the weights are quantised.
     """
 
     role: str
@@ -54,10 +60,23 @@ class Source:
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     generation: GenerationConfig
+    adapter: Adapter | None = None
+    load_in: str | None = None
+
+    @property
+    def base(self) -> str:
+        """The name without the adapter's."""
+        return self.name.removesuffix(f"+{self.adapter.name}") if self.adapter else self.name
+
+    @property
+    def label(self) -> str:
+        """The name, of directories their last part: a path says more of a machine than of a model."""
+        names = [self.base, self.adapter.name] if self.adapter else [self.base]
+        return "+".join(Path(name).name if Path(name).is_dir() else name for name in names)
 
     @property
     def width(self) -> int:
-        return int(self.config.get_text_config().vocab_size)
+        return self.adapter.width if self.adapter else int(self.config.get_text_config().vocab_size)
 
     @property
     def context(self) -> int:
@@ -108,19 +127,25 @@ class Source:
         )
 
     def fingerprint(self) -> str:
-        """What identifies the model: the Hub commit, or a hash of a directory's files (of large ones a sample)."""
-        if not os.path.isdir(self.path):
-            return f"{self.name}@{self.revision}"
-        digest = hashlib.blake2b(digest_size=16)
-        for file in sorted(Path(self.path).iterdir()):
-            if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".jinja", ".txt", ".model"):
-                size = file.stat().st_size
-                digest.update(f"{file.name} {size}\n".encode())
-                with open(file, "rb") as f:
-                    for i in range(16):
-                        f.seek(size * i // 16)
-                        digest.update(f.read(65536))
-        return digest.hexdigest()
+        """What identifies the model: base, adapter, and how its weights are quantised."""
+        text = _hash(self.path) if os.path.isdir(self.path) else f"{self.base}@{self.revision}"
+        if one := self.adapter:
+            text += f"+{one.name}@{one.revision}" if one.revision else f"+{_hash(one.path)}"
+        return f"{text} in {self.load_in}" if self.load_in else text
+
+
+def _hash(folder: str) -> str:
+    """A hash of a directory's files, of large ones a sample."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(Path(folder).iterdir()):
+        if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".jinja", ".txt", ".model"):
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}\n".encode())
+            with open(file, "rb") as f:
+                for i in range(16):
+                    f.seek(size * i // 16)
+                    digest.update(f.read(65536))
+    return digest.hexdigest()
 
 
 def bundled(name: str) -> Path:
@@ -130,20 +155,38 @@ def bundled(name: str) -> Path:
     return (inside if inside.is_dir() else package.parent / "data") / name
 
 
-def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool) -> Source:
-    """Read configuration and tokenizer of a local directory, a Hub id, or a bundled model.
+def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool, load_in: str | None = None) -> Source:
+    """Read configuration and tokenizer of a local directory, a Hub id, a bundled model, or BASE+ADAPTER.
+
+    Args:
+        revision: the base's. load_in: 4bit or 8bit, to quantise the weights when they are loaded.
 
     Raises:
-        ValueError: there is no such model, or it cannot be read.
+        ValueError: there is no such model, it cannot be read, or it is of a kind that cannot be decoded with;
+            or what reads its adapter or quantises its weights is not installed.
     """
-    inside = {BUNDLED_TEACHER: "teacher", BUNDLED_STUDENT: "student"}.get(name)
-    path = str(bundled(inside)) if inside else name
+    base, adapter_name = split(name)
+    inside = {BUNDLED_TEACHER: "teacher", BUNDLED_STUDENT: "student"}.get(base)
+    path = str(bundled(inside)) if inside else base
     if not os.path.isdir(path) and (path.startswith((".", "/", "~")) or path.count("/") != 1):
         raise ValueError(f"--{role} {name}: no such directory (and a Hub id has the form owner/name)")
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    adapter = None
     try:
+        if (Path(path) / CONFIG).is_file():  # transformers would load it, unmerged, where peft is installed
+            raise ValueError(f"{base} holds a PEFT adapter: name it after its base, as BASE+{base}")
         config = AutoConfig.from_pretrained(path, **options)
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        # The class of a model with code of its own is known when it is loaded: then the cache checks it.
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), PreTrainedModel)
+        cache.check(config, kind)
+        if load_in:
+            _check_quantising(config)
+        if adapter_name is not None:
+            if load_in or getattr(config, "quantization_config", None):
+                raise ValueError("an adapter cannot be merged into quantised weights: merge and save it first")
+            adapter = find_adapter(adapter_name, config, trust_remote_code=trust_remote_code)
+        speller = (adapter.path, {}) if adapter and adapter.has_tokenizer else (path, {"revision": revision})
+        tokenizer = AutoTokenizer.from_pretrained(speller[0], trust_remote_code=trust_remote_code, **speller[1])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ValueError(f"--{role} {name}: cannot be loaded: {_first_line(e)}") from e
     try:
@@ -151,11 +194,23 @@ def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
     commit = getattr(config, "_commit_hash", None)
-    return Source(role, name, path, commit or revision, config, tokenizer, generation)
+    return Source(role, name, path, commit or revision, config, tokenizer, generation, adapter, load_in)
+
+
+def _check_quantising(config: PreTrainedConfig) -> None:
+    """Raises ValueError where weights are quantised already, or bitsandbytes is not installed."""
+    if getattr(config, "quantization_config", None):
+        raise ValueError("its weights are quantised already: load them as they are")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as e:
+        raise ValueError("4bit and 8bit need bitsandbytes: pip install 'rsd[quantize]'") from e
 
 
 def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedModel:
     """Load the weights, in fp32 on a CPU and bf16 on a GPU unless asked otherwise; for inference alone.
+
+    Quantised layers compute in that type, and what is not quantised (embedding, head, norms) is loaded in it.
 
     Args:
         packed: on a CPU, the linear layers in oneDNN's layout (`packed`), which torch.compile cannot read.
@@ -163,6 +218,10 @@ def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedM
     Raises:
         ValueError: the weights cannot be loaded, or are not safetensors and `allow_pickle` is off.
     """
+    quantised: dict[str, Any] = {}
+    if source.load_in:
+        quantised["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{source.load_in}": True})
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it notes every cast of every layer
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -173,7 +232,13 @@ def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedM
             trust_remote_code=config.trust_remote_code,
             use_safetensors=None if config.allow_pickle else True,
             device_map=device_of(config, source.role),
-        )
+            **quantised,
+        ).eval()
+        if source.adapter:
+            model = merge(model, source.adapter, allow_pickle=config.allow_pickle)
+        if source.load_in:
+            with torch.inference_mode():  # which shapes bitsandbytes cannot do here, it says only when it computes
+                model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
         raise ValueError(f"--{source.role} {source.name}: cannot be loaded: {_first_line(e)}") from e
     if packed:
@@ -208,5 +273,6 @@ def sampling_of(config: GenerateConfig, student: Source) -> tuple[Sampling, list
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    """The first line, and where that only announces what follows, the next one, too."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -284,8 +283,7 @@ def named(scoring: Mapping[str, Any]) -> str:
 
 def rules(source: Source, scoring: Scoring, *, dtype: str, reading: Mapping[str, Any]) -> dict[str, Any]:
     """What names a score, and all that it depends on beside the row."""
-    name = Path(source.path).name if Path(source.name).is_dir() else source.name
-    student = {"student": name, "fingerprint": source.fingerprint(), "dtype": dtype}
+    student = {"student": source.label, "fingerprint": source.fingerprint(), "dtype": dtype}
     return student | asdict(scoring) | dict(reading)
 
 

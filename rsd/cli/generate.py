@@ -27,8 +27,8 @@ def _or_none(_: click.Context, __: click.Parameter, values: tuple[Any, ...]) -> 
 
 
 FLAGS = [
-    click.option("--teacher", help="Directory or Hub id; the bundled teacher by default."),
-    click.option("--student", help="Directory or Hub id; the bundled student by default."),
+    click.option("--teacher", help="Directory, Hub id or BASE+ADAPTER; the bundled teacher by default."),
+    click.option("--student", help="Directory, Hub id or BASE+ADAPTER; the bundled student by default."),
     click.option("--teacher-revision", help="Branch, tag or commit on the Hub."),
     click.option("--student-revision", help="Branch, tag or commit on the Hub."),
     click.option("--threshold", type=float, help="Student probability that a proposal needs [0.01]."),
@@ -70,6 +70,8 @@ FLAGS = [
         help="Rows decoded together; changes no trace [auto: what the free memory holds].",
     ),
     click.option("--block-size", type=int, help="Tokens drafted a round; changes no trace [what is fastest]."),
+    click.option("--teacher-load-in", type=click.Choice(["4bit", "8bit"]), help="Quantise with bitsandbytes."),
+    click.option("--student-load-in", type=click.Choice(["4bit", "8bit"]), help="Quantise with bitsandbytes."),
     click.option("--teacher-device", help="A device of the teacher's own."),
     click.option("--student-device", help="A device of the student's own."),
     click.option(
