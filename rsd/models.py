@@ -237,13 +237,21 @@ def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedM
         if source.adapter:
             model = merge(model, source.adapter, allow_pickle=config.allow_pickle)
         if source.load_in:
-            with torch.inference_mode():  # which shapes bitsandbytes cannot do here, it says only when it computes
-                model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+            _try_out(model, source.load_in)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
         raise ValueError(f"--{source.role} {source.name}: cannot be loaded: {_first_line(e)}") from e
     if packed:
         pack(model)
     return model.eval()
+
+
+@torch.inference_mode()
+def _try_out(model: PreTrainedModel, load_in: str) -> None:
+    """Which shapes bitsandbytes cannot do on a device, it says only when it computes (4bit on some CPUs)."""
+    try:
+        model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    except RuntimeError as e:
+        raise ValueError(f"bitsandbytes cannot compute with its {load_in} weights here ({_first_line(e)})") from e
 
 
 def device_of(config: Loading, role: str) -> str:

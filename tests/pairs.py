@@ -5,13 +5,16 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     Phi3Config,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolLM3Config,
 )
 
 from rsd.config import Acceptance, Sampling
@@ -29,6 +32,9 @@ CONFIGS = {
     "gemma2": Gemma2Config,
     "gemma3": Gemma3TextConfig,
     "qwen3_moe": Qwen3MoeConfig,
+    "gpt_oss": GptOssConfig,
+    "olmo2": Olmo2Config,
+    "smollm3": SmolLM3Config,
 }
 WINDOW = 8  # of layers that have one; shorter than the traces
 CAPS = {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0}
@@ -41,6 +47,9 @@ SPECIAL = {
     "gemma2": {"sliding_window": WINDOW, "query_pre_attn_scalar": 8, **CAPS},
     "gemma3": {"sliding_window": WINDOW, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "gpt_oss": {"sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmo2": {},
+    "smollm3": {"no_rope_layers": [1, 0, 1], "pad_token_id": None},
 }
 
 
