@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from conftest import SPECIALS, read, save_tokenizer
 from jobs import files, run
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsd.adapters import split
 from rsd.cli import main
@@ -92,6 +92,9 @@ def test_the_fingerprint_covers_base_and_adapter(tiny, tmp_path):
 def test_every_command_takes_an_adapter(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_adapter(tmp_path / "ours", bundled("student"), target_modules=LAYERS)
+    tokenizer = AutoTokenizer.from_pretrained(bundled("student"))
+    tokenizer.chat_template = "!" + tokenizer.chat_template
+    tokenizer.save_pretrained("ours")
     shutil.copytree(bundled("teacher"), "big")
     save_adapter(tmp_path / "theirs", "big", target_modules=LAYERS)
     plain, adapted = Path("plain.jsonl"), Path("adapted.jsonl")
@@ -121,7 +124,7 @@ def test_every_command_takes_an_adapter(tmp_path, monkeypatch):
     assert before["global_logprob"] != after["global_logprob"]
     assert before["scoring"] != after["scoring"] == best["scoring"]
     # The export reads the adapter's tokenizer again, and says whose traces these are.
-    assert "not checked" not in result.output
+    assert "of 2 rows give the sampled ids" in result.output and " 0 of 2 " not in result.output
     card = Path("adapted.prompt-completion.md").read_text(encoding="utf-8")
     assert "bundled-student with the adapter ours" in card and str(tmp_path) not in card
 

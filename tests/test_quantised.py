@@ -7,12 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import SPECIALS, save_tokenizer, write
 from jobs import FLAGS, PROBLEMS, files, run
 from pairs import decode
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, Qwen3Config
 
+from rsd.cli import main
 from rsd.config import GenerateConfig
 from rsd.memory import need
 from rsd.models import find, load
@@ -98,6 +100,8 @@ def test_a_job_with_quantised_weights(folder, tmp_path):
         assert [role for role in ("teacher", "student") if " in " in ours[role]] == [name][: name != "plain"]
     assert made["plain"][0]["token_ids"] != made["student"][0]["token_ids"]
     assert made["plain"][0]["teacher_logprobs"] != made["teacher"][0]["teacher_logprobs"]
+    CliRunner().invoke(main, ["export", str(tmp_path / "teacher.jsonl"), "--keep", "all"])
+    assert "in 4bit | files " in (tmp_path / "teacher.prompt-completion.md").read_text(encoding="utf-8")
     result = run(*flags, "-o", tmp_path / "teacher.jsonl", "--teacher-load-in", "8bit", expect=2)
     assert "was made with other settings: teacher (there " in result.output and "in 4bit" in result.output
 
