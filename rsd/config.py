@@ -180,6 +180,8 @@ class GenerateConfig(Loading):
     leaves; `None` for teacher_device and student_device `device`. With `score`, traces carry the
     scores of `Scoring()` under the student.
 
+    teacher_model, teacher_tokenizer: where `teacher` is the address of a server, the model's name there, and
+        the directory or Hub id of its tokenizer (by default the same name).
     verify, answer_column: how answers are judged, and against which column; see `verify.Verifier`.
     until_correct: stop sampling a problem once `want` of its traces are right (`keep.is_right`), at
         most num_generations; a trace with more than max_fallback_rate of its tokens from the student
@@ -203,6 +205,8 @@ class GenerateConfig(Loading):
     student: str = BUNDLED_STUDENT
     teacher_revision: str | None = None
     student_revision: str | None = None
+    teacher_model: str | None = None
+    teacher_tokenizer: str | None = None
     threshold: float = 0.01
     threshold_on: Literal["raw", "sampled"] = "raw"
     trials: float = 5
@@ -249,6 +253,12 @@ class GenerateConfig(Loading):
                 raise ValueError(f"{role}-load-in must be 4bit or 8bit, not {load_in!r}")
         if self.teacher_prompt not in (None, "student", "own"):
             raise ValueError(f"teacher-prompt must be 'student' or 'own', not {self.teacher_prompt!r}")
+        if self.served and self.teacher_model is None:
+            raise ValueError("a teacher behind a server needs its name there: give teacher-model")
+        if not self.served and (self.teacher_model or self.teacher_tokenizer):
+            raise ValueError("teacher-model and teacher-tokenizer are for a teacher behind a server (http://host/v1)")
+        if self.served and (self.teacher_revision or self.teacher_load_in or self.teacher_device):
+            raise ValueError("a teacher behind a server is loaded there: leave its revision, device and load-in out")
         if self.teacher_prompt_column and self.teacher_template:
             raise ValueError("teacher-prompt-column and teacher-template both make the teacher's prompt: give one")
         if not re.fullmatch(r"auto|boxed|math|none|[^\W\d][\w.]*:[^\W\d][\w.]*", self.verify):
@@ -259,6 +269,11 @@ class GenerateConfig(Loading):
             raise ValueError(f"want {self.want} is more than num-generations {self.num_generations}: raise the latter")
         if not 0 <= self.max_fallback_rate <= 1:
             raise ValueError(f"max-fallback-rate is a share: choose one in [0, 1], not {self.max_fallback_rate}")
+
+    @property
+    def served(self) -> bool:
+        """The teacher is behind a server."""
+        return self.teacher.startswith(("http://", "https://"))
 
     def device_of(self, role: str) -> str | None:
         return (self.teacher_device if role == "teacher" else self.student_device) or self.device

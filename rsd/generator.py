@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from rsd import data
 from rsd.config import GenerateConfig, Scoring
@@ -15,13 +16,14 @@ from rsd.data import Row
 from rsd.engine import Engine, Finished, Request
 from rsd.keep import is_right
 from rsd.memory import PROMPT, Estimate, estimate, need
-from rsd.models import Source, device_of, dtype_of, find, load, sampling_of
+from rsd.models import Source, device_of, dtype_of, find, find_served, load, sampling_of
 from rsd.pace import Pace
 from rsd.prompts import Prompt, own_prompt, privileged, render
 from rsd.responses import Response
 from rsd.sampling import row_key
 from rsd.schedule import Schedule
 from rsd.scoring import Scorer
+from rsd.teacher import TOP, Teacher
 from rsd.trace import Trace
 from rsd.verify import Judgement, Verifier, answer_column, resolve
 from rsd.vocabulary import Vocabulary, meet, token_ids
@@ -63,8 +65,15 @@ class TraceGenerator:
         """Teacher, student and how their vocabularies meet; reads no weights."""
         if self._pair is None:
             c = self.config
-            teacher = find("teacher", c.teacher, c.teacher_revision, trust_remote_code=c.trust_remote_code)
-            student = find("student", c.student, c.student_revision, trust_remote_code=c.trust_remote_code)
+            code = c.trust_remote_code
+            if c.served:
+                name = str(c.teacher_model)
+                teacher = find_served(c.teacher, name, c.teacher_tokenizer or name, trust_remote_code=code)
+            else:
+                teacher = find(
+                    "teacher", c.teacher, c.teacher_revision, trust_remote_code=code, load_in=c.teacher_load_in
+                )
+            student = find("student", c.student, c.student_revision, trust_remote_code=code, load_in=c.student_load_in)
             vocabulary = meet(
                 teacher.tokenizer,
                 student.tokenizer,
@@ -82,6 +91,11 @@ class TraceGenerator:
                 )
             self.sampling, lines = sampling_of(c, student)
             self.notices = [f"vocabularies: {vocabulary.describe()}", *lines]
+            if c.served:
+                self.notices.append(
+                    f"teacher: {teacher.name}, served at {c.teacher}; it proposes from its {TOP} likeliest tokens, "
+                    "renormalised, and log-probs of others are null"
+                )
             self.suppressed = token_ids([*c.suppress, *(student.generation.suppress_tokens or ())], student.tokenizer)
             if self.suppressed:
                 vocabulary = vocabulary.without(self.suppressed)
@@ -108,7 +122,7 @@ class TraceGenerator:
                 reading = {"chat_template_kwargs": dict(kwargs)} if kwargs else {}
                 self._scorer = Scorer(student, student_model, Scoring(), dtype=dtype_of(self.config), reading=reading)
             self._engine = Engine(
-                load(teacher, self.config, packed=packed),
+                self._load_teacher(teacher, packed=packed),
                 student_model,
                 vocabulary,
                 sampling=self.sampling,
@@ -120,6 +134,13 @@ class TraceGenerator:
                 compile=self.config.compile,
             )
         return self
+
+    def _load_teacher(self, teacher: Source, *, packed: bool) -> PreTrainedModel | Teacher:
+        if not self.config.served:
+            return load(teacher, self.config, packed=packed)
+        from rsd.served import ServedTeacher
+
+        return ServedTeacher(teacher.path, teacher.name, width=teacher.width, context=teacher.context)
 
     @property
     def pace(self) -> Pace:
@@ -140,8 +161,9 @@ class TraceGenerator:
                 device=device_of(self.config, source.role),
                 tokens=tokens,
                 trust_remote_code=self.config.trust_remote_code,
+                load_in=source.load_in,
             )
-            for source in (teacher, student)
+            for source in ([student] if self.config.served else [teacher, student])
         )
         self._memory = estimate(*needs, tokens=tokens, rows=self.config.batch_size)
         return self._memory
@@ -150,31 +172,35 @@ class TraceGenerator:
         """Everything that shapes a trace and its row, as JSON values: the same identity, the same traces (in fp32)."""
         teacher, student, vocabulary = self.find()
         c, s = self.config, self.sampling
-        return {
-            "teacher": teacher.fingerprint(),
-            "student": student.fingerprint(),
-            "vocabularies": vocabulary.case,
-            "temperature": s.temperature,
-            "top_p": s.top_p,
-            "top_k": s.top_k,
-            "threshold": c.threshold,
-            "threshold_on": c.threshold_on,
-            "trials": str(c.trials),
-            "accept_top_k": c.accept_top_k,
-            "max_new_tokens": self.max_new_tokens,
-            "seed": c.seed,
-            "loop_check": c.loop_check,
-            "verify": self.verify,
-            "answer_column": c.answer_column,
-            "teacher_prompt": "own" if own_prompt(c, vocabulary) else "student",
-            "teacher_prompt_column": c.teacher_prompt_column,
-            "teacher_template": c.teacher_template,
-            "completion_prefix": c.completion_prefix,
-            "suppressed": sorted(self.suppressed),
-            "system_prompt": c.system_prompt,
-            "chat_template_kwargs": dict(c.chat_template_kwargs),
-            "dtype": dtype_of(c),
-        } | ({"score": asdict(Scoring())} if c.score else {})
+        return (
+            {
+                "teacher": teacher.fingerprint(),
+                "student": student.fingerprint(),
+                "vocabularies": vocabulary.case,
+                "temperature": s.temperature,
+                "top_p": s.top_p,
+                "top_k": s.top_k,
+                "threshold": c.threshold,
+                "threshold_on": c.threshold_on,
+                "trials": str(c.trials),
+                "accept_top_k": c.accept_top_k,
+                "max_new_tokens": self.max_new_tokens,
+                "seed": c.seed,
+                "loop_check": c.loop_check,
+                "verify": self.verify,
+                "answer_column": c.answer_column,
+                "teacher_prompt": "own" if own_prompt(c, vocabulary) else "student",
+                "teacher_prompt_column": c.teacher_prompt_column,
+                "teacher_template": c.teacher_template,
+                "completion_prefix": c.completion_prefix,
+                "suppressed": sorted(self.suppressed),
+                "system_prompt": c.system_prompt,
+                "chat_template_kwargs": dict(c.chat_template_kwargs),
+                "dtype": dtype_of(c),
+            }
+            | ({"score": asdict(Scoring())} if c.score else {})
+            | ({"teacher_top_logprobs": TOP} if c.served else {})
+        )
 
     def prepare(self, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
         """Find the prompts and ids of input rows (see `data.prepare`), the teacher's prompts and the answers.

@@ -58,23 +58,24 @@ def need(
     return Need(device, weights, cache + WIDE * DRAFTS * c.vocab_size * 4)
 
 
-def estimate(teacher: Need, student: Need, *, tokens: int, rows: int | None) -> Estimate:
+def estimate(*models: Need, tokens: int, rows: int | None) -> Estimate:
     """How many rows of `tokens` tokens fit into the free memory, unless `rows` is given.
 
-    Two models on one device share it. A cache is only as large as its longest trace so far, so this is
+    Models on one device share it. A cache is only as large as its longest trace so far, so this is
     what the longest traces need.
     """
     most, free_said = [], []
-    for device in dict.fromkeys([teacher.device, student.device]):
-        on = [n for n in (teacher, student) if n.device == device]
+    for device in dict.fromkeys(n.device for n in models):
+        on = [n for n in models if n.device == device]
         free = free_bytes(device)
         left = free * (1 - KEEP_FREE) - sum(n.weights for n in on)
         most.append(min(int(left // sum(n.row for n in on)), MOST_ROWS.get(device, MOST_ROWS_ELSEWHERE)))
         free_said.append(f"{_gb(free)} free on {device}")
     fits = rows if rows is not None else max(1, min(most))
+    weights, row = (_gb(sum(sizes)) for sizes in ([n.weights for n in models], [n.row for n in models]))
     text = (
-        f"memory: weights {_gb(teacher.weights + student.weights)}, and at the most {_gb(teacher.row + student.row)} "
-        f"for each row of {tokens} tokens in both caches: {fits} rows at once ({', '.join(free_said)})"
+        f"memory: weights {weights}, and at the most {row} for each row of {tokens} tokens in "
+        f"{'both caches' if len(models) > 1 else 'the cache'}: {fits} rows at once ({', '.join(free_said)})"
     )
     if min(most) < 1:
         text += "; this may not fit"

@@ -207,6 +207,30 @@ def _check_quantising(config: PreTrainedConfig) -> None:
         raise ValueError("4bit and 8bit need bitsandbytes: pip install 'rsd[quantize]'") from e
 
 
+def find_served(url: str, model: str, tokenizer: str, *, trust_remote_code: bool) -> Source:
+    """A teacher behind a server: its tokenizer is read here, the rest is asked of the server.
+
+    Raises:
+        ValueError: httpx is not installed, the tokenizer cannot be read, or there is no such server or model.
+    """
+    from rsd.served import longest_context
+
+    try:
+        speller = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"--teacher-tokenizer {tokenizer}: cannot be loaded: {_first_line(e)}") from e
+    try:
+        generation = GenerationConfig.from_pretrained(tokenizer)
+    except OSError:
+        generation = GenerationConfig()
+    context = longest_context(url, model) or speller.model_max_length
+    ids = speller.get_vocab()
+    shape = {"vocab_size": max(ids.values()) + 1, "max_position_embeddings": min(context, 1 << 24) - 1}
+    config = PreTrainedConfig.from_dict(shape)  # one position is left for the token that is asked for
+    digest = hashlib.blake2b(repr(sorted(ids.items())).encode(), digest_size=16).hexdigest()
+    return Source("teacher", model, url, f"served, tokenizer {digest}", config, speller, generation)
+
+
 def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedModel:
     """Load the weights, in fp32 on a CPU and bf16 on a GPU unless asked otherwise; for inference alone.
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsd.teacher import Contexts, Judged, Place
+from rsd.teacher import TOP, Contexts, Judged, Place
 
 try:
     import httpx
@@ -32,7 +32,6 @@ except ImportError as e:
     raise ValueError("a teacher behind a server needs httpx: pip install 'rsd[served]'") from e
 
 KEY = "RSD_TEACHER_API_KEY"  # the environment variable that holds the server's key, if it wants one
-TOP = 20  # log-probs asked for: what vLLM gives at the most, unless it is told otherwise
 TOGETHER = 64  # requests under way
 TIMEOUT = httpx.Timeout(300, connect=10)  # seconds; a server that is stopped may never answer what it had begun
 PATIENCE = 900  # seconds after which a request that fails again and again ends the job

@@ -14,6 +14,7 @@ from rsd.vocabulary import Edit, Reading, Vocabulary
 # From so many rows on, a row reads no more columns a round than a block has, and waits if it needs more (its next
 # token may be spelled in several pieces): widening the pass for all rows would cost more than the one row's wait.
 WAIT_FROM = 16
+TOP = 20  # log-probs that a served teacher tells: what vLLM gives at the most, unless it is told otherwise
 
 
 class Place(NamedTuple):

@@ -31,6 +31,8 @@ FLAGS = [
     click.option("--student", help="Directory, Hub id or BASE+ADAPTER; the bundled student by default."),
     click.option("--teacher-revision", help="Branch, tag or commit on the Hub."),
     click.option("--student-revision", help="Branch, tag or commit on the Hub."),
+    click.option("--teacher-model", help="Of a --teacher that is a server (http://host:port/v1), the model there."),
+    click.option("--teacher-tokenizer", help="Its tokenizer's directory or Hub id [--teacher-model]."),
     click.option("--threshold", type=float, help="Student probability that a proposal needs [0.01]."),
     click.option("--threshold-on", type=click.Choice(["raw", "sampled"]), help="Probability compared [raw]."),
     click.option("--trials", type=Trials(), help="Teacher draws before the student falls back [5]."),

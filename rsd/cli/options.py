@@ -128,6 +128,8 @@ def one_line_errors(output: str = "", *, again: str = "") -> Iterator[None]:
         fail(str(e))
     except BrokenPipeError:  # the reader of our output went away: click ends quietly
         raise
+    except ConnectionError as e:  # a server that is gone for good: what was made is there
+        fail(f"{e}{again and '; '}{again}", code=1)
     except OSError as e:
         fail(f"{e.filename or output}: {e.strerror}")
     except KeyboardInterrupt:
@@ -158,6 +160,6 @@ def echo(text: str, *, err: bool = False) -> None:
     click.echo("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text), err=err)
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, *, code: int = 2) -> NoReturn:
     echo(f"rsd: {' '.join(message.split())}", err=True)
-    sys.exit(2)
+    sys.exit(code)
