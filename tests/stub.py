@@ -36,6 +36,7 @@ class Stub:
         self.faults: deque[int | str] = deque()
         self.retry_after: float | None = None
         self.hang = 5.0
+        self.keys = "token_id:{}"
         self.bodies: list[dict] = []  # the requests for completions that were read, whatever became of them
         self.peak = self.in_flight = self.port = 0
         self.counts, self.forward = Lock(), Lock()
@@ -118,7 +119,7 @@ class Stub:
         choices = []
         for index, (row, token) in enumerate(zip(logits.log_softmax(-1), drawn.tolist(), strict=True)):
             ranked = row.topk(body.get("logprobs") or 0).indices.tolist()
-            top = {f"token_id:{i}": row[i].item() for i in [token, *ranked]}  # the drawn one first, and only once
+            top = {self.keys.format(i): row[i].item() for i in [token, *ranked]}  # the drawn one first, and only once
             lists = {"text_offset": [0], "token_logprobs": [row[token].item()], "tokens": [f"token_id:{token}"]}
             choice = {"index": index, "text": "", "logprobs": lists | {"top_logprobs": [top]}}
             choice |= {"finish_reason": "stop" if token in self.ends else "length"}
