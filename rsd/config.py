@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 BUNDLED_TEACHER = "bundled-teacher"
 BUNDLED_STUDENT = "bundled-student"
+BUNDLED_LLAMA = "bundled-llama"  # a teacher with another tokenizer
 
 # None of these changes what a trace is, only when, where and how many are made: a job may be resumed with
 # other values of them. The prompts themselves are compared, and so are the models' files.

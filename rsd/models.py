@@ -24,7 +24,7 @@ from transformers import (
 import rsd
 from rsd import cache
 from rsd.adapters import CONFIG, Adapter, find_adapter, merge, split
-from rsd.config import BUNDLED_STUDENT, BUNDLED_TEACHER, GenerateConfig, Loading, Sampling
+from rsd.config import BUNDLED_LLAMA, BUNDLED_STUDENT, BUNDLED_TEACHER, GenerateConfig, Loading, Sampling
 from rsd.packed import pack
 
 # What a generation config may hold that RSD has no place for, with the values that mean "off".
@@ -166,7 +166,7 @@ def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool,
             or what reads its adapter or quantises its weights is not installed.
     """
     base, adapter_name = split(name)
-    inside = {BUNDLED_TEACHER: "teacher", BUNDLED_STUDENT: "student"}.get(base)
+    inside = {BUNDLED_TEACHER: "teacher", BUNDLED_STUDENT: "student", BUNDLED_LLAMA: "llama"}.get(base)
     path = str(bundled(inside)) if inside else base
     if not os.path.isdir(path) and (path.startswith((".", "/", "~")) or path.count("/") != 1):
         raise ValueError(f"--{role} {name}: no such directory (and a Hub id has the form owner/name)")

@@ -130,7 +130,7 @@ class Vocabulary:
         return replace(self, shared=shared, own=own)
 
     def describe(self) -> str:
-        words = f"{self.case}, {int(self.shared.sum())} shared"
+        words = f"{self.case}, {int(self.shared.sum())} shared tokens"
         for side, tokens in (("student", self.student_only), ("teacher", self.teacher_only)):
             if tokens:
                 shown = " ".join(tokens[:6]) + (" ..." if len(tokens) > 6 else "")

@@ -134,10 +134,18 @@ def test_text_gives_the_sampled_ids_again_or_is_counted(traces, tmp_path):
         sampled = line["prompt_ids"] + line["token_ids"]
         others += ids[: len(sampled)] != sampled
     assert f"tokens       {len(rows) - others} of {len(rows)} rows give the sampled ids" in output
-    # The raw teacher spells <think> in three pieces, which the student's tokenizer never would.
+    # Without the tokens the raw teacher spells <think> in pieces, which the student's tokenizer never would.
     source = write(tmp_path / "in.jsonl", read_rows(bundled("problems.jsonl"))[:3])
-    run(source, "-o", tmp_path / "raw.jsonl", "--threshold", 0)
+    without = ["--suppress", "<think>", "--suppress", "</think>"]
+    run(source, "-o", tmp_path / "raw.jsonl", "--threshold", 0, *without)
     assert "0 of 3 rows give the sampled ids" in export(tmp_path / "raw.jsonl", "--keep", "all")
+
+
+def test_where_nothing_is_left_nothing_is_written(tmp_path):
+    source = write(tmp_path / "in.jsonl", read_rows(bundled("problems.jsonl"))[:2])
+    run(source, "-o", tmp_path / "own.jsonl", "--threshold", 1)
+    assert "nothing is left to export" in export(tmp_path / "own.jsonl", "--max-fallback-rate", "0.9", expect=2)
+    assert not list(tmp_path.glob("own.prompt-completion*"))
 
 
 def test_a_student_that_is_gone_costs_the_check_alone(traces, tmp_path):
@@ -282,7 +290,6 @@ def test_scored_rows_find_the_tokens_of_their_job(traces, tmp_path):
         (["--private"], "--push-to-hub"),
         (["--push-to-hub", "noowner"], "owner/name"),
         (["--push-to-hub", "../../etc"], "owner/name"),
-        (["--max-fallback-rate", "0"], "nothing is left to export"),
     ],
 )
 def test_what_cannot_be_exported_is_said_in_one_line(traces, tmp_path, flags, words):

@@ -163,7 +163,7 @@ def books(rows, totals, max_fallback_rate):
     assert totals["unknown"] == len({i for i in ids if all(r["is_correct"] is None for r in rows if r["id"] == i)})
 
 
-@pytest.mark.parametrize("rate", [1.0, 0.07])
+@pytest.mark.parametrize("rate", [1.0, 0.02])
 def test_the_books_add_up_to_the_rows(tmp_path, rate):
     # One problem has no answer, one an unusable one, one is no problem, and traces are cut short.
     odd = [

@@ -4,7 +4,8 @@ import pytest
 from conftest import SPECIALS, save_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from rsd.vocabulary import meet
 
@@ -42,28 +43,51 @@ def test_the_teacher_reads_the_same_text(papers_pair, text, tags):
     assert teacher.decode(v.for_teacher(ids)) == student.decode(ids)
 
 
-def test_a_teachers_own_token_may_end_its_prompt(papers_pair):
+def test_what_only_the_student_has_is_spelled(papers_pair):
     v = meet(*papers_pair, teacher_width=288, student_width=272)
-    assert v.spelling[v.width + 259, : v.spelled[v.width + 259]].tolist() == [259]
+    teacher, student = papers_pair
+    for text in ("<think>", "</think>", "<|student|>"):
+        assert teacher.decode(list(v.spelled[student.convert_tokens_to_ids(text)])) == text
+    # A token that ends the teacher's text and that the student lacks is the student's own end.
+    ends = meet(*papers_pair, teacher_width=288, student_width=272, teacher_eos=[259, 258], student_eos=258)
+    assert ends.also == ((259, 258),) and ends.shared[258]
+    ends = meet(*papers_pair, teacher_width=288, student_width=272, teacher_eos=[259, 258], student_eos=260)
+    assert ends.teacher_id(260) == 259 and ends.shared[260] and 260 not in ends.spelled
 
 
 @pytest.mark.parametrize(
-    ("teacher", "student", "message"),
+    ("teacher", "student", "case"),
     [
+        ({"added": SPECIALS}, {"added": SPECIALS}, "the same tokens, 259 shared"),
         (
-            {"added": [*SPECIALS, "<think>"]},
-            {"added": ["<think>", *SPECIALS]},
-            "'<think>' is id 259 for the teacher and 256",
+            {"added": SPECIALS},
+            {"added": [*SPECIALS, "<x>"]},
+            "one base, other added tokens, 259 shared tokens, 1 only in the st",
         ),
-        ({"added": SPECIALS, "base": BYTES[:-1]}, {"added": SPECIALS}, "the vocabularies differ"),
-        ({"added": SPECIALS, "base": [*BYTES, "ab"]}, {"added": SPECIALS}, "the vocabularies differ"),
+        # One text, two ids: what these tokens have in common is their bytes.
+        ({"added": [*SPECIALS, "<x>"]}, {"added": ["<x>", *SPECIALS]}, "different tokenizers, 260 shared"),
+        ({"added": SPECIALS, "base": [*BYTES, "ab"]}, {"added": SPECIALS}, "different tokenizers, 259 shared"),
     ],
 )
-def test_other_vocabularies_are_refused(tmp_path, teacher, student, message):
+def test_which_case_a_pair_is(tmp_path, teacher, student, case):
     pair = save_tokenizer(tmp_path / "teacher", **teacher), save_tokenizer(tmp_path / "student", **student)
-    with pytest.raises(ValueError, match=message) as error:
+    v = meet(*pair, teacher_width=300, student_width=300)
+    assert v.describe().startswith(case)
+    same = pair[1].get_vocab()
+    assert all(v.teacher_id(i) == pair[0].get_vocab()[t] for t, i in same.items() if v.shared[i])
+
+
+def test_what_cannot_work_is_refused(tmp_path):
+    pair = (
+        save_tokenizer(tmp_path / "teacher", SPECIALS, base=BYTES[:-1]),
+        save_tokenizer(tmp_path / "student", SPECIALS),
+    )
+    with pytest.raises(ValueError, match="the teacher's tokenizer has tokens for 255 of 256 single bytes"):
         meet(*pair, teacher_width=300, student_width=300)
-    assert "tokens, student" in str(error.value)  # both sizes
+    words = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+    words.decoder = decoders.WordPiece()
+    with pytest.raises(ValueError, match=r"tokenizer .WordPiece. gives its tokens no exact bytes"):
+        meet(pair[1], PreTrainedTokenizerFast(tokenizer_object=words), teacher_width=300, student_width=300)
 
 
 def test_a_model_too_narrow_for_its_tokenizer_is_refused(papers_pair):
