@@ -57,7 +57,6 @@ class Rounds:
         self.sampling, self.acceptance, self.pace, self.loop_check = sampling, acceptance, pace, loop_check
         # What the host looks up by the student's ids.
         self.teacher_has = vocabulary.shared.numpy() > 0
-        self.teacher_ids = vocabulary.theirs
         self.stops = np.isin(np.arange(vocabulary.width), list(eos))
         self.readings: list[Reading] = [Reading()] * rows  # what the teacher reads in each row, to its last token
         self.recent: list[list[int]] = [[]] * rows  # the student's last tokens, as far as they may begin a spelling
@@ -137,7 +136,7 @@ class Rounds:
 
         at_token = verdict.tokens[..., None]
         theirs = self.teacher.logprobs(logits)
-        in_teacher = at_token if self.teacher_ids is None else self.teacher_ids.to(device)[at_token]
+        in_teacher = at_token if self.proposals.theirs is None else self.proposals.theirs[at_token]
         likeliest = q.max(-1)
         made = torch.stack(  # as float64, so that ids are exact and one transfer carries all
             [
