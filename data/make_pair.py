@@ -341,7 +341,7 @@ def main() -> None:
     ap.add_argument("--teacher-steps", type=int, default=2600)
     ap.add_argument("--settle-steps", type=int, default=400)
     ap.add_argument("--student-steps", type=int, default=1500)
-    ap.add_argument("--llama-steps", type=int, default=2400)
+    ap.add_argument("--llama-steps", type=int, default=2200)
     ap.add_argument("--held-out", type=int, default=700, help="problems for the measured accuracy")
     ap.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = ap.parse_args()
