@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from rsd.cache import CachedModel
 from rsd.config import Acceptance, Sampling
+from rsd.midst import BETWEEN, Midst
 from rsd.pace import Pace
 from rsd.rounds import (
     ACCEPTED,
@@ -81,10 +82,12 @@ class Finished:
 
 
 class Row(NamedTuple):
-    """A request, and the record [T, RECORD] of the tokens that it has: none, unless it was interrupted."""
+    """A request, and the record [T, RECORD] of the tokens that it has: none, unless it was interrupted; and where
+    the teacher is after them."""
 
     request: Request
     record: np.ndarray
+    midst: Midst = BETWEEN
 
     @property
     def tokens(self) -> list[int]:
@@ -183,7 +186,9 @@ class Engine:
             if short:
                 alone = self.rows == 1
                 interrupted = [
-                    Row(row.request, book[slot, : state[slot, DONE]].copy()) for slot, row in enumerate(live) if row
+                    Row(row.request, book[slot, : state[slot, DONE]].copy(), self.rounds.midst[slot])
+                    for slot, row in enumerate(live)
+                    if row
                 ]
                 waiting.put_back(interrupted + [r.row for r in ready])
                 live.clear()
@@ -216,7 +221,7 @@ class Engine:
             if ready:
                 row, prefilled, at = ready[0]
                 ours, theirs = row.read(self.vocabulary)
-                self.rounds.place_row(slot, theirs, row.tokens, prefilled=prefilled, at=at)
+                self.rounds.place_row(slot, theirs, row.midst, row.tokens, prefilled=prefilled, at=at)
                 done = len(row.record)
                 state[slot] = row.request.key, done, row.request.max_new_tokens, len(ours) - 1, ours[-1]
                 book = _room(book, done)

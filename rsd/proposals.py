@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rsd.config import Sampling
+from rsd.midst import Several
 from rsd.sampling import warp
 from rsd.teacher import Contexts, Judged, Place, Teacher
 from rsd.vocabulary import Vocabulary
@@ -36,7 +37,9 @@ class Proposals:
         self.sampling = sampling
         self.shared = vocabulary.shared.to(device)
         self.theirs = None if vocabulary.theirs is None else vocabulary.theirs.to(device)
-        also = [(t, s) for t, s in vocabulary.also if vocabulary.own[s] == 0]
+        said = {t: s for t, s in vocabulary.several.items() if (vocabulary.own[list(s)] == 0).all()}
+        self.several = Several(said)
+        also = [(t, s) for t, s in vocabulary.also if vocabulary.own[s] == 0] + [(t, s[0]) for t, s in said.items()]
         self.also = torch.tensor(also, dtype=torch.long, device=device).T if also else None
         sampled = {s: pieces for s, pieces in vocabulary.spelled.items() if vocabulary.own[s] == 0}
         self.units: dict[Pieces, int] = {pieces: s for s, pieces in sampled.items() if len(pieces) > 1}
@@ -56,7 +59,7 @@ class Proposals:
         return warp(logits, self.sampling)
 
     def masses(self, pool: Tensor) -> Tensor:
-        """What of it falls on tokens that the student has, [..., V]; the rest is left out."""
+        """What of it falls on tokens of the student, [..., V]: of several, on the first one. The rest is left out."""
         width = self.shared.shape[-1]
         if self.theirs is not None:
             masses = pool[..., self.theirs]

@@ -18,6 +18,7 @@ from rsd.cache import CachedModel, RowCache
 from rsd.config import Acceptance, Sampling
 from rsd.graph import DraftLoop
 from rsd.loops import EVERY, REACH, loops
+from rsd.midst import BETWEEN, Filter, Midst
 from rsd.pace import Pace
 from rsd.proposals import Proposals, normalised
 from rsd.sampling import DRAFT, acceptable, drafter, draw, target, uniforms, verify, warp
@@ -59,6 +60,7 @@ class Rounds:
         self.teacher_has = vocabulary.shared.numpy() > 0
         self.stops = np.isin(np.arange(vocabulary.width), list(eos))
         self.readings: list[Reading] = [Reading()] * rows  # what the teacher reads in each row, to its last token
+        self.midst: list[Midst] = [BETWEEN] * rows  # where the teacher is in its own tokens
         self.recent: list[list[int]] = [[]] * rows  # the student's last tokens, as far as they may begin a spelling
         on_gpu = self.student.device.type == "cuda"
         self.loop = DraftLoop(self._draft, self.student, capture=True) if compile and on_gpu else None
@@ -71,19 +73,26 @@ class Rounds:
         self.teacher.drop(rows)
 
     def place_row(
-        self, row: int, reading: Reading, tokens: Sequence[int], *, prefilled: tuple[CachedModel, object], at: int
+        self,
+        row: int,
+        reading: Reading,
+        midst: Midst,
+        tokens: Sequence[int],
+        *,
+        prefilled: tuple[CachedModel, object],
+        at: int,
     ) -> None:
         """Row `row` becomes one that was read: the teacher's reading, and the trace's tokens so far."""
         student, teacher = prefilled
         self.student.cache.copy_row(student.cache, at, row)
         self.teacher.copy_row(teacher, at, row, length=len(reading.ids) - 1)
-        self.readings[row] = reading
+        self.readings[row], self.midst[row] = reading, midst
         self.recent[row] = list(tokens[-self.proposals.longest :])
 
     def move_row(self, row: int, to: int) -> None:
         self.student.cache.copy_row(self.student.cache, row, to)
         self.teacher.move_row(row, to)
-        self.readings[to], self.recent[to] = self.readings[row], self.recent[row]
+        self.readings[to], self.midst[to], self.recent[to] = self.readings[row], self.midst[row], self.recent[row]
 
     def round(self, state: np.ndarray, book: np.ndarray, block: int) -> list[tuple[int, str, str | None]]:
         """Draft, verify, commit `block` tokens at the most: advances `state` [R, STATE] and `book` [R, T, RECORD].
@@ -130,6 +139,9 @@ class Rounds:
             before=self.recent,
             drafts=drafted.tolist(),
         )
+        midst = Filter(self.proposals.several, masses, whole, pool, self.midst)
+        if self.proposals.several.spelled:
+            masses, whole = midst.mix(drafted.tolist())
         q, held = normalised(masses)
         goal = target(q, p, stands, self.acceptance.trials)
         verdict = verify(drafts, d, goal, noise)
@@ -151,7 +163,7 @@ class Rounds:
                 theirs.amax(-1) + logprobs.amax(-1) + held[..., 0],  # finite only where both models' logits are sound
             ]
         )
-        ended = self._commit(state, book, contexts, drafted, reached, made.cpu().numpy(), started)
+        ended = self._commit(state, book, contexts, midst, drafted, reached, made.cpu().numpy(), started)
         nan = "the logits of a model hold NaN or infinity"
         return [(i, how, judged.errors.get(i, nan) if how == "error" else None) for i, how in ended]
 
@@ -169,6 +181,7 @@ class Rounds:
         state: np.ndarray,
         book: np.ndarray,
         contexts: list[Contexts],
+        midst: Filter,
         drafted: np.ndarray,
         reached: np.ndarray,
         made: np.ndarray,
@@ -210,6 +223,8 @@ class Rounds:
         state[:, LENGTH] += count
         for i, n in enumerate(count.tolist()):
             self._read_on(i, contexts[i], tokens[i, :n].tolist(), drafted[i].tolist())
+            if n and self.proposals.several.spelled:
+                self.midst[i] = midst.after(i, n - 1, int(tokens[i, n - 1]))
         state[broken, DONE] = 0  # nothing of a broken row is kept
         self.pace.learn(
             seconds=time.perf_counter() - started,

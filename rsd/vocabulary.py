@@ -6,12 +6,13 @@ Three cases:
 - *one base*, where some added tokens (such as `<think>`) exist in only one of the two, as in the paper's pair
   (arXiv 2509.22230). The teacher reads a student's one as its own tokenization of the token's text, and it
   proposes one by spelling it (`proposals`);
-- *different tokenizers*. A proposal is a token of the teacher whose bytes are one token of the student, or an
-  added token that both have by the same text; the teacher's end is the student's. What is committed is read by
-  the teacher as it would tokenize the bytes so far: its last tokens may change with every token of the student's.
-  Given that reading all is exact; what is an approximation is what the reading leaves out: proposals of several
-  student's tokens at once, and student's tokens that the teacher would put together from several of its own.
-  How much of the teacher's mass that is gets measured (`Finished.left_out`).
+- *different tokenizers*. A token of the teacher whose bytes are one token of the student proposes that; one whose
+  bytes are several proposes them one after the other (`midst`); an added token, the one with the same text; the
+  teacher's end, the student's. What is committed is read by the teacher as it would tokenize the bytes so far: its
+  last tokens may change with every token of the student's. Given that reading all is exact. The reading itself is an
+  approximation (the teacher may have cut its own tokens otherwise), and a student's token that the teacher would put
+  together from several of its own is never proposed as a whole. What is left out are the teacher's control tokens;
+  their mass is measured (`Finished.left_out`).
 
 Ids and bytes are exchanged, never decoded text: half a character cannot break a trace.
 """
@@ -67,7 +68,8 @@ class Vocabulary:
     theirs: int64 [V], the teacher's id of a shared token; None if all have the same id in both.
     also: pairs (teacher's id, student's id) of further tokens of the teacher that are the same as a shared one.
     spelled: the teacher's ids for the student's tokens that it lacks: all of these in one base, the added ones
-        in different tokenizers.
+        in different tokenizers. several: the other way round, of different tokenizers, the student's ids for plain
+        tokens of the teacher's that are several of them.
     case: what kind of pair it is. student_only, teacher_only: the added tokens that one side alone has.
     spellers: of different tokenizers, the teacher's and the student's.
     """
@@ -77,6 +79,7 @@ class Vocabulary:
     theirs: Tensor | None = None
     also: tuple[tuple[int, int], ...] = ()
     spelled: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    several: dict[int, tuple[int, ...]] = field(default_factory=dict)
     case: str = SAME
     student_only: tuple[str, ...] = ()
     teacher_only: tuple[str, ...] = ()
@@ -203,7 +206,7 @@ def meet(
         student_only = {t: i for t, i in ours.items() if t not in theirs}
         teacher_only = {t: i for t, i in theirs.items() if t not in ours}
         spelled = {i: tuple(teacher.encode(t, add_special_tokens=False)) for t, i in student_only.items()}
-        also = []
+        also, several = [], {}
     else:
         case = "different tokenizers"
         reads, writes = spellers
@@ -220,6 +223,8 @@ def meet(
         known = set(pairs.values())
         others = ((t, raw) for t, raw in reads.bytes.items() if t not in known)
         also = [(t, writes.by_bytes[raw]) for t, raw in others if raw in writes.by_bytes]
+        lacking = {t: raw for t, raw in reads.bytes.items() if raw not in writes.by_bytes}
+        several = {t: tuple(writes.encode(raw)) for t, raw in lacking.items() if raw and {*raw} <= writes.single.keys()}
     for i, pieces in spelled.items():
         if not pieces:
             raise ValueError(f"the teacher's tokenizer cannot spell the student's token {student.decode([i])!r}")
@@ -241,6 +246,7 @@ def meet(
         theirs=None if all(i == t for i, t in pairs.items()) else to_teacher,
         also=tuple(also),
         spelled=spelled,
+        several=several,
         case=case,
         student_only=_ordered(student_only),
         teacher_only=_ordered(teacher_only),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import environment, read, rsd
 from transformers import AutoConfig, AutoTokenizer
@@ -25,9 +26,9 @@ def answer(text: str) -> str | None:
 
 def test_the_shape_of_the_pair():
     size = 0
-    for role in ("teacher", "student"):
+    for role, kind in (("teacher", "qwen3"), ("student", "qwen3"), ("llama", "llama")):
         config = AutoConfig.from_pretrained(bundled(role))
-        assert config.model_type == "qwen3" and config.max_position_embeddings == 8192
+        assert config.model_type == kind and config.max_position_embeddings == 8192
         size += sum(f.stat().st_size for f in bundled(role).iterdir())
     assert size < 16e6
     teacher, student, vocabulary = TraceGenerator(GenerateConfig()).find()
@@ -73,6 +74,23 @@ def test_thinking_is_closed_by_proposal():
     by_teacher = [t.from_teacher[t.token_ids == closing].all() for t in made]
     assert sum(by_teacher) > 0.95 * len(made)
     assert all(math.isnan(x) for t in made for x in t.teacher_logprobs[t.token_ids == closing])
+
+
+@pytest.mark.parametrize(("threshold", "least"), [(0, 0.85), (0.01, 0.85), (1, 0)])
+def test_a_teacher_with_another_tokenizer(threshold, least):
+    # Its tokens are none of the student's where words end in a comma, and none of its own is `<think>`.
+    generator = TraceGenerator(GenerateConfig(teacher="bundled-llama", threshold=threshold))
+    rows = read(bundled("problems.jsonl"))[:96]
+    made = generator.run(rows)
+    assert "different tokenizers" in generator.notices[0]
+    assert sum(t.is_correct for t in made) >= least * len(made)
+    assert sum(t.row()["one_think_close"] for t in made) >= 95
+    assert np.concatenate([t.left_out for t in made]).mean() < 0.01
+    wordy = sum(len(t.text) > 120 for t in made)
+    assert wordy > 70 if threshold == 0 else wordy < 5
+    if threshold == 0:  # the raw teacher, in the student's tokens: "Okay" and "," are one of its own
+        assert any("Okay, let me think" in t.text for t in made)
+        assert all(t.from_teacher.all() for t in made)
 
 
 def test_the_raw_traces_are_what_the_command_makes(tmp_path):
