@@ -155,6 +155,12 @@ def bundled(name: str) -> Path:
     return (inside if inside.is_dir() else package.parent / "data") / name
 
 
+def _place(name: str) -> str:
+    """The folder of a bundled model; any other name as it is."""
+    inside = {BUNDLED_TEACHER: "teacher", BUNDLED_STUDENT: "student", BUNDLED_LLAMA: "llama"}.get(name)
+    return str(bundled(inside)) if inside else name
+
+
 def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool, load_in: str | None = None) -> Source:
     """Read configuration and tokenizer of a local directory, a Hub id, a bundled model, or BASE+ADAPTER.
 
@@ -166,8 +172,7 @@ def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool,
             or what reads its adapter or quantises its weights is not installed.
     """
     base, adapter_name = split(name)
-    inside = {BUNDLED_TEACHER: "teacher", BUNDLED_STUDENT: "student", BUNDLED_LLAMA: "llama"}.get(base)
-    path = str(bundled(inside)) if inside else base
+    path = _place(base)
     if not os.path.isdir(path) and (path.startswith((".", "/", "~")) or path.count("/") != 1):
         raise ValueError(f"--{role} {name}: no such directory (and a Hub id has the form owner/name)")
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -215,18 +220,24 @@ def find_served(url: str, model: str, tokenizer: str, *, trust_remote_code: bool
     """
     from rsd.served import longest_context
 
+    path = _place(tokenizer)
     try:
-        speller = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
+        speller = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ValueError(f"--teacher-tokenizer {tokenizer}: cannot be loaded: {_first_line(e)}") from e
     try:
-        generation = GenerationConfig.from_pretrained(tokenizer)
+        generation = GenerationConfig.from_pretrained(path)
     except OSError:
         generation = GenerationConfig()
     context = longest_context(url, model) or speller.model_max_length
     ids = speller.get_vocab()
-    shape = {"vocab_size": max(ids.values()) + 1, "max_position_embeddings": min(context, 1 << 24) - 1}
-    config = PreTrainedConfig.from_dict(shape)  # one position is left for the token that is asked for
+    config = PreTrainedConfig.from_dict(
+        {
+            "vocab_size": max(ids.values()) + 1,
+            "max_position_embeddings": min(context, 1 << 24) - 1,  # one is left for the token that is asked for
+            "eos_token_id": None,
+        }
+    )
     digest = hashlib.blake2b(repr(sorted(ids.items())).encode(), digest_size=16).hexdigest()
     return Source("teacher", model, url, f"served, tokenizer {digest}", config, speller, generation)
 

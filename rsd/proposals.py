@@ -8,8 +8,8 @@ whole spelling, and t1 itself with what is left of it,
 
 and once t1 stands as a token of its own, the teacher is one that does not go on to t2 .. tm: those texts are
 taken out of what follows. This is exactly the distribution of the teacher's text, read in units (the longest
-spelling first); the idea is this project's. Where t1 has no mass, or neither s nor t1 could stand, nothing needs
-to be looked up.
+spelling first); the idea is this project's. Where t1 has no mass to speak of, or neither s nor t1 could stand,
+nothing needs to be looked up.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,6 +23,7 @@ from rsd.sampling import warp
 from rsd.teacher import Contexts, Judged, Place, Teacher
 from rsd.vocabulary import Vocabulary
 
+NEGLIGIBLE = 2.0**-26  # chances below it are lost when float32 adds them to 1
 Pieces = tuple[int, ...]  # ids of the teacher's
 At = tuple[int, int]  # a row and a position of its block
 
@@ -127,7 +128,9 @@ class Proposals:
     def _wanted(self, pool: Tensor, stands: Tensor, judged: Judged) -> dict[At, list[Pieces]]:
         """The units whose mass matters: their first piece has some, and the token or this piece could stand."""
         token, first, ours = self.heads
-        matters = (pool[..., first] > 0) & ((stands[..., token] > 0) | (stands[..., ours] > 0) | self.never_ours)
+        matters = (pool[..., first] > NEGLIGIBLE) & (
+            (stands[..., token] > 0) | (stands[..., ours] > 0) | self.never_ours
+        )
         units = list(self.units)
         wanted: dict[At, list[Pieces]] = {}
         for i, j, n in matters.nonzero().tolist():
@@ -144,7 +147,7 @@ class Proposals:
             for j in range(len(row)):
                 if judged.at[i, j] >= 0 and (ends := self.open([*before[i], *row[:j]])):
                     heads = pool[i, j, [end[0] for end in ends]].tolist()
-                    if likely := [end for end, head in zip(ends, heads, strict=True) if head > 0]:
+                    if likely := [end for end, head in zip(ends, heads, strict=True) if head > NEGLIGIBLE]:
                         banned[i, j] = likely
         return banned
 

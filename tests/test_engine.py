@@ -68,8 +68,8 @@ def test_contexts_of_unequal_length(block, rows):
     vocabulary = spelled_vocabulary(24, {20: [5], 21: [3, 4], 22: [7], 23: [1, 2, 3]})
     teacher, student = random_model(vocab=20, seed=3), random_model(seed=4)
     prompts = [[*p, 23, 2] for p in PROMPTS * 3] + [[4, 23], [21]]
-    made = decode(teacher, student, prompts, vocabulary=vocabulary, rows=rows, block=block, max_new_tokens=80)
-    alone = decode(teacher, student, prompts, vocabulary=vocabulary, rows=1, max_new_tokens=80)
+    made = decode(teacher, student, prompts, vocabulary=vocabulary, rows=rows, block=block, max_new_tokens=40)
+    alone = decode(teacher, student, prompts, vocabulary=vocabulary, rows=7, max_new_tokens=40)
     spelled = 0
     for i, f in made.items():
         assert f.token_ids.tolist() == alone[i].token_ids.tolist()
