@@ -4,7 +4,7 @@ ids of top log-probs (vLLM). The student stays here.
 A row's drafts are judged by one request that carries their contexts as prompts, each to be continued by one token:
 what counts is the log-probs beside it, and the server's prefix cache makes each context cost little more than its last
 tokens. (The log-probs of a *prompt* would need one context alone, but servers compute the whole prompt anew for them.)
-The requests of all rows are under way together.
+Rows share requests, since a request costs a server several times what a context does; several are under way together.
 
 The server tells the 20 likeliest tokens. So q is these, renormalised, as in the paper (arXiv 2509.22230), and
 the log-prob of a token that is not among them is not known.
@@ -33,6 +33,7 @@ except ImportError as e:
 
 KEY = "RSD_TEACHER_API_KEY"  # the environment variable that holds the server's key, if it wants one
 TOGETHER = 64  # requests under way
+CONTEXTS = 64  # contexts of a request, if those of one row are not more
 TIMEOUT = httpx.Timeout(300, connect=10)  # seconds; a server that is stopped may never answer what it had begun
 PATIENCE = 900  # seconds after which a request that fails again and again ends the job
 DELAYS = 0.25, 20.0  # seconds before the next try: at first, and at the most
@@ -117,12 +118,27 @@ class ServedTeacher:
             limits = httpx.Limits(max_connections=TOGETHER, keepalive_expiry=2)
             self._client = httpx.AsyncClient(timeout=TIMEOUT, limits=limits, headers=authorization())
             self._slots = asyncio.Semaphore(TOGETHER)
-        tasks = [asyncio.ensure_future(self._ask(mine)) for mine in prompts]
+        shared: list[list[list[list[int]]]] = []  # rows of each request
+        for mine in prompts:
+            if not shared or sum(map(len, shared[-1])) + len(mine) > CONTEXTS:
+                shared.append([])
+            shared[-1].append(mine)
+        tasks = [asyncio.ensure_future(self._rows(rows)) for rows in shared]
         try:
-            return await asyncio.gather(*tasks)
+            return [answer for answers in await asyncio.gather(*tasks) for answer in answers]
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def _rows(self, rows: list[list[list[int]]]) -> list[list[tuple[list[int], list[float]]] | str]:
+        """What the server says of each row; of one that it refuses, why."""
+        said = await self._ask([prompt for row in rows for prompt in row])
+        if not isinstance(said, str):
+            answers = iter(said)
+            return [[next(answers) for _ in row] for row in rows]
+        if len(rows) == 1:
+            return [said]
+        return [(await self._rows([row]))[0] for row in rows]  # one of them is to blame
 
     async def _ask(self, prompts: list[list[int]]) -> list[tuple[list[int], list[float]]] | str:
         """The top log-probs after each prompt; or why the server refuses these prompts."""
