@@ -315,7 +315,7 @@ def test_tokens_are_marked_as_they_were_made(load, comparison, decode):
             if known:
                 assert both(box["teacher"])[0] == pytest.approx(arrays.teacher_logprobs[i], abs=0.00051)
             else:
-                assert box["teacher"] == "the teacher has no such token"
+                assert box["teacher"] == "no log-prob for this token"
     likeliest = hover(0, mine)["teacher's likeliest"]
     assert json.loads(likeliest) == decode(int(arrays.proposals[mine]))
     ActionChains(driver).move_to_element(driver.find_element("css selector", "#status")).perform()
