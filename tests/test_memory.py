@@ -80,6 +80,7 @@ print("rows", engine.rows)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.slow
 def test_a_process_that_may_have_no_more_memory_goes_on():
     # 64 rows of 512 slots take 1 GB in both caches; the process gets 400 MB.
     script = SCRIPT.format(tests=str(Path(__file__).parent), spare=400_000_000)
