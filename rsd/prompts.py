@@ -7,7 +7,7 @@ from typing import NamedTuple
 from rsd.config import GenerateConfig
 from rsd.data import Row, read_prompt
 from rsd.models import Source
-from rsd.vocabulary import Vocabulary
+from rsd.vocabulary import DIFFERENT, Vocabulary
 
 
 class Prompt(NamedTuple):
@@ -77,7 +77,7 @@ def _from_column(row: Row, column: str) -> Row:
 def own_prompt(config: GenerateConfig, vocabulary: Vocabulary) -> bool:
     """Whether the teacher reads the prompt by its own chat template: by default if its tokenizer is another one."""
     if config.teacher_prompt is None:
-        return vocabulary.spellers is not None
+        return vocabulary.case == DIFFERENT
     return config.teacher_prompt == "own"
 
 

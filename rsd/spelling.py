@@ -7,6 +7,7 @@ a token may be half a character.
 
 import json
 import re
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 
 from tokenizers import Tokenizer
@@ -25,13 +26,16 @@ def _byte_alphabet() -> dict[str, int]:
 class Speller:
     """One tokenizer, between ids and bytes.
 
+    Args:
+        words: added tokens that are read in a text, as the tokenizer itself reads them; others are not.
+
     bytes: of all ids but the added tokens'. single: the ids that stand for single bytes.
 
     Raises:
         ValueError: its tokens have no exact bytes.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, role: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, role: str, words: Mapping[str, int] | None = None) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ValueError(f"the {role}'s tokenizer is not a fast one, whose tokens could be read as bytes")
@@ -53,13 +57,18 @@ class Speller:
             backend = Tokenizer.from_str(json.dumps(state | {"pre_tokenizer": json.loads(splitter)}))
         self.splitter = backend.pre_tokenizer
         self.piece = lru_cache(1 << 16)(lambda piece: [token.id for token in backend.model.tokenize(piece)])
-        self.added = set(tokenizer.get_added_vocab().values())
+        self.words = words or {}
+        longest_first = sorted(map(re.escape, self.words), key=len, reverse=True)
+        self.cut = re.compile("|".join([*longest_first, "[\udc80-\udcff]+"]))  # a word, or what is no text
+        added = set(tokenizer.get_added_vocab().values()) - set(self.words.values())
         alphabet = _byte_alphabet()
         self.bytes: dict[int, bytes] = {}
         for token, i in tokenizer.get_vocab().items():
-            if i in self.added:
+            if i in added:
                 continue
-            if self.byte_level:
+            if token in self.words:
+                self.bytes[i] = token.encode()
+            elif self.byte_level:
                 if all(c in alphabet for c in token):
                     self.bytes[i] = bytes(alphabet[c] for c in token)
             elif single := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
@@ -87,17 +96,21 @@ class Speller:
         """
         ids: list[int] = []
         text = data.decode("utf-8", "surrogateescape")
-        for part in re.split(r"([\udc80-\udcff]+)", text):
-            if not part:
-                continue
-            raw = part.encode("utf-8", "surrogateescape")
-            if "\udc80" <= part[0] <= "\udcff":
-                ids += [self.single[b] for b in raw]
-            else:
-                spelled = [i for piece in self._pieces(part) for i in self.piece(piece)]
-                exact = b"".join(self.bytes.get(i, b"") for i in spelled) == raw
-                ids += spelled if exact else [self.single[b] for b in raw]
+        at = 0
+        for cut in [*self.cut.finditer(text), None]:
+            ids += self._plain(text[at : cut.start() if cut else len(text)])
+            if cut:
+                word = self.words.get(cut[0])
+                ids += [self.single[b] for b in cut[0].encode("utf-8", "surrogateescape")] if word is None else [word]
+                at = cut.end()
         return ids
+
+    def _plain(self, text: str) -> list[int]:
+        """The ids of a text that holds none of `words`; in single bytes, should they not spell it exactly."""
+        raw = text.encode()
+        spelled = [i for piece in self._pieces(text) for i in self.piece(piece)]
+        exact = b"".join(self.bytes.get(i, b"") for i in spelled) == raw
+        return spelled if exact else [self.single[b] for b in raw]
 
     def _pieces(self, text: str) -> list[str]:
         if self.byte_level:

@@ -5,7 +5,8 @@ Three cases:
 - *the same tokens*, padded to any widths;
 - *one base*, where some added tokens (such as `<think>`) exist in only one of the two, as in the paper's pair
   (arXiv 2509.22230). The teacher reads a student's one as its own tokenization of the token's text, and it
-  proposes one by spelling it (`proposals`);
+  proposes one by spelling it (`proposals`). Where the teacher alone has such words (its control tokens are none),
+  the pair is treated like the next kind;
 - *different tokenizers*. A token of the teacher whose bytes are one token of the student proposes that; one whose
   bytes are several proposes them one after the other (`midst`); an added token, the one with the same text; the
   teacher's end, the student's. What is committed is read by the teacher as it would tokenize the bytes so far: its
@@ -30,7 +31,7 @@ from rsd.spelling import Speller
 # Bytes before a blank from which on a tokenization is taken to stand, whatever follows; and how many of the
 # teacher's tokens are looked at for one.
 SETTLED, REACH = 4, 64
-SAME = "the same tokens"
+SAME, DIFFERENT = "the same tokens", "different tokenizers"
 
 
 class Edit(NamedTuple):
@@ -71,7 +72,7 @@ class Vocabulary:
         in different tokenizers. several: the other way round, of different tokenizers, the student's ids for plain
         tokens of the teacher's that are several of them.
     case: what kind of pair it is. student_only, teacher_only: the added tokens that one side alone has.
-    spellers: of different tokenizers, the teacher's and the student's.
+    spellers: the teacher's and the student's, where what is committed is read by its bytes.
     """
 
     shared: Tensor
@@ -137,7 +138,7 @@ class Vocabulary:
         for side, tokens in (("student", self.student_only), ("teacher", self.teacher_only)):
             if tokens:
                 shown = " ".join(tokens[:6]) + (" ..." if len(tokens) > 6 else "")
-                words += f", {len(tokens)} {'added ' if self.spellers else ''}only in the {side} ({shown})"
+                words += f", {len(tokens)} {'added ' if self.case == DIFFERENT else ''}only in the {side} ({shown})"
         return words
 
 
@@ -199,16 +200,18 @@ def meet(
     added = {"student": student.get_added_vocab(), "teacher": teacher.get_added_vocab()}
     either = added["student"].keys() | added["teacher"].keys()
     one_base = (ours.keys() ^ theirs.keys()) <= either and all(theirs.get(t, i) == i for t, i in ours.items())
-    spellers = None if one_base else (Speller(teacher, "teacher"), Speller(student, "student"))
+    # Words such as `</think>` that the teacher alone has as tokens: the student spells them.
+    kinds = teacher.added_tokens_decoder
+    words = {t: i for t, i in added["teacher"].items() if t not in ours and not kinds[i].special}
+    case = DIFFERENT if not one_base else SAME if ours.keys() == theirs.keys() else "one base, other added tokens"
+    spellers = (Speller(teacher, "teacher", words), Speller(student, "student")) if words or not one_base else None
     if spellers is None:
-        case = SAME if ours.keys() == theirs.keys() else "one base, other added tokens"
         pairs = {i: i for t, i in ours.items() if t in theirs}
         student_only = {t: i for t, i in ours.items() if t not in theirs}
         teacher_only = {t: i for t, i in theirs.items() if t not in ours}
         spelled = {i: tuple(teacher.encode(t, add_special_tokens=False)) for t, i in student_only.items()}
         also, several = [], {}
     else:
-        case = "different tokenizers"
         reads, writes = spellers
         if len(reads.single) < 256:
             raise ValueError(

@@ -14,7 +14,10 @@ from test_engine import fits, full_logprobs
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from rsd import GenerateConfig, TraceGenerator
 from rsd.config import Acceptance, Sampling
+from rsd.data import read_rows
+from rsd.models import bundled
 from rsd.vocabulary import Reading, meet
 
 CORPUS = [
@@ -40,7 +43,8 @@ def byte_level(split: str, size: int, *, normalizer=None) -> Tokenizer:
     )
     if normalizer:
         tok.normalizer = normalizer
-    tok.add_tokens(ADDED["byte-level"])
+    tok.add_special_tokens(ADDED["byte-level"][:1])
+    tok.add_tokens(ADDED["byte-level"][1:])
     return tok
 
 
@@ -110,8 +114,9 @@ def test_the_teacher_reads_text_as_it_would_write_it(pair, text):
     vocabulary = met(*pair)
     reading = vocabulary.read(Reading(), vocabulary.spellers[1].encode(text.encode()))
     assert spelled(vocabulary, reading.ids) == text.encode()
-    # Control tokens are none when a text spells them.
-    assert not set(reading.ids) & set(tokenizer(pair[0]).get_added_vocab().values())
+    # Control tokens are none when a text spells them; words such as <think> are what the teacher takes them for.
+    control = {i for i, token in tokenizer(pair[0]).added_tokens_decoder.items() if token.special}
+    assert not set(reading.ids) & control
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
@@ -246,3 +251,21 @@ def test_tokens_that_are_several_of_the_students_are_proposed_one_after_the_othe
     seen = np.array([outcomes.index(tuple(f.token_ids.tolist())) for f in made.values()])
     assert len(outcomes) > 30 and fits(seen, np.array([want[o] for o in outcomes]))
     assert all((f.left_out < 1e-5).all() and (f.accepted > 0.999).all() for f in made.values())
+
+
+def test_words_that_the_teacher_alone_has_as_tokens():
+    # The bundled pair the other way round: the student spells `</think>`, the teacher reads and says its token.
+    generator = TraceGenerator(GenerateConfig(teacher="bundled-student", student="bundled-teacher", threshold=0))
+    teacher, student, vocabulary = generator.find()
+    assert vocabulary.describe().startswith("one base, other added tokens, 760 shared tokens")
+    text = "<think>\n1+2=3.\n</think>\n\n\\boxed{3}"
+    ids = student.tokenizer.encode(text)
+    assert vocabulary.for_teacher(ids) == teacher.tokenizer.encode(text) != ids
+    close = teacher.tokenizer.convert_tokens_to_ids("</think>")
+    assert vocabulary.several[close] == tuple(student.tokenizer.encode("</think>"))
+    made = generator.run(read_rows(bundled("problems.jsonl"))[:8])
+    alone = TraceGenerator(GenerateConfig(threshold=1)).run(read_rows(bundled("problems.jsonl"))[:8])
+    for t, same in zip(made, alone, strict=True):  # raw traces of the teacher, other draws of the same form
+        assert t.text.startswith("<think>\n") and t.text.count("</think>") == 1
+        assert t.from_teacher.all() and abs(len(t.text) - len(same.text)) < 60
+        assert float(t.left_out.max()) < 1e-3
