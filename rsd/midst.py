@@ -33,6 +33,16 @@ class Midst(NamedTuple):
 BETWEEN = Midst()
 
 
+class Several:
+    """The tokens of a teacher that are several of the student's: `spelled` in these, and by their first one."""
+
+    def __init__(self, spelled: Mapping[int, Rest]) -> None:
+        self.spelled = spelled
+        self.by_first: dict[int, list[int]] = {}
+        for t, tokens in spelled.items():
+            self.by_first.setdefault(tokens[0], []).append(t)
+
+
 class Filter:
     """Where the teacher is in the rows of one round, and what that makes of its proposals.
 
@@ -44,17 +54,15 @@ class Filter:
     """
 
     def __init__(
-        self, several: "Several", masses: Tensor, whole: Tensor | float, pool: Tensor, before: Sequence[Midst]
+        self, several: Several, masses: Tensor, whole: Tensor | float, pool: Tensor, before: Sequence[Midst]
     ) -> None:
         self.several, self.masses, self.whole, self.pool = several, masses, whole, pool
         self.before = [[midst] for midst in before[: len(masses)]]  # of each row, before each of its tokens
 
     def mix(self, drafts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Masses and their whole before each draft, wherever the teacher is."""
-        masses, whole = (
-            self.masses,
-            torch.as_tensor(self.whole, device=self.masses.device).expand(*self.masses.shape[:2], 1),
-        )
+        masses = self.masses
+        whole = torch.as_tensor(self.whole, device=masses.device).expand(*masses.shape[:2], 1)
         for i, row in enumerate(drafts):
             for j, token in enumerate(row):
                 midst = self.before[i][j]
@@ -94,13 +102,3 @@ class Filter:
 
     def _whole(self, row: int, j: int) -> float:
         return max(float(self.whole[row, j]), 1e-30) if isinstance(self.whole, Tensor) else self.whole
-
-
-class Several:
-    """The tokens of a teacher that are several of the student's: `spelled` in these, and by their first one."""
-
-    def __init__(self, spelled: Mapping[int, Rest]) -> None:
-        self.spelled = spelled
-        self.by_first: dict[int, list[int]] = {}
-        for t, tokens in spelled.items():
-            self.by_first.setdefault(tokens[0], []).append(t)

@@ -54,7 +54,7 @@ FLAGS = [
     click.option(
         "--teacher-prompt",
         type=click.Choice(["student", "own"]),
-        help="The prompt that the teacher reads: the student's, or its own chat template's [student].",
+        help="What the teacher reads: the student's prompt, or its own template's [own if tokenizers differ].",
     ),
     click.option("--teacher-prompt-column", help="A column with a prompt for the teacher alone."),
     click.option(
