@@ -89,10 +89,10 @@ def main() -> None:
     print("|---|---|---|---|---|")
     table = []
     for rows in args.rows:
-        # At threshold 0 no token is one that the teacher spells in pieces: what is left is a step of each model.
+        # Without the tokens that the teacher spells in pieces, what is left is a step of each model.
         engines = [
-            Engine(*models, vocabulary, sampling=Sampling(), acceptance=acceptance, eos=(), rows=rows, block=1)
-            for acceptance in (Acceptance(), Acceptance(threshold=0))
+            Engine(*models, met, sampling=Sampling(), acceptance=Acceptance(), eos=(), rows=rows, block=1)
+            for met in (vocabulary, vocabulary.without(vocabulary.spelled))
         ]
         seconds = []
         for repeat in range(args.repeats + 1):

@@ -163,6 +163,7 @@ def test_other_settings_are_named_and_nothing_is_lost(tiny, tmp_path):
     assert out.read_bytes() != before["out.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on(tiny, tmp_path):
     """`kill -9` at random moments until the job is done equals a run that nothing stopped."""
     flags = ["generate", "in.jsonl", *pair(tiny), *FLAGS, "--max-new-tokens", "200", "--num-generations", "6"]
