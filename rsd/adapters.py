@@ -1,5 +1,6 @@
 """PEFT adapters: BASE+ADAPTER names a model whose adapter is merged into its weights as it is loaded."""
 
+import logging
 import os
 import warnings
 from dataclasses import dataclass
@@ -125,6 +126,7 @@ def merge(model: PreTrainedModel, adapter: Adapter, *, allow_pickle: bool) -> Pr
 
 
 def _peft() -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it notes what it lacks
     try:
         import peft
     except ImportError as e:

@@ -206,6 +206,7 @@ def _check_quantising(config: PreTrainedConfig) -> None:
     """Raises ValueError where weights are quantised already, or bitsandbytes is not installed."""
     if getattr(config, "quantization_config", None):
         raise ValueError("its weights are quantised already: load them as they are")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it notes what it lacks, and every cast of every layer
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as e:
@@ -256,7 +257,6 @@ def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedM
     quantised: dict[str, Any] = {}
     if source.load_in:
         quantised["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{source.load_in}": True})
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it notes every cast of every layer
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.path,
