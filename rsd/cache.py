@@ -50,13 +50,15 @@ class RowCache:
         self._positions = torch.empty(0, dtype=torch.long)
         self._reach = (0, 0)
         self._rows: Tensor | None = None
+        self._first = 0
 
-    def write_at(self, slots: Tensor, length: int, rows: Tensor | None = None) -> None:
+    def write_at(self, slots: Tensor, length: int, rows: Tensor | None = None, first: int = 0) -> None:
         """Direct the next forward: columns to `slots` [R, W], queries read slots below `length`.
 
         Args:
-            rows: int64 [R], whose columns these are; the first R if not given.
+            rows: int64 [R], whose columns these are; those from `first` on if not given.
         """
+        self._first = first
         self.reserve(length)
         self._reach = (slots.shape[0], length)
         self._positions = slots
@@ -87,7 +89,11 @@ class RowCache:
         rows, length = self._reach
         if self._index is None:  # the flat slots [R * heads * W] are the same in every layer
             heads = torch.arange(keys.shape[1], device=keys.device)
-            row = torch.arange(rows, device=keys.device) if self._rows is None else self._rows.to(keys.device)
+            row = (
+                torch.arange(self._first, self._first + rows, device=keys.device)
+                if self._rows is None
+                else self._rows.to(keys.device)
+            )
             row_heads = (row[:, None] * len(heads) + heads)[..., None] * self.slots
             self._index = (row_heads + self._positions[:, None, :]).flatten()
         if self._index.device != keys.device:  # a model spread over several devices
@@ -100,7 +106,7 @@ class RowCache:
             some = self._rows.to(keys.device)
             return k.narrow(2, 0, length)[some], v.narrow(2, 0, length)[some]
         if rows < self.rows:
-            k, v = k.narrow(0, 0, rows), v.narrow(0, 0, rows)
+            k, v = k.narrow(0, self._first, rows), v.narrow(0, self._first, rows)
         return k.narrow(2, 0, length), v.narrow(2, 0, length)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -229,13 +235,15 @@ class CachedModel:
 
         Args:
             branches: columns that are not in the slots of their positions.
-            rows: whose columns these are; the first R if not given.
+            rows: whose columns these are; the first R if not given. A range of neighbouring ones costs no copy.
 
         Returns [R, W, V], or [R, 1, V] of the last column alone.
         """
-        some = None if rows is None else torch.tensor(rows, device=self.device)
-        self.cache.write_at(positions if branches is None else branches.slot, length, some)
-        step = self.step if rows is None else self.model  # not worth compiling for
+        neighbours = rows is None or isinstance(rows, range)
+        some = None if neighbours else torch.tensor(rows, device=self.device)
+        first = rows.start if isinstance(rows, range) else 0
+        self.cache.write_at(positions if branches is None else branches.slot, length, some, first)
+        step = self.step if neighbours else self.model  # not worth compiling for
         out = step(
             input_ids=ids,
             # A block may reach past the context, with drafts that are not committed.

@@ -189,7 +189,7 @@ class Branches(RowCache):
         super().__init__(0)
         self.trunk = trunk
 
-    def write_at(self, slots: Tensor, length: int, rows: Tensor | None = None) -> None:
+    def write_at(self, slots: Tensor, length: int, rows: Tensor | None = None, first: int = 0) -> None:
         self.shared = length - slots.shape[1]
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,9 @@ one step of each model a token. Rows advance by different amounts, and nothing i
 """
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,14 +17,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rsd.cache import CachedModel, RowCache
+from rsd.candidates import likeliest
 from rsd.config import Acceptance, Sampling
 from rsd.graph import DraftLoop
 from rsd.loops import EVERY, REACH, loops
 from rsd.midst import BETWEEN, Filter, Midst
 from rsd.pace import Pace
-from rsd.proposals import Proposals, normalised
-from rsd.sampling import DRAFT, acceptable, drafter, draw, target, uniforms, verify, warp
-from rsd.teacher import Contexts, Teacher
+from rsd.proposals import Proposals
+from rsd.sampling import DRAFT, acceptable, drafter, draw, least_logprob, target, uniforms, verify, warp
+from rsd.teacher import Contexts, Judged, Teacher
 from rsd.vocabulary import Reading, Vocabulary
 
 # Columns of a row's state, which the host keeps and sends to the device once a round.
@@ -31,6 +34,7 @@ STATE = 5  # columns
 # Columns of a token's record, in the order in which a round makes them.
 TOKEN, LABEL, TEACHER_LOGPROB, STUDENT_LOGPROB, ACCEPTED, PROPOSAL, LEFT_OUT = range(7)
 RECORD = 7  # columns
+WIDE = 1 << 24  # bytes of a tensor over all tokens, of some ten that a round without top-k works with
 
 
 class Rounds:
@@ -55,6 +59,9 @@ class Rounds:
         self.vocabulary = vocabulary
         self.proposals = Proposals(vocabulary, sampling, self.student.device)
         self.own = vocabulary.own.to(self.student.device)
+        said = vocabulary.own == 0
+        self.last = int(said.nonzero().max()) + 1
+        self.never = None if said[: self.last].all() else ~said[: self.last].to(self.student.device)
         self.sampling, self.acceptance, self.pace, self.loop_check = sampling, acceptance, pace, loop_check
         # What the host looks up by the student's ids.
         self.teacher_has = vocabulary.shared.numpy() > 0
@@ -107,81 +114,142 @@ class Rounds:
         reach = int(state[:, LENGTH].max()) + 1
 
         if self.loop is not None:
-            steps = self.loop(token, at, noise[..., DRAFT], reach)
+            steps = [Step(*step) for step in self.loop(token, at, noise[..., DRAFT], reach)]
         else:
             steps = []
             for j in range(block):
-                steps.append(self._draft(token, at + j, reach + j, noise[:, j, DRAFT]))
-                token = steps[-1][0]
-        # Stacking copies what is as wide as the vocabulary: not in lockstep, where there is one of each.
-        drafts, logprobs, p, stands, d = (
-            x[0].unsqueeze(1) if block == 1 else torch.stack(x, 1) for x in zip(*steps, strict=True)
-        )
+                steps.append(Step(*self._draft(token, at + j, reach + j, noise[:, j, DRAFT])))
+                token = steps[-1].token
 
+        drafts = torch.stack([step.token for step in steps], 1)
         drafted = drafts.cpu().numpy()
         contexts = []
         for reading, row in zip(self.readings, drafted.tolist(), strict=False):
             contexts.append(Contexts(self.vocabulary, reading, row))
             self.proposals.look_ahead(contexts[-1], row)
-        judged = self.teacher.judge(contexts, block)
-        index = judged.at[:, :block]
-        reached = (index >= 0).sum(1)
-        logits = _at(judged.logits, index).to(device).float()
-        pool = self.proposals.pool(logits)
-        masses = self.proposals.masses(pool)
-        whole = self.proposals.spell(
-            masses,
-            pool,
-            stands,
+        made: list[Tensor] = []
+        midst: list[tuple[Filter | None, int]] = []
+        errors: dict[int, str] = {}
+        reached = np.zeros(len(state), dtype=np.int64)
+        for judged in self.teacher.judge(contexts, block):
+            for part in self._parts(judged, block):
+                rows = slice(part.first, part.first + len(part.at))
+                here, where = self._verify(
+                    [step.of(rows) for step in steps], drafts[rows], contexts[rows], part, noise[rows], self.midst[rows]
+                )
+                made.append(here)
+                midst += [(where, i) for i in range(len(part.at))]
+                reached[rows] = (part.at[:, :block] >= 0).sum(1)
+            errors |= judged.errors
+        ended = self._commit(state, book, contexts, midst, drafted, reached, torch.cat(made, 1).cpu().numpy(), started)
+        nan = "the logits of a model hold NaN or infinity"
+        return [(i, how, errors.get(i, nan) if how == "error" else None) for i, how in ended]
+
+    def _draft(self, token: Tensor, at: Tensor, length: int, uniform: Tensor) -> tuple[Tensor, ...]:
+        """One draft [R] of the student, and what judging it needs: the fields of a `Step`."""
+        logits = self.student(token[:, None], at, length)[:, 0].float()
+        logprobs = logits.log_softmax(-1)
+        if not self.proposals.few:
+            return draw(self._of_all(logprobs)[2], uniform), logprobs, logprobs.amax(-1)
+        ids, p = likeliest(self._allowed(logits), self.sampling)
+        known, least = logprobs.gather(-1, ids), least_logprob(logprobs, self.acceptance)
+        d = drafter(p, acceptable(known, p, self.acceptance, self.sampling, least))
+        drafted = ids.gather(-1, draw(d, uniform)[:, None])[:, 0]
+        return drafted, logprobs, known.amax(-1), ids, p, *(() if least is None else (least,))
+
+    def _allowed(self, logits: Tensor) -> Tensor:
+        """The logits of the student's own tokens: without what lies beyond the last one, which is no copy, and what
+        is never to be said."""
+        logits = logits[:, : self.last]
+        return logits if self.never is None else logits.masked_fill(self.never, -torch.inf)
+
+    def _of_all(self, logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A, p and d over all tokens [..., V], where no filter leaves few candidates."""
+        p = warp(logprobs + self.own, self.sampling)
+        stands = acceptable(logprobs, p, self.acceptance, self.sampling)
+        return stands, p, drafter(p, stands)
+
+    def _stand(self, steps: Sequence["Step"], places: Sequence[tuple[int, int, int]]) -> list[bool]:
+        """Of (row, draft, token), whether the token could stand there."""
+        if not places:
+            return []
+        if not self.proposals.few:
+            return [bool(self._of_all(steps[j].logprobs[i])[0][token]) for i, j, token in places]
+        said = [(steps[j], i, token) for i, j, token in places]
+        logprobs = torch.stack([step.logprobs[i, token] for step, i, token in said])
+        p = torch.stack([(step.p[i] * (step.ids[i] == token)).sum() for step, i, token in said])  # type: ignore[index]
+        least = None if steps[0].least is None else torch.cat([step.least[i] for step, i, _ in said])  # type: ignore[index]
+        return (acceptable(logprobs, p, self.acceptance, self.sampling, least) > 0).tolist()
+
+    def _parts(self, judged: Judged, block: int) -> Iterator[Judged]:
+        """All rows that were judged; or some of them after the other, where a round works over all tokens."""
+        rows = len(judged.at)
+        if not self.proposals.few:
+            rows = max(1, WIDE // (4 * block * self.vocabulary.width))
+        for first in range(0, len(judged.at), rows):
+            yield judged._replace(at=judged.at[first : first + rows], first=judged.first + first)
+
+    def _verify(
+        self,
+        steps: list["Step"],
+        drafts: Tensor,
+        contexts: list[Contexts],
+        judged: Judged,
+        noise: Tensor,
+        midst: list[Midst],
+    ) -> tuple[Tensor, Filter | None]:
+        """What is made of some rows' drafts [R, K] when the teacher has judged them: [RECORD + 2, R, K], as float64,
+        so that ids are exact and one transfer carries all; and where the teacher is then."""
+        logits = _at(judged.logits, judged.at[:, : drafts.shape[1]]).to(drafts.device).float()
+        proposed, where = self.proposals.read(
+            logits,
+            (_stacked(steps, "ids"), _stacked(steps, "p")) if self.proposals.few else None,
+            partial(self._stand, steps),
             teacher=self.teacher,
             contexts=contexts,
             judged=judged,
-            before=self.recent,
-            drafts=drafted.tolist(),
+            before=self.recent[judged.first : judged.first + len(drafts)],
+            midst=midst,
+            drafts=drafts.tolist(),
         )
-        midst = Filter(self.proposals.several, masses, whole, pool, self.midst)
-        if self.proposals.several.spelled:
-            masses, whole = midst.mix(drafted.tolist())
-        q, held = normalised(masses)
-        goal = target(q, p, stands, self.acceptance.trials)
-        verdict = verify(drafts, d, goal, noise)
+        if proposed.ids is None or proposed.p is None:
+            logprobs = _stacked(steps, "logprobs")
+            stands, p, d = self._of_all(logprobs)
+        else:
+            logprobs = torch.stack([s.logprobs.gather(-1, proposed.ids[:, j]) for j, s in enumerate(steps)], 1)
+            p, least = proposed.p, _stacked(steps, "least") if steps[0].least is not None else None
+            stands = acceptable(logprobs, p, self.acceptance, self.sampling, least)
+            d = drafter(p, stands)
+        goal = target(proposed.q, p, stands, self.acceptance.trials)
+        verdict = verify(proposed.place(drafts), d, goal, noise)
 
-        at_token = verdict.tokens[..., None]
-        theirs = self.teacher.logprobs(logits)
-        in_teacher = at_token if self.proposals.theirs is None else self.proposals.theirs[at_token]
-        likeliest = q.max(-1)
-        made = torch.stack(  # as float64, so that ids are exact and one transfer carries all
-            [
-                verdict.tokens.double(),
-                verdict.from_teacher,
-                theirs.gather(-1, in_teacher.clamp_max(theirs.shape[-1] - 1))[..., 0],
-                logprobs.gather(-1, at_token)[..., 0],
-                goal.accepted,
-                torch.where(likeliest.values > 0, likeliest.indices, -1),
-                (1 - held / whole)[..., 0].clamp(0, 1),
-                verdict.survived[:, None].expand(-1, block),
-                theirs.amax(-1) + logprobs.amax(-1) + held[..., 0],  # finite only where both models' logits are sound
-            ]
-        )
-        ended = self._commit(state, book, contexts, midst, drafted, reached, made.cpu().numpy(), started)
-        nan = "the logits of a model hold NaN or infinity"
-        return [(i, how, judged.errors.get(i, nan) if how == "error" else None) for i, how in ended]
-
-    def _draft(self, token: Tensor, at: Tensor, length: int, uniform: Tensor) -> tuple[Tensor, ...]:
-        """One draft [R] of the student, and what judging it needs: log-probs, p, A and d, [R, V] each."""
-        logits = self.student(token[:, None], at, length)[:, 0].float()
-        logprobs = logits.log_softmax(-1)
-        p = warp(logits + self.own, self.sampling)
-        stands = acceptable(logprobs, p, self.acceptance, self.sampling)
-        d = drafter(p, stands)
-        return draw(d, uniform), logprobs, p, stands, d
+        tokens = proposed.token(verdict.tokens)
+        total = self.teacher.total(logits.flatten(0, 1), proposed.top.flatten()).view(drafts.shape)
+        in_teacher = tokens if self.proposals.theirs is None else self.proposals.theirs[tokens]
+        theirs = [
+            logits.gather(-1, i[..., None])[..., 0] - total
+            for i in (in_teacher.clamp_max(logits.shape[-1] - 1), proposed.top)
+        ]
+        likeliest_one = proposed.q.max(-1)
+        made = [
+            tokens,
+            verdict.from_teacher,
+            theirs[0],
+            logprobs.gather(-1, verdict.tokens[..., None])[..., 0],
+            goal.accepted,
+            torch.where(likeliest_one.values > 0, proposed.token(likeliest_one.indices), -1),
+            proposed.left_out,
+            verdict.survived[:, None].expand_as(drafts),
+            theirs[1] + _stacked(steps, "sound"),  # finite only where both models' logits are
+        ]
+        return torch.stack([x.double() for x in made]), where
 
     def _commit(
         self,
         state: np.ndarray,
         book: np.ndarray,
         contexts: list[Contexts],
-        midst: Filter,
+        midst: list[tuple[Filter | None, int]],
         drafted: np.ndarray,
         reached: np.ndarray,
         made: np.ndarray,
@@ -223,8 +291,9 @@ class Rounds:
         state[:, LENGTH] += count
         for i, n in enumerate(count.tolist()):
             self._read_on(i, contexts[i], tokens[i, :n].tolist(), drafted[i].tolist())
-            if n and self.proposals.several.spelled:
-                self.midst[i] = midst.after(i, n - 1, int(tokens[i, n - 1]))
+            where, row = midst[i]
+            if n:
+                self.midst[i] = BETWEEN if where is None else where.after(row, n - 1, int(tokens[i, n - 1]))
         state[broken, DONE] = 0  # nothing of a broken row is kept
         self.pace.learn(
             seconds=time.perf_counter() - started,
@@ -249,6 +318,29 @@ class Rounds:
         start = min([start, *contexts.forks[1:]])
         self.recent[row] = [*self.recent[row], *tokens][-self.proposals.longest :]
         self.teacher.keep(row, contexts, reading.ids, start)
+
+
+class Step(NamedTuple):
+    """A draft of every row, and what the student says in its place.
+
+    token: int64 [R]. logprobs: [R, V], log-softmax over the full width at temperature 1. sound: [R], finite where
+    the logits are. Where a filter leaves few candidates also these: ids [R, C] and p [R, C], and where the
+    acceptance asks for it `sampling.least_logprob`, [R, 1].
+    """
+
+    token: Tensor
+    logprobs: Tensor
+    sound: Tensor
+    ids: Tensor | None = None
+    p: Tensor | None = None
+    least: Tensor | None = None
+
+    def of(self, rows: slice) -> "Step":
+        return Step(*(x[rows] for x in self if x is not None))
+
+
+def _stacked(steps: Sequence[Step], name: str) -> Tensor:
+    return torch.stack([getattr(step, name) for step in steps], 1)
 
 
 def _at(logits: Tensor, index: np.ndarray) -> Tensor:

@@ -11,7 +11,8 @@ so a trace is sampled from r, and any lossless speculative method applies with r
 student drafts x ~ d, x stands with probability min(1, r(x) / d(x)), and a draft that falls is
 replaced by a draw from the residual (r - d)+.
 
-Shapes: R rows, K positions of a block, V token ids of the student. Probabilities are float32.
+Shapes: R rows, K positions of a block, V token ids of the student, or the candidates among them (`candidates`),
+the places of which then stand for ids.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsd.candidates import bounded, likeliest
 from rsd.config import Acceptance, Sampling
 
 DRAFT, SURVIVE, RESIDUAL, LABEL = range(4)  # what each of a position's four uniforms decides
@@ -65,47 +67,50 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
         float32 [..., V], rows summing to 1. Top-p keeps the smallest set of likeliest tokens whose
         mass reaches it, at least one.
     """
-    if sampling.temperature == 0:
-        return torch.zeros_like(logits, dtype=torch.float32).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    width = logits.shape[-1]
-    if not 0 < sampling.top_k < width and sampling.top_p == 1:
+    if bounded(sampling, logits.shape[-1]):
+        ids, probs = likeliest(logits, sampling)
+        return torch.zeros_like(logits, dtype=torch.float32).scatter_(-1, ids, probs.float())
+    if sampling.top_p == 1:
         return (logits.float() / sampling.temperature).softmax(-1)
-    k = min(sampling.top_k or width, width)
-    if k < width:
-        # On a CPU topk of fewer than 64 k entries takes another algorithm, here four times as slow.
-        short = max(0, 64 * k - width)
-        wide = torch.nn.functional.pad(logits, (0, short), value=-torch.inf) if short else logits
-        values, ids = wide.topk(k, dim=-1)
-    else:
-        values, ids = logits.sort(dim=-1, descending=True)
+    values, ids = logits.sort(dim=-1, descending=True)
     probs = (values.float() / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1:
-        before = probs.cumsum(-1) - probs
-        probs = probs * (before < sampling.top_p)
-        probs = probs / probs.sum(-1, keepdim=True)
-    return torch.zeros_like(logits, dtype=torch.float32).scatter_(-1, ids, probs)
+    before = probs.cumsum(-1) - probs
+    probs = probs * (before < sampling.top_p)
+    return torch.zeros_like(logits, dtype=torch.float32).scatter_(-1, ids, probs / probs.sum(-1, keepdim=True))
 
 
-def acceptable(logprobs: Tensor, p: Tensor, acceptance: Acceptance, sampling: Sampling) -> Tensor:
+def least_logprob(logprobs: Tensor, acceptance: Acceptance) -> Tensor | None:
+    """What a token's log-prob must reach to be among the student's `acceptance.top_k` likeliest, [..., 1]."""
+    if not 0 < acceptance.top_k < logprobs.shape[-1]:
+        return None
+    return logprobs.topk(acceptance.top_k, dim=-1).values[..., -1:]
+
+
+def acceptable(
+    logprobs: Tensor, p: Tensor, acceptance: Acceptance, sampling: Sampling, least: Tensor | None = None
+) -> Tensor:
     """A: where the student lets a proposal stand.
 
     Args:
         logprobs: [..., V], the student's log-softmax over its full width at temperature 1.
         p: [..., V], the student's sampling distribution.
+        least: of candidates alone, `least_logprob` of all tokens.
 
     Returns:
-        float32 [..., V] of 0 and 1. Empty at threshold 1 by definition.
+        [..., V] of 0 and 1, as p is. Empty at threshold 1 by definition.
     """
+    if least is None:
+        least = least_logprob(logprobs, acceptance)
     if acceptance.threshold == 1:
         return torch.zeros_like(p)
     if acceptance.threshold_on == "raw" or sampling.temperature == 0:
         floor = math.log(acceptance.threshold) if acceptance.threshold > 0 else -math.inf
         stands = logprobs >= floor
     else:
-        stands = p >= acceptance.threshold
-    if 0 < acceptance.top_k < logprobs.shape[-1]:
-        stands &= logprobs >= logprobs.topk(acceptance.top_k, dim=-1).values[..., -1:]
-    return stands.float()
+        stands = p.float() >= acceptance.threshold  # as it was computed, so that a tie is one
+    if least is not None:
+        stands &= logprobs >= least
+    return stands.to(p.dtype)
 
 
 class Target(NamedTuple):
@@ -121,7 +126,7 @@ def target(q: Tensor, p: Tensor, stands: Tensor, trials: float) -> Target:
     q_stands = q * stands
     a = q_stands.sum(-1, keepdim=True).clamp_max(1.0)
     # 1 - (1-a)^n without cancellation for small a; log1p(-1) = -inf gives exactly 1.
-    teacher = (a > 0).float() if trials == math.inf else -torch.expm1(trials * torch.log1p(-a))
+    teacher = (a > 0).to(a.dtype) if trials == math.inf else -torch.expm1(trials * torch.log1p(-a))
     by_teacher = q_stands * (teacher / a.clamp_min(torch.finfo(a.dtype).tiny))
     return Target(by_teacher + (1 - teacher) * p, by_teacher, a.squeeze(-1))
 

@@ -16,7 +16,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsd.teacher import TOP, Contexts, Judged, Place
+from rsd.teacher import LOGITS, TOP, Contexts, Judged, Place
 
 try:
     import httpx
@@ -38,6 +38,9 @@ TIMEOUT = httpx.Timeout(300, connect=10)  # seconds; a server that is stopped ma
 PATIENCE = 900  # seconds after which a request that fails again and again ends the job
 DELAYS = 0.25, 20.0  # seconds before the next try: at first, and at the most
 LEAST = -9000.0  # servers send -9999 for minus infinity
+
+# Of a row, how many contexts were asked about, and the ids and log-probs after each; or why there are none.
+Answers = tuple[int, list[tuple[list[int], list[float]]] | str]
 
 log = logging.getLogger("rsd")
 
@@ -74,22 +77,32 @@ class ServedTeacher:
     def drop(self, rows: int) -> None:
         pass
 
-    def logprobs(self, logits: Tensor) -> Tensor:
+    def total(self, logits: Tensor, top: Tensor) -> Tensor:
         """They are log-probs already; -inf where the server did not tell."""
-        return logits
+        return logits.new_zeros(logits.shape[:-1])
 
-    def judge(self, contexts: Sequence[Contexts], block: int) -> Judged:
-        return self.judge_more(range(len(contexts)), contexts, [c.places for c in contexts])
+    def judge(self, contexts: Sequence[Contexts], block: int) -> Iterator[Judged]:
+        said = self._answers(contexts, [c.places for c in contexts])
+        rows = max(1, LOGITS // (4 * self.width * max(len(c.places) for c in contexts)))
+        for first in range(0, len(contexts), rows):
+            yield self._judged(range(first, min(first + rows, len(contexts))), said[first : first + rows])
 
     def judge_more(self, rows: Sequence[int], contexts: Sequence[Contexts], places: Sequence[list[Place]]) -> Judged:
+        return self._judged(rows, self._answers(contexts, places))
+
+    def _answers(self, contexts: Sequence[Contexts], places: Sequence[list[Place]]) -> list[Answers]:
+        """What the server says of the rows' places, or of a row why it says nothing."""
         # Drafts beyond the teacher's context are not committed, whatever it says of them.
         prompts = [[c.ids(p)[-self.context :] for p in mine] for c, mine in zip(contexts, places, strict=True)]
         answers = self._wait(self._all(prompts))
-        logprobs = np.full((sum(map(len, prompts)), self.width), -np.inf, dtype=np.float32)
-        at = np.full((len(prompts), max(map(len, prompts))), -1)
+        return [(len(mine), answer) for mine, answer in zip(prompts, answers, strict=True)]
+
+    def _judged(self, rows: Sequence[int], said: Sequence[Answers]) -> Judged:
+        counts = [count for count, _ in said]
+        logprobs = np.full((sum(counts), self.width), -np.inf, dtype=np.float32)
+        at = np.full((len(said), max(counts)), -1)
         errors, n = {}, 0
-        for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-            count = len(prompts[i])
+        for i, (row, (count, answer)) in enumerate(zip(rows, said, strict=True)):
             at[i, :count] = np.arange(n, n + count)
             if isinstance(answer, str):
                 errors[row] = answer
@@ -98,7 +111,7 @@ class ServedTeacher:
                 for j, (ids, values) in enumerate(answer):
                     logprobs[n + j, ids] = values
             n += count
-        return Judged(torch.from_numpy(logprobs), at, errors)
+        return Judged(torch.from_numpy(logprobs), at, rows[0], errors)
 
     def _wait(self, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
         """Run `work` in a thread that has a loop of its own: the caller's may be running one already."""

@@ -1,6 +1,6 @@
 """What is asked of a teacher in a round, and the teacher whose weights and cache are here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +14,10 @@ from rsd.vocabulary import Edit, Reading, Vocabulary
 # From so many rows on, a row reads no more columns a round than a block has, and waits if it needs more (its next
 # token may be spelled in several pieces): widening the pass for all rows would cost more than the one row's wait.
 WAIT_FROM = 16
+PIECE = 1 << 20  # logits that are summed up at once on a CPU
+# Bytes of logits, in float32, that one pass may leave: rows beyond that are read in another one. A CPU has no use
+# for passes so wide; on a GPU they are what makes a pass cheap.
+LOGITS, LOGITS_ELSEWHERE = 3 << 25, 1 << 29
 TOP = 20  # log-probs that a served teacher tells: what vLLM gives at the most, unless it is told otherwise
 
 
@@ -72,12 +76,13 @@ class Judged(NamedTuple):
     """What a teacher says of contexts.
 
     logits: float [N, V_teacher]. at: int64 [R, P], which of the N belongs to a row's place; -1 where the
-        teacher has not read it (a row that has to wait), or there is none. errors: rows that it cannot judge,
-        whose logits are NaN, and why.
+        teacher has not read it (a row that has to wait), or there is none. first: the rows are those from this
+        one on. errors: rows that it cannot judge, whose logits are NaN, and why.
     """
 
     logits: Tensor
     at: np.ndarray
+    first: int = 0
     errors: Mapping[int, str] = {}
 
 
@@ -85,8 +90,10 @@ class Teacher(Protocol):
     """Judges contexts of the rows that are decoded together.
 
     context: how many ids it can read. prefill: what it made of prompts, for copy_row, which puts one of them in
-    a row's place. judge: of all rows in turn, or once more of some rows, other places. keep: what a row's
-    context has become, which is like the paths up to `start` at least.
+    a row's place. judge: of all rows, some neighbouring ones after the other, so that the logits of all need not
+    exist at once; judge_more: once more of some of these rows, other places. total: the log-sum-exp of logits, of
+    which `top` is the index of one that is not -inf. keep: what a row's context has become, which is like the
+    paths up to `start` at least.
     """
 
     context: int
@@ -97,13 +104,13 @@ class Teacher(Protocol):
 
     def move_row(self, row: int, to: int) -> None: ...
 
-    def judge(self, contexts: Sequence[Contexts], block: int) -> Judged: ...
+    def judge(self, contexts: Sequence[Contexts], block: int) -> Iterator[Judged]: ...
 
     def judge_more(
         self, rows: Sequence[int], contexts: Sequence[Contexts], places: Sequence[list[Place]]
     ) -> Judged: ...
 
-    def logprobs(self, logits: Tensor) -> Tensor: ...
+    def total(self, logits: Tensor, top: Tensor) -> Tensor: ...
 
     def keep(self, row: int, contexts: Contexts, ids: list[int], start: int) -> None: ...
 
@@ -121,6 +128,7 @@ class LocalTeacher:
     def __init__(self, model: PreTrainedModel, rows: int, *, compile: bool = False) -> None:
         self.model = CachedModel(model, rows, compile=compile)
         self.context = self.model.context
+        self.width = int(model.config.get_text_config().vocab_size)
         self.held = [0] * rows  # how many ids of its context a row's slots hold
         self.fed = [(0, 0)] * rows  # the path that they hold since the last pass, and how many ids of it
 
@@ -138,11 +146,14 @@ class LocalTeacher:
     def drop(self, rows: int) -> None:
         self.model.cache = RowCache(rows)
 
-    def logprobs(self, logits: Tensor) -> Tensor:
-        """Log-probs [..., V_teacher] over all tokens, -inf where they are not known."""
-        return logits.log_softmax(-1)
+    def total(self, logits: Tensor, top: Tensor) -> Tensor:
+        """The log-sum-exp [N] of logits [N, V_teacher]; `top` [N] is the index of a logit that is not -inf."""
+        # On a CPU a few rows at a time: what fits into the processor's cache is quicker, and takes no memory.
+        rows = max(1, PIECE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+        pieces = zip(logits.split(rows), top[:, None].split(rows), strict=True)
+        return torch.cat([(x.gather(-1, i) - x.log_softmax(-1).gather(-1, i))[:, 0] for x, i in pieces])
 
-    def judge(self, contexts: Sequence[Contexts], block: int) -> Judged:
+    def judge(self, contexts: Sequence[Contexts], block: int) -> Iterator[Judged]:
         most = block if len(contexts) >= WAIT_FROM else None
         columns, places = [], []
         for row, c in enumerate(contexts):
@@ -164,7 +175,21 @@ class LocalTeacher:
             columns.append(made)
             places.append(index)
             self.fed[row] = path, made.end
-        return self._read(columns, places, None)
+        for some in self._groups([made.width for made in columns]):
+            mine = slice(some.start, some.stop)
+            said = self._read(columns[mine], places[mine], some if len(some) < len(columns) else None)
+            yield said._replace(first=some.start)
+
+    def _groups(self, widths: Sequence[int]) -> Iterator[range]:
+        """Neighbouring rows that are read in one pass, as many as may leave their logits."""
+        columns = (LOGITS if self.model.device.type == "cpu" else LOGITS_ELSEWHERE) // (4 * self.width)
+        first, widest = 0, 0
+        for row, width in enumerate(widths):
+            widest = max(widest, width)
+            if row > first and (row + 1 - first) * widest > columns:
+                yield range(first, row)
+                first, widest = row, width
+        yield range(first, len(widths))
 
     def judge_more(self, rows: Sequence[int], contexts: Sequence[Contexts], places: Sequence[list[Place]]) -> Judged:
         fed = [self.fed[row] for row in rows]

@@ -81,6 +81,7 @@ class Vocabulary:
     also: tuple[tuple[int, int], ...] = ()
     spelled: dict[int, tuple[int, ...]] = field(default_factory=dict)
     several: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    merged: dict[int, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     case: str = SAME
     student_only: tuple[str, ...] = ()
     teacher_only: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from transformers import (
 
 from rsd.config import Acceptance, Sampling
 from rsd.engine import Engine, Finished, Request
-from rsd.proposals import Proposals, normalised
+from rsd.proposals import Proposals
 from rsd.sampling import row_key
 from rsd.vocabulary import Vocabulary
 
@@ -125,7 +125,11 @@ def proposed(logits: torch.Tensor, vocabulary: Vocabulary | torch.Tensor, sampli
     if isinstance(vocabulary, torch.Tensor):
         vocabulary = Vocabulary(vocabulary, torch.zeros_like(vocabulary))
     made = Proposals(vocabulary, sampling, torch.device("cpu"))
-    return normalised(made.masses(made.pool(logits)))[0]
+    found = made.masses(made.pool(logits))
+    masses = found.masses.float()
+    if found.ids is not None:
+        masses = torch.zeros(*masses.shape[:-1], vocabulary.width).scatter_add_(-1, found.ids, masses)
+    return masses / masses.sum(-1, keepdim=True).clamp_min(1e-30)
 
 
 def requests(prompts: list[list[int]], *, max_new_tokens: int = 24, vocabulary: Vocabulary, seed: int = 0):
