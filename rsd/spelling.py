@@ -5,31 +5,34 @@ SentencePiece's kind with single bytes to fall back on (Llama 2, Mistral, Gemma)
 a token may be half a character.
 """
 
-import json
+import copy
 import re
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 BLANK = "\u2581"  # what stands for a space in SentencePiece's vocabularies
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in byte-level vocabularies (GPT-2's table)."""
+def _byte_alphabet() -> dict[int, str]:
+    """The byte that each character of byte-level vocabularies stands for (GPT-2's table), for `str.translate`."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    none = dict.fromkeys(range(256), "\uffff")  # no Latin-1
+    return none | {b: chr(b) for b in printable} | {256 + i: chr(b) for i, b in enumerate(others)}
 
 
 class Speller:
     """One tokenizer, between ids and bytes.
 
-    Args:
-        words: added tokens that are read in a text, as the tokenizer itself reads them; others are not.
+    Added tokens that the tokenizer's model has as well and that control nothing (Gemma's line breaks, tabs and
+    HTML tags) are ordinary text: a tokenizer cuts a text at them first, and that is all.
 
-    bytes: of all ids but the added tokens'. single: the ids that stand for single bytes.
+    Args:
+        words: other added tokens that are read in a text, as the tokenizer itself reads them; the rest is not.
+
+    bytes: of all ids but the other added tokens'. single: the ids that stand for single bytes.
 
     Raises:
         ValueError: its tokens have no exact bytes.
@@ -39,54 +42,68 @@ class Speller:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ValueError(f"the {role}'s tokenizer is not a fast one, whose tokens could be read as bytes")
-        state = json.loads(backend.to_str())
-        splitter, decoder = (json.dumps(state[part], ensure_ascii=False) for part in ("pre_tokenizer", "decoder"))
+        model = backend.model
+        splitter, decoder = (
+            part.__getstate__().decode() if part else "" for part in (backend.pre_tokenizer, backend.decoder)
+        )
         self.byte_level = "ByteLevel" in splitter + decoder
-        model = state["model"]
-        marks = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+        kind = type(model).__name__
         blanks = BLANK in decoder or "Metaspace" in decoder
-        if model["type"] not in ("BPE", "Unigram") or marks or not (self.byte_level or blanks):
+        if (
+            kind not in ("BPE", "Unigram")
+            or (kind == "BPE" and (model.continuing_subword_prefix or model.end_of_word_suffix))
+            or not (self.byte_level or blanks)
+        ):
             raise ValueError(
-                f"the {role}'s tokenizer ({model['type']}) gives its tokens no exact bytes: with another tokenizer on "
+                f"the {role}'s tokenizer ({kind}) gives its tokens no exact bytes: with another tokenizer on "
                 "the other side, choose a model with a byte-level one, or one of SentencePiece's kind"
             )
         # SentencePiece's kind cuts at blanks, if at all.
-        self.cuts_at_blanks = '"Metaspace"' in splitter and '"split": true' in splitter
-        if '"add_prefix_space": true' in splitter:
-            splitter = splitter.replace('"add_prefix_space": true', '"add_prefix_space": false')
-            backend = Tokenizer.from_str(json.dumps(state | {"pre_tokenizer": json.loads(splitter)}))
-        self.splitter = backend.pre_tokenizer
-        self.piece = lru_cache(1 << 16)(lambda piece: [token.id for token in backend.model.tokenize(piece)])
-        self.words = words or {}
-        longest_first = sorted(map(re.escape, self.words), key=len, reverse=True)
-        self.cut = re.compile("|".join([*longest_first, "[\udc80-\udcff]+"]))  # a word, or what is no text
-        added = set(tokenizer.get_added_vocab().values()) - set(self.words.values())
+        self.cuts_at_blanks = '"Metaspace"' in splitter and '"split":true' in splitter
+        self.splitter = copy.deepcopy(backend.pre_tokenizer)
+        if '"add_prefix_space":true' in splitter:
+            self.splitter.__setstate__(splitter.replace('"add_prefix_space":true', '"add_prefix_space":false').encode())
+        self.piece = lru_cache(1 << 16)(lambda piece: [token.id for token in model.tokenize(piece)])
+        vocab = tokenizer.get_vocab()
+        added = tokenizer.added_tokens_decoder
+        ordinary = {t.content: i for i, t in added.items() if not t.special and model.token_to_id(t.content) == i}
+        # A run of `BLANK` is what the model makes of spaces, not a word that a text could hold.
+        words = dict(words or {}) | {t: i for t, i in ordinary.items() if self.byte_level or BLANK not in t}
+        self.words = words
+        self.lengths = sorted({len(word) for word in words}, reverse=True)
+        # Where a word may begin, and what is no text (a character that stands for another one is none).
+        begins = "".join(sorted({re.escape(word[0]) for word in words}))
+        lone = "" if self.byte_level else BLANK
+        self.cut = re.compile(f"([\udc80-\udcff{lone}]+)" + (f"|[{begins}]" if begins else ""))
+        others = {i for i, t in added.items() if t.content not in ordinary and t.content not in words}
         alphabet = _byte_alphabet()
         self.bytes: dict[int, bytes] = {}
-        for token, i in tokenizer.get_vocab().items():
-            if i in added:
+        for token, i in vocab.items():
+            if i in others:
                 continue
-            if token in self.words:
+            if i in added and token in words:
                 self.bytes[i] = token.encode()
             elif self.byte_level:
-                if all(c in alphabet for c in token):
-                    self.bytes[i] = bytes(alphabet[c] for c in token)
-            elif single := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
-                self.bytes[i] = bytes([int(single[1], 16)])
+                try:
+                    self.bytes[i] = token.translate(alphabet).encode("latin-1")
+                except UnicodeEncodeError:
+                    continue
+            elif token.startswith("<0x") and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+                self.bytes[i] = bytes([int(token[3:5], 16)])
             else:
                 self.bytes[i] = token.replace(BLANK, " ").encode("utf-8", "surrogatepass")
         self.single = {b[0]: i for i, b in sorted(self.bytes.items(), reverse=True) if len(b) == 1}
         if not self.byte_level:  # the bytes to fall back on, not the letters
-            vocab = tokenizer.get_vocab()
             self.single |= {b: vocab[f"<0x{b:02X}>"] for b in range(256) if f"<0x{b:02X}>" in vocab}
 
     @cached_property
     def by_bytes(self) -> dict[bytes, int]:
         """The id that spells some bytes; of several, the one that encoding gives."""
-        ids: dict[bytes, int] = {}
         fallback = set() if self.byte_level else set(self.single.values())
-        for i, spelled in sorted(self.bytes.items(), key=lambda item: (item[0] in fallback, item[0])):
-            ids.setdefault(spelled, i)
+        ids = {self.bytes[i]: i for i in sorted(fallback, reverse=True)}
+        for i in sorted(self.bytes, reverse=True):
+            if i not in fallback:
+                ids[self.bytes[i]] = i
         return ids
 
     def encode(self, data: bytes) -> list[int]:
@@ -97,13 +114,20 @@ class Speller:
         ids: list[int] = []
         text = data.decode("utf-8", "surrogateescape")
         at = 0
-        for cut in [*self.cut.finditer(text), None]:
-            ids += self._plain(text[at : cut.start() if cut else len(text)])
-            if cut:
-                word = self.words.get(cut[0])
-                ids += [self.single[b] for b in cut[0].encode("utf-8", "surrogateescape")] if word is None else [word]
-                at = cut.end()
-        return ids
+        for cut in self.cut.finditer(text):
+            start, end = cut.span()
+            if start < at:  # within a word
+                continue
+            if cut[1]:
+                new = [self.single[b] for b in cut[1].encode("utf-8", "surrogateescape")]
+            elif length := next((n for n in self.lengths if text[start : start + n] in self.words), 0):
+                end = start + length
+                new = [self.words[text[start:end]]]
+            else:
+                continue
+            ids += self._plain(text[at:start]) + new
+            at = end
+        return ids + self._plain(text[at:])
 
     def _plain(self, text: str) -> list[int]:
         """The ids of a text that holds none of `words`; in single bytes, should they not spell it exactly."""
@@ -117,3 +141,11 @@ class Speller:
             return [piece for piece, _ in self.splitter.pre_tokenize_str(text)]
         text = text.replace(" ", BLANK)
         return re.findall(f"{BLANK}?[^{BLANK}]+|{BLANK}", text) if self.cuts_at_blanks else [text]
+
+    def cuts(self, before: bytes, after: bytes) -> bool:
+        """Whether this tokenizer cuts a text between these two before it looks for tokens."""
+        if not self.byte_level:
+            return after[:1] == b" " != before[-1:]
+        begins = len(before.decode("utf-8", "replace"))
+        pieces = self.splitter.pre_tokenize_str((before + after).decode("utf-8", "replace"))
+        return any(start == begins for _, (start, _) in pieces)

@@ -71,8 +71,11 @@ class Vocabulary:
     spelled: the teacher's ids for the student's tokens that it lacks: all of these in one base, the added ones
         in different tokenizers. several: the other way round, of different tokenizers, the student's ids for plain
         tokens of the teacher's that are several of them.
+    merged: of the last piece of a spelling, such as the `>` of `</`, `think`, `>`, the teacher's further tokens that
+        begin with it (`>\\n`), each with what is left of it in the student's ids.
     case: what kind of pair it is. student_only, teacher_only: the added tokens that one side alone has.
-    spellers: the teacher's and the student's, where what is committed is read by its bytes.
+    spellers: the teacher's and the student's, where what is committed is read by its bytes. alike: only behind a
+        spelled token, since plain tokens are the same in both.
     """
 
     shared: Tensor
@@ -86,6 +89,7 @@ class Vocabulary:
     student_only: tuple[str, ...] = ()
     teacher_only: tuple[str, ...] = ()
     spellers: tuple[Speller, Speller] | None = None
+    alike: bool = False
 
     @property
     def width(self) -> int:
@@ -104,8 +108,8 @@ class Vocabulary:
         """What the student's next token changes in the teacher's reading."""
         end = len(reading.ids)
         if (spelled := self.spelled.get(token)) is not None:
-            return Edit(end, spelled, end + len(spelled))
-        if self.spellers is None:
+            return Edit(end, spelled, self._open(reading, spelled))
+        if self.spellers is None or (self.alike and reading.fixed == end):
             return Edit(end, (token,), end + 1)
         teacher, student = self.spellers
         raw = student.bytes.get(token)
@@ -113,9 +117,23 @@ class Vocabulary:
             return Edit(end, (self.teacher_id(token),), end + 1)
         start = _settled(reading, teacher.bytes)
         old = reading.ids[start:]
-        new = teacher.encode(b"".join(teacher.bytes[i] for i in old) + raw)
+        before = b"".join(teacher.bytes[i] for i in old)
+        new = teacher.encode(before + raw)
         same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-        return Edit(start + same, tuple(new[same:]), reading.fixed)
+        fixed = reading.fixed
+        if self.alike and (end - fixed >= REACH or (new == [*old, token] and teacher.cuts(before, raw))):
+            fixed = start + len(new)  # from here on both read the same
+        return Edit(start + same, tuple(new[same:]), fixed)
+
+    def _open(self, reading: Reading, spelled: tuple[int, ...]) -> int:
+        """From which id on a reading may change behind a token that the teacher spells."""
+        end = len(reading.ids)
+        if self.spellers is None or not self.spellers[0].bytes.keys() >= {*spelled}:
+            return end + len(spelled)
+        if self.alike and reading.fixed == end > 0:  # the id before it may go together with the first piece
+            raw = self.spellers[0].bytes.get(reading.ids[-1])
+            return end - (raw is not None and self.spellers[0].encode(raw) == reading.ids[-1:])
+        return reading.fixed
 
     def read(self, reading: Reading, tokens: Iterable[int]) -> Reading:
         """A reading, continued with the student's tokens, in place; returns it."""
@@ -210,7 +228,10 @@ def meet(
         pairs = {i: i for t, i in ours.items() if t in theirs}
         student_only = {t: i for t, i in ours.items() if t not in theirs}
         teacher_only = {t: i for t, i in theirs.items() if t not in ours}
+        spellers = _of_one_base(teacher, student) if student_only else None
         spelled = {i: tuple(teacher.encode(t, add_special_tokens=False)) for t, i in student_only.items()}
+        if spellers:
+            spelled = {i: tuple(spellers[0].encode(t.encode())) for t, i in student_only.items()}
         also, several = [], {}
     else:
         reads, writes = spellers
@@ -223,7 +244,8 @@ def meet(
         teacher_only = {t: i for t, i in added["teacher"].items() if t not in added["student"]}
         pairs = {i: reads.by_bytes[raw] for raw, i in writes.by_bytes.items() if raw in reads.by_bytes}
         pairs |= {i: added["teacher"][t] for t, i in added["student"].items() if t in added["teacher"]}
-        spelled = {i: tuple(reads.encode(t.encode())) for t, i in ours.items() if i not in writes.bytes.keys() | pairs}
+        known = writes.bytes.keys() | pairs
+        spelled = {i: tuple(reads.encode(t.encode())) for t, i in ours.items() if i not in known}
         known = set(pairs.values())
         others = ((t, raw) for t, raw in reads.bytes.items() if t not in known)
         also = [(t, writes.by_bytes[raw]) for t, raw in others if raw in writes.by_bytes]
@@ -232,7 +254,7 @@ def meet(
     for i, pieces in spelled.items():
         if not pieces:
             raise ValueError(f"the teacher's tokenizer cannot spell the student's token {student.decode([i])!r}")
-    if student_eos is not None and (ends := [t for t in teacher_eos if t not in set(pairs.values())]):
+    if student_eos is not None and (ends := sorted({*teacher_eos} - {*pairs.values()}, key=[*teacher_eos].index)):
         if student_eos not in pairs:
             pairs[student_eos] = ends.pop(0)
             spelled.pop(student_eos, None)
@@ -251,11 +273,38 @@ def meet(
         also=tuple(also),
         spelled=spelled,
         several=several,
+        merged=_merged(spelled.values(), spellers, {*added["teacher"].values()}) if spellers else {},
         case=case,
         student_only=_ordered(student_only),
         teacher_only=_ordered(teacher_only),
         spellers=spellers,
+        alike=one_base and not words,
     )
+
+
+def _of_one_base(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> tuple[Speller, Speller] | None:
+    """Spellers for what stands near a spelled token; none where tokens have no exact bytes."""
+    try:
+        spellers = Speller(teacher, "teacher"), Speller(student, "student")
+    except ValueError:
+        return None
+    return spellers if all(len(s.single) == 256 for s in spellers) else None
+
+
+def _merged(
+    spellings: Iterable[tuple[int, ...]], spellers: tuple[Speller, Speller], added: Collection[int]
+) -> dict[int, dict[int, tuple[int, ...]]]:
+    """See `Vocabulary.merged`."""
+    reads, writes = spellers
+    ends = {pieces[-1]: reads.bytes[pieces[-1]] for pieces in spellings if len(pieces) > 1}
+    merged: dict[int, dict[int, tuple[int, ...]]] = {piece: {} for piece in ends}
+    begin = tuple(ends.values())
+    for t, raw in reads.bytes.items():
+        if raw.startswith(begin) and t not in added:
+            for piece, end in ends.items():
+                if raw.startswith(end) and (left := raw[len(end) :]) and {*left} <= writes.single.keys():
+                    merged[piece][t] = tuple(writes.encode(left))
+    return merged
 
 
 def _ordered(tokens: dict[str, int]) -> tuple[str, ...]:

@@ -1,13 +1,15 @@
 """How tokenizers meet: what is shared, what is spelled, and what is refused."""
 
+import itertools
+
 import pytest
 from conftest import SPECIALS, save_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rsd.vocabulary import meet
+from rsd.vocabulary import Reading, meet
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 
@@ -93,3 +95,63 @@ def test_what_cannot_work_is_refused(tmp_path):
 def test_a_model_too_narrow_for_its_tokenizer_is_refused(papers_pair):
     with pytest.raises(ValueError, match="the student's tokenizer has 262 ids, its model only 260 logits"):
         meet(*papers_pair, teacher_width=288, student_width=260)
+
+
+SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+MERGES = [tuple(m.split()) for m in "< /|t h|th i|n k|thi nk|Ċ Ċ|> Ċ|> ĊĊ|> >|. </|x y|Ġ x".split("|")]
+
+
+def merging(added: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that splits as Qwen's does, and whose `>` goes together with line breaks."""
+    tokens = [*BYTES, *map("".join, MERGES)]
+    tok = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=MERGES))
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tok.decoder = decoders.ByteLevel()
+    tok.add_special_tokens(SPECIALS)
+    tok.add_tokens(added)
+    return PreTrainedTokenizerFast(tokenizer_object=tok)
+
+
+@pytest.fixture(scope="module")
+def merging_pair():
+    """Teacher, student, and how they meet."""
+    pair = merging([]), merging(["<think>", "</think>"])
+    return *pair, meet(*pair, teacher_width=300, student_width=300)
+
+
+def test_what_else_begins_with_the_last_piece_of_a_spelling(merging_pair):
+    teacher, student, v = merging_pair
+    last, one, two, twice, line, lines = teacher.convert_tokens_to_ids([">", ">Ċ", ">ĊĊ", ">>", "Ċ", "ĊĊ"])
+    assert {pieces[-1] for pieces in v.spelled.values()} == {last}
+    assert v.merged == {last: {one: (line,), two: (lines,), twice: (last,)}}
+    assert meet(student, student, teacher_width=300, student_width=300).merged == {}
+
+
+TAGGED = "<think>|</think>|\n|\n\n|.|>|x|xy| |é|😀|<|/|thi".split("|")
+
+
+@given(text=st.lists(st.sampled_from(TAGGED), max_size=12).map("".join), at=st.sets(st.integers(1, 30), max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_text_by_a_spelled_token_is_read_as_the_teacher_writes_it(merging_pair, text, at):
+    teacher, student, v = merging_pair
+    text += " x"
+    ids = student.encode(text)
+    assert v.for_teacher(ids) == teacher.encode(text)
+    reading = Reading()  # in blocks
+    for start, end in itertools.pairwise([0, *sorted(at), len(ids)]):
+        v.read(reading, ids[start:end])
+    assert reading.ids == teacher.encode(text)
+
+
+@given(ids=st.lists(st.integers(0, 255 + len(MERGES)), max_size=20))
+@settings(max_examples=100, deadline=None)
+def test_away_from_a_spelled_token_one_base_is_read_as_it_stands(merging_pair, ids):
+    teacher, student, v = merging_pair
+    assert v.for_teacher(ids) == ids
+    text = "</think>\n\n x"
+    assert v.for_teacher([*student.encode(text), *ids]) == [*teacher.encode(text), *ids]
