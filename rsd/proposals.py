@@ -13,7 +13,7 @@ distribution of the teacher's text, read in units (the longest spelling first); 
 has no mass to speak of, or neither s nor t1 could stand, nothing needs to be looked up.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,22 +21,17 @@ from torch import Tensor
 
 from rsd.candidates import Candidates, bounded, likeliest, placed, union
 from rsd.config import Sampling
-from rsd.midst import NEGLIGIBLE, At, Filter, Midst, Several, Spelled
+from rsd.midst import At, Filter, Midst, Several
 from rsd.sampling import warp
-from rsd.teacher import Contexts, Judged, Place, Teacher
+from rsd.teacher import Contexts, Judged, Teacher
+from rsd.units import Stands, Units
 from rsd.vocabulary import Vocabulary
 
-Pieces = tuple[int, ...]  # ids of the teacher's
-# Of (row, draft, token of the student's), whether the token could stand there.
-Stands = Callable[[Sequence[tuple[int, int, int]]], Sequence[bool]]
 SURE = 2.0**-40  # masses below it are what rounding leaves of a difference
 
 
 class Proposals:
-    """The teacher's proposals for one pair.
-
-    units: the student's tokens that the teacher spells in several pieces, by their spelling.
-    """
+    """The teacher's proposals for one pair. few: whether they are few candidates."""
 
     def __init__(self, vocabulary: Vocabulary, sampling: Sampling, device: torch.device) -> None:
         self.sampling = sampling
@@ -59,22 +54,7 @@ class Proposals:
         self.table = torch.from_numpy(table).to(device)
         self.also = torch.tensor(also, dtype=torch.long, device=device).T if also else None
 
-        spelled = {s: pieces for s, pieces in vocabulary.spelled.items() if sampled[s]}
-        self.units: dict[Pieces, int] = {pieces: s for s, pieces in spelled.items() if len(pieces) > 1}
-        self.longest = max(map(len, self.units), default=1)
-        self.alone: dict[int, int] = {t: ordinary[t] for u in self.units for t in u if t in ordinary}
-        self.pieces: dict[int, Pieces] = {s: u for u, s in self.units.items()} | {
-            s: (t,) for t, s in self.alone.items()
-        }
-        self.by_head: dict[int, list[Pieces]] = {}
-        for unit in self.units:
-            self.by_head.setdefault(unit[0], []).append(unit)
-        # What begins with a last piece and goes on, and what is left of it.
-        self.merged = {
-            piece: {t: rest for t, rest in vocabulary.merged.get(piece, {}).items() if sampled[list(rest)].all()}
-            for piece in {unit[-1] for unit in self.units}
-        }
-        self.heads = torch.tensor(list(self.by_head), dtype=torch.long, device=device)
+        self.units = Units(vocabulary, ordinary, self.table, self.pool)
 
     def pool(self, logits: Tensor) -> Candidates:
         """The teacher's sampling distribution over its own tokens, of logits [..., V_teacher]."""
@@ -98,14 +78,6 @@ class Proposals:
             masses = masses.index_add(-1, self.also[1], pool.masses[..., self.also[0]])
         return Candidates(None, masses)
 
-    def look_ahead(self, contexts: Contexts, drafts: Sequence[int]) -> None:
-        """Have the teacher judge the pieces within a draft's spelling, too."""
-        for j, token in enumerate(drafts):
-            pieces = self.pieces.get(token, ())
-            if len(pieces) > 1:
-                path = contexts.places[j + 1].path if j + 1 < len(drafts) else contexts.after.path
-                contexts.look(j, [(pieces[:n], Place(path, contexts.places[j].end + n)) for n in range(1, len(pieces))])
-
     def read(
         self,
         logits: Tensor,
@@ -128,7 +100,7 @@ class Proposals:
         """
         pool = self.pool(logits)
         masses = self.masses(pool)
-        spelled = self._spell(pool, stands, teacher, contexts, judged, before, drafts)
+        spelled = self.units.spell(pool, stands, teacher, contexts, judged, before, drafts)
         where, changed = None, {}
         if spelled or self.several.spelled or any(m.rests for m in midst):
             where = Filter(self.several, masses, pool, spelled, midst)
@@ -164,143 +136,6 @@ class Proposals:
         top = (top if pool.ids is None else pool.ids.gather(-1, top))[..., 0]
         return Proposed(every, q, at_p, left_out, top), where
 
-    def _spell(
-        self,
-        pool: Candidates,
-        stands: Stands,
-        teacher: Teacher,
-        contexts: Sequence[Contexts],
-        judged: Judged,
-        before: Sequence[Sequence[int]],
-        drafts: Sequence[Sequence[int]],
-    ) -> dict[At, Spelled]:
-        """What comes to the masses of tokens that the teacher spells."""
-        if not self.units:
-            return {}
-        units, banned = self._wanted(pool, stands, judged), self._banned(pool, judged, before, drafts)
-        if not units and not banned:
-            return {}
-        after = self._after(
-            teacher, contexts, judged, {at: [*units.get(at, ()), *banned.get(at, ())] for at in {*units, *banned}}
-        )
-        return {
-            at: self._at(pool, at, units.get(at, []), banned.get(at, []), after) for at in sorted({*units, *banned})
-        }
-
-    def _at(
-        self,
-        pool: Candidates,
-        at: At,
-        units: Sequence[Pieces],
-        banned: Sequence[Pieces],
-        after: Mapping[tuple[At, Pieces], tuple[Candidates, int, int]],
-    ) -> Spelled:
-        reach: dict[Pieces, float] = {}
-        ends: dict[Pieces, dict[int, float]] = {}  # in tokens that begin with the last piece
-        for pieces in (*units, *banned):
-            for n in range(1, len(pieces) + 1):
-                chances, row, j = (pool, *at) if n == 1 else after[at, pieces[: n - 1]]
-                so_far = reach.get(pieces[: n - 1], 1.0)
-                reach[pieces[:n]] = so_far * chances.of(row, j, pieces[n - 1])
-            longer = chances.among(row, j, self.merged[pieces[-1]])
-            ends[pieces] = {t: so_far * chance for t, chance in longer.items()}
-        total = {path: chance + sum(ends.get(path, {}).values()) for path, chance in reach.items()}
-        more: dict[int, float] = {}
-        said: dict[int, dict[tuple[int, ...], float]] = {}
-        for pieces, mass in unit_masses(total, units, banned).items():
-            if len(pieces) > 1:
-                more[self.units[pieces]] = mass
-                if mass > 0 and ends[pieces]:
-                    rests = said.setdefault(self.units[pieces], {})
-                    for t, chance in ends[pieces].items():
-                        rest = self.merged[pieces[-1]][t]
-                        rests[rest] = rests.get(rest, 0.0) + chance
-            elif pieces[0] in self.alone:
-                token = self.alone[pieces[0]]
-                more[token] = more.get(token, 0.0) + mass - reach[pieces]
-        never = frozenset(t for path in banned if len(path) == 1 for t in ends[path])
-        for t, chance in pool.among(*at, never).items():  # such a token is one of the student's, or several
-            if t < len(self.table) - 1 and (token := int(self.table[t])) >= 0:
-                more[token] = more.get(token, 0.0) - chance
-        return Spelled(more, said, never, 1 - sum(total[path] for path in _nearest(banned)))
-
-    def _wanted(self, pool: Candidates, stands: Stands, judged: Judged) -> dict[At, list[Pieces]]:
-        """The units whose mass matters: their first piece has some, and the token or this piece could stand; and
-        those whose spelling goes on from one of these."""
-        if pool.ids is None:
-            likely = (pool.masses[..., self.heads] > NEGLIGIBLE).any(-1)
-        else:
-            likely = (torch.isin(pool.ids, self.heads) & (pool.masses > NEGLIGIBLE)).any(-1)
-        asked: list[tuple[int, int, Pieces]] = []
-        for i, j in likely.nonzero().tolist():
-            if judged.at[i, j] >= 0:
-                heads = pool.among(i, j, self.by_head)
-                asked += [(i, j, u) for t, mass in heads.items() if mass > NEGLIGIBLE for u in self.by_head[t]]
-        if not asked:
-            return {}
-        able = stands([(i, j, self.units[u]) for i, j, u in asked])
-        # The first piece as a token of the student's, or the unit once more where it is none: then it is looked up.
-        first = stands([(i, j, self.alone.get(u[0], self.units[u])) for i, j, u in asked])
-        wanted: dict[At, list[Pieces]] = {}
-        for (i, j, unit), one, other in zip(asked, able, first, strict=True):
-            if one or other or unit[0] not in self.alone:
-                wanted.setdefault((i, j), []).append(unit)
-        for units in wanted.values():
-            begun = set(units)
-            for unit in {u for b in begun for u in self.by_head[b[0]]} - begun:
-                if any(unit[:n] in begun for n in range(1, len(unit))):
-                    units.append(unit)
-        return wanted
-
-    def _banned(
-        self, pool: Candidates, judged: Judged, before: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]]
-    ) -> dict[At, list[Pieces]]:
-        """What the teacher does not go on with, having begun a spelling and said something else."""
-        banned: dict[At, list[Pieces]] = {}
-        for i, row in enumerate(drafts):
-            for j in range(len(row)):
-                if judged.at[i, j] >= 0 and (ends := self.open([*before[i], *row[:j]])):
-                    for end in ends:
-                        ways = {end[0]} if len(end) > 1 else {end[0], *self.merged[end[0]]}
-                        if sum(pool.among(i, j, ways).values()) > NEGLIGIBLE:
-                            banned.setdefault((i, j), []).append(end)
-        return banned
-
-    def open(self, tokens: Sequence[int]) -> list[Pieces]:
-        """What would make a longer unit of the last of these tokens."""
-        ends: list[Pieces] = []
-        said: Pieces = ()
-        for token in reversed(tokens):
-            said = (*self.pieces.get(token, ()), *said)
-            if token not in self.pieces or len(said) >= self.longest:
-                break
-            longer = self.by_head.get(said[0], ())
-            ends += [unit[len(said) :] for unit in longer if len(said) < len(unit) and unit[: len(said)] == said]
-        return ends
-
-    def _after(
-        self, teacher: Teacher, contexts: Sequence[Contexts], judged: Judged, wanted: Mapping[At, Sequence[Pieces]]
-    ) -> dict[tuple[At, Pieces], tuple[Candidates, int, int]]:
-        """Where the teacher's distribution after spellings' first pieces is; it reads what it has not read yet."""
-        found: dict[tuple[At, Pieces], Tensor] = {}
-        asked: dict[int, list[tuple[At, Pieces]]] = {}
-        for at, spellings in sorted(wanted.items()):
-            for pieces in sorted({s[:n] for s in spellings for n in range(1, len(s))}):
-                place = contexts[at[0]].looks.get((at[1], pieces))
-                if place is not None and (n := judged.at[at[0], place]) >= 0:
-                    found[at, pieces] = judged.logits[n]
-                else:
-                    asked.setdefault(at[0], []).append((at, pieces))
-        if asked:
-            places = [[contexts[i].places[at[1]]._replace(more=pieces) for at, pieces in asked[i]] for i in asked]
-            more = teacher.judge_more([judged.first + i for i in asked], [contexts[i] for i in asked], places)
-            for keys, index in zip(asked.values(), more.at, strict=True):
-                found |= {key: more.logits[n] for key, n in zip(keys, index, strict=False)}
-        if not found:
-            return {}
-        pools = self.pool(torch.stack(list(found.values())).to(self.shared.device).float()[None])
-        return {key: (pools, 0, n) for n, key in enumerate(found)}
-
 
 class Proposed:
     """What the teacher proposes and the student may say before each of R rows' K drafts.
@@ -333,32 +168,3 @@ def _columns(more: Sequence[tuple[int, int, int, float]], shape: torch.Size) -> 
     for place, (_, _, token, mass) in zip(at, more, strict=True):
         ids[place], masses[place] = token, mass
     return torch.from_numpy(ids), torch.from_numpy(masses)
-
-
-def unit_masses(
-    reach: Mapping[Pieces, float], units: Collection[Pieces], banned: Collection[Pieces]
-) -> dict[Pieces, float]:
-    """The chance that the teacher's next unit is this one: of each of `units`, and of every first piece alone.
-
-    Args:
-        reach: the chance that the teacher goes on with some pieces, of all beginnings of units and of `banned`.
-        banned: what it is known not to go on with.
-
-    Returns:
-        Chances that, with those of all other tokens, sum to 1 less that of the banned ones.
-    """
-    paths = {*units, *banned}
-
-    def mass(unit: Pieces) -> float:
-        if any(unit[: len(b)] == b for b in banned):
-            return 0.0
-        longer = _nearest(p for p in paths if len(p) > len(unit) and p[: len(unit)] == unit)
-        return max(reach[unit] - sum(reach[p] for p in longer), 0.0)
-
-    return {unit: mass(unit) for unit in {*units, *(p[:1] for p in paths)}}
-
-
-def _nearest(paths: Iterable[Pieces]) -> set[Pieces]:
-    """Those that go on from no other one."""
-    every = set(paths)
-    return {p for p in every if not any(p[:n] in every for n in range(1, len(p)))}

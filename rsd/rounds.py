@@ -94,7 +94,7 @@ class Rounds:
         self.student.cache.copy_row(student.cache, at, row)
         self.teacher.copy_row(teacher, at, row, length=len(reading.ids) - 1)
         self.readings[row], self.midst[row] = reading, midst
-        self.recent[row] = list(tokens[-self.proposals.longest :])
+        self.recent[row] = list(tokens[-self.proposals.units.longest :])
 
     def move_row(self, row: int, to: int) -> None:
         self.student.cache.copy_row(self.student.cache, row, to)
@@ -126,7 +126,7 @@ class Rounds:
         contexts = []
         for reading, row in zip(self.readings, drafted.tolist(), strict=False):
             contexts.append(Contexts(self.vocabulary, reading, row))
-            self.proposals.look_ahead(contexts[-1], row)
+            self.proposals.units.look_ahead(contexts[-1], row)
         made: list[Tensor] = []
         midst: list[tuple[Filter | None, int]] = []
         errors: dict[int, str] = {}
@@ -316,7 +316,7 @@ class Rounds:
             start = min(start, edit.keep)
             reading.apply(edit)
         start = min([start, *contexts.forks[1:]])
-        self.recent[row] = [*self.recent[row], *tokens][-self.proposals.longest :]
+        self.recent[row] = [*self.recent[row], *tokens][-self.proposals.units.longest :]
         self.teacher.keep(row, contexts, reading.ids, start)
 
 
