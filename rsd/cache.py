@@ -107,6 +107,10 @@ class RowCache:
             k, v = k.narrow(0, 0, rows), v.narrow(0, 0, rows)
         return k.narrow(2, 0, length), v.narrow(2, 0, length)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers.values())
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._reach[1]
 
