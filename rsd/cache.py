@@ -20,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 GROW = 256  # slots: the buffers grow in such steps, so that short traces cost little memory
 FEW = 32  # columns up to which a forward is a decoding step
 PREFILL = 512  # columns of one prefill pass: bounds the attention mask
+OTHER = "choose another model"
 
 
 class Branches(NamedTuple):
@@ -42,11 +43,13 @@ class RowCache:
     `write_at` says where the new columns go and how much of the buffers the queries may read.
     """
 
+    is_initialized = True  # models that read images ask for it, to mask these in a prompt's first pass
+
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self.slots = 0
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._index: Tensor | None = None
+        self._index: dict[tuple[int, torch.device], Tensor] = {}
         self._positions = torch.empty(0, dtype=torch.long)
         self._reach = (0, 0)
         self._rows: Tensor | None = None
@@ -63,7 +66,7 @@ class RowCache:
         self._reach = (slots.shape[0], length)
         self._positions = slots
         self._rows = rows
-        self._index = None
+        self._index = {}
 
     def reserve(self, length: int) -> None:
         """Have at least so many slots."""
@@ -87,7 +90,9 @@ class RowCache:
         if layer not in self.layers:
             self.layers[layer] = self._empty(keys, values)
         rows, length = self._reach
-        if self._index is None:  # the flat slots [R * heads * W] are the same in every layer
+        # The flat slots [R * heads * W] are the same in every layer with so many heads, on each of several devices.
+        kind = keys.shape[1], keys.device
+        if kind not in self._index:
             heads = torch.arange(keys.shape[1], device=keys.device)
             row = (
                 torch.arange(self._first, self._first + rows, device=keys.device)
@@ -95,19 +100,22 @@ class RowCache:
                 else self._rows.to(keys.device)
             )
             row_heads = (row[:, None] * len(heads) + heads)[..., None] * self.slots
-            self._index = (row_heads + self._positions[:, None, :]).flatten()
-        if self._index.device != keys.device:  # a model spread over several devices
-            self._index = self._index.to(keys.device)
+            self._index[kind] = (row_heads + self._positions.to(keys.device)[:, None, :]).flatten()
+        index = self._index[kind]
         # A ragged block repeats a row's last column; equal writes to one slot do no harm.
         k, v = self.layers[layer]
-        k.view(-1, k.shape[3]).index_copy_(0, self._index, keys.reshape(-1, k.shape[3]))
-        v.view(-1, v.shape[3]).index_copy_(0, self._index, values.reshape(-1, v.shape[3]))
+        k.view(-1, k.shape[3]).index_copy_(0, index, keys.reshape(-1, k.shape[3]))
+        v.view(-1, v.shape[3]).index_copy_(0, index, values.reshape(-1, v.shape[3]))
         if self._rows is not None:
             some = self._rows.to(keys.device)
             return k.narrow(2, 0, length)[some], v.narrow(2, 0, length)[some]
         if rows < self.rows:
             k, v = k.narrow(0, self._first, rows), v.narrow(0, self._first, rows)
         return k.narrow(2, 0, length), v.narrow(2, 0, length)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers.values())
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._reach[1]
@@ -125,6 +133,9 @@ class RowCache:
                 mine[to, :, : source.slots] = other[row]
                 if source.slots < self.slots:
                     mine[to, :, source.slots :] = 0
+        for layer in self.layers.keys() - source.layers.keys():  # it has read nothing: a prompt of one token
+            for mine in self.layers[layer]:
+                mine[to] = 0
 
 
 def attend(
@@ -139,11 +150,12 @@ def attend(
     """Attention of a few columns [R, heads, W, size] to long rows, without repeating K/V per query group.
 
     The groups are folded into the query axis. On a CPU the fused kernel is best for few rows of one
-    column, two plain products for all else. A prefill, or a model used by others (without a mask or with a
-    boolean one), goes to transformers' SDPA.
+    column, two plain products for all else. A prefill, a model that adds something to the scores of each
+    head, or one used by others (without a mask or with a boolean one) goes to transformers' SDPA.
     """
     rows, heads, width, size = query.shape
-    if attention_mask is None or attention_mask.dtype == torch.bool or width > FEW:
+    plain = kwargs.get("position_bias") is None and kwargs.get("softcap") is None
+    if attention_mask is None or attention_mask.dtype == torch.bool or width > FEW or not plain:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     cpu = query.device.type == "cpu"
     if cpu and width == 1 and rows <= 16:
@@ -159,7 +171,16 @@ def attend(
         out = weights @ value
     else:
         out = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
-    return out.view(rows, heads, width, size).transpose(1, 2), None
+    return unfold(out, heads, width).transpose(1, 2).contiguous(), None
+
+
+def unfold(out: Tensor, heads: int, width: int) -> Tensor:
+    """[R, KV heads, groups * W, value size] to [R, heads, W, value size].
+
+    The heads of values may have another size than those of keys (DeepSeek), and a kernel may leave its columns
+    before its heads in memory (the memory-efficient one of a GPU): that is no view then.
+    """
+    return out.reshape(out.shape[0], heads, width, out.shape[3])
 
 
 AttentionInterface.register("rsd", attend)
@@ -171,7 +192,8 @@ def check(config: PreTrainedConfig, model: type[PreTrainedModel]) -> None:
 
     Raises:
         ValueError: the model has layers of another kind than attention, whose state cannot be rolled back, it
-            is an encoder-decoder, or its configuration does not say how long its context is.
+            is an encoder-decoder, reads positions off the batch's longest row, or its configuration does not say
+            how long its context is.
     """
     if config.is_encoder_decoder:
         raise ValueError(f"{config.model_type} is an encoder-decoder: choose a model that has a decoder alone")
@@ -184,8 +206,25 @@ def check(config: PreTrainedConfig, model: type[PreTrainedModel]) -> None:
             f"{text.model_type} has {', '.join(sorted(kinds))} layers, whose state cannot be rolled "
             "back: choose a model with full or sliding-window attention in every layer"
         )
+    if text.model_type == "bloom" or (text.model_type == "falcon" and text.alibi):
+        raise ValueError(f"{text.model_type} places tokens by ALiBi, from the mask of rows of one length: {OTHER}")
+    if text.model_type == "gpt_neo":
+        raise ValueError(f"gpt_neo measures its local windows from the batch's longest row: {OTHER}")
     if getattr(text, "max_position_embeddings", None) is None:
         raise ValueError(f"{text.model_type} names no context length: add max_position_embeddings to its config.json")
+
+
+def context(config: PreTrainedConfig) -> int:
+    """How many positions a row may have.
+
+    With LongRoPE, those that have its short factors: a longer row has other factors for all of its positions,
+    keys in the cache included, and in transformers so have all rows beside it.
+    """
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one, or one for each kind of layer
+    short = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    return int(min([text.max_position_embeddings, *short]))
 
 
 class CachedModel:
@@ -196,7 +235,8 @@ class CachedModel:
             as far as it can tell them apart, any number of rows and columns.
 
     Raises:
-        ValueError: the model keeps a recurrent state, which cannot be rolled back; see `check`.
+        ValueError: the model keeps a recurrent state, which cannot be rolled back (see `check`), or attends by
+            something that reads no mask of a row's own.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, *, compile: bool = False) -> None:
@@ -209,8 +249,10 @@ class CachedModel:
         self.rows = rows
         self.cache = RowCache(rows)
         config = model.config.get_text_config()
-        self.context: int = config.max_position_embeddings
+        self.context = context(model.config)
         kinds = getattr(config, "layer_types", None)
+        if model.config._attn_implementation not in ("sdpa", "eager", "rsd"):
+            raise ValueError(f"attention by {model.config._attn_implementation} reads no masks: choose sdpa or eager")
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation("rsd")
         # Models of mixed layers take one mask a kind; others take one mask, windowed if they have a window.

@@ -20,6 +20,7 @@ FREE_SETTINGS = (
     "teacher_device",
     "student_device",
     "attn_implementation",
+    "skip_check",
     "compile",
     "num_generations",
     "until_correct",
@@ -82,10 +83,10 @@ class Acceptance:
 @dataclass(frozen=True, kw_only=True)
 class Loading:
     """How weights are loaded: `None` for dtype bf16, or fp32 where a model runs on a CPU; `None` for
-    device a GPU where there is one.
+    device a GPU where there is one. With `skip_check`, models are not tried out (`selfcheck`) once they are loaded.
 
     Raises:
-        ValueError: an unknown dtype.
+        ValueError: an unknown dtype, or a kind of attention that cannot serve rows of unequal length.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -93,10 +94,13 @@ class Loading:
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    skip_check: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be float32, bfloat16 or float16, not {self.dtype!r}")
+        if self.attn_implementation not in (None, "sdpa", "eager"):
+            raise ValueError(f"attn-implementation must be sdpa or eager, not {self.attn_implementation!r}")
 
     def device_of(self, role: str) -> str | None:
         """The device that was asked for."""

@@ -1,7 +1,7 @@
 """The decoding engine: which traces run together, from prompt to end. It knows ids only, never text.
 
 The algorithm of a round is in `rounds`; here prompts are read, freed rows are refilled at once, and a
-lack of memory is met with fewer rows.
+lack of memory is met with fewer rows (`room`).
 """
 
 from collections import deque
@@ -17,6 +17,7 @@ from rsd.cache import CachedModel
 from rsd.config import Acceptance, Sampling
 from rsd.midst import BETWEEN, Midst
 from rsd.pace import Pace
+from rsd.room import Room, out_of_memory, twice_fit
 from rsd.rounds import (
     ACCEPTED,
     DONE,
@@ -136,7 +137,7 @@ class Engine:
         compile: bool = False,
     ) -> None:
         self.vocabulary = vocabulary
-        self.rows, self.at_once = rows, AT_ONCE
+        self.room, self.at_once = Room(rows), AT_ONCE
         self.pace = Pace(block)
         if isinstance(teacher, PreTrainedModel):
             teacher = LocalTeacher(teacher, rows, compile=compile)
@@ -153,6 +154,11 @@ class Engine:
             compile=compile,
         )
 
+    @property
+    def rows(self) -> int:
+        """How many rows there is room for now."""
+        return self.room.rows
+
     @torch.inference_mode()
     def run(self, requests: Iterable[Request]) -> Iterator[Finished]:
         """Yield traces as they finish; a finished row's slot takes the next request at once.
@@ -160,16 +166,24 @@ class Engine:
         An iterator that has come to its end is asked again when there is room: what follows from a trace that
         was yielded may be requested then.
 
-        Out of memory, it goes on with half of the rows, from the tokens that all of them have. With one
-        row left, that row ends as an error.
+        Out of memory, it goes on with half of the rows, from the tokens that all of them have, and tries more
+        rows again later. With one row left, that row ends as an error.
         """
         self.pace.begin()
         waiting = _Waiting(requests)
         ready: deque[Ready] = deque()
         live: list[Row | None] = []  # by slot
-        state = np.zeros((self.rows, STATE), dtype=np.int64)
-        book = np.empty((self.rows, 256, RECORD))
+        state = np.zeros((self.room.asked, STATE), dtype=np.int64)
+        book = np.empty((self.room.asked, 256, RECORD))
         while True:
+            if self.room.may_grow and (ready or waiting.rows):
+                if twice_fit(self._models()):
+                    self._interrupt(waiting, ready, live, state, book)
+                    self.room.grow()
+                    self.at_once = AT_ONCE
+                    self._drop_caches()
+                else:
+                    self.room.wait()
             short = False
             ended: list[tuple[int, str, str | None]] = []
             try:
@@ -180,35 +194,38 @@ class Engine:
                 book = _room(book, int(state[: len(live), DONE].max()) + block)
                 ended = self.rounds.round(state[: len(live)], book, block)
             except (RuntimeError, MemoryError) as e:
-                if not _out_of_memory(e):
+                if not out_of_memory(e):
                     raise
                 short = True  # what the exception holds on to is only freed after this block
             if short:
                 alone = self.rows == 1
-                interrupted = [
-                    Row(row.request, book[slot, : state[slot, DONE]].copy(), self.rounds.midst[slot])
-                    for slot, row in enumerate(live)
-                    if row
-                ]
-                waiting.put_back(interrupted + [r.row for r in ready])
-                live.clear()
-                ready.clear()
-                self._shrink()
+                self._interrupt(waiting, ready, live, state, book)
+                self.room.shrink()
+                self._drop_caches()
                 if alone and (row := waiting.pop()):
                     why = f"out of memory after {len(row.record)} tokens, with this row alone"
                     yield _finished(row.request, row.record[:0], "error", why)
             for slot, reason, error in ended:
                 request = live[slot].request  # type: ignore[union-attr]
                 live[slot] = None
+                self.room.finish(1)
                 yield _finished(request, book[slot, : state[slot, DONE]], reason, error)
 
+    def _interrupt(
+        self, waiting: "_Waiting", ready: deque[Ready], live: list[Row | None], state: np.ndarray, book: np.ndarray
+    ) -> None:
+        """All rows wait again, with the tokens that they have."""
+        interrupted = [
+            Row(row.request, book[slot, : state[slot, DONE]].copy(), self.rounds.midst[slot])
+            for slot, row in enumerate(live)
+            if row
+        ]
+        waiting.put_back(interrupted + [r.row for r in ready])
+        live.clear()
+        ready.clear()
+
     def _fill(
-        self,
-        waiting: "_Waiting",
-        ready: deque[Ready],
-        live: list[Row | None],
-        state: np.ndarray,
-        book: np.ndarray,
+        self, waiting: "_Waiting", ready: deque[Ready], live: list[Row | None], state: np.ndarray, book: np.ndarray
     ) -> np.ndarray:
         """Fill the free slots, with rows that wait or else with the last live ones, so that these stay together."""
         slot = 0
@@ -262,7 +279,7 @@ class Engine:
             try:
                 prefilled = self.rounds.student.prefill(ours), self.rounds.teacher.prefill(theirs)
             except (RuntimeError, MemoryError) as e:
-                if len(ours) == 1 or not _out_of_memory(e):
+                if len(ours) == 1 or not out_of_memory(e):
                     raise
             else:
                 for row, at in group:
@@ -271,12 +288,14 @@ class Engine:
                 return
             self.at_once = len(ours) // 2
 
-    def _shrink(self) -> None:
-        """Drop the caches and go on with half of the rows."""
-        self.rows = max(1, self.rows // 2)
+    def _drop_caches(self) -> None:
         self.rounds.drop_caches(self.rows)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _models(self) -> list[CachedModel]:
+        teacher = [self.rounds.teacher.model] if isinstance(self.rounds.teacher, LocalTeacher) else []
+        return [self.rounds.student, *teacher]
 
 
 class _Waiting:
@@ -305,11 +324,6 @@ def _room(book: np.ndarray, tokens: int) -> np.ndarray:
     while tokens > book.shape[1]:
         book = np.concatenate([book, np.empty_like(book)], 1)
     return book
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # On a CPU torch raises a plain RuntimeError that names its allocator.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _finished(request: Request, record: np.ndarray, reason: str, error: str | None) -> Finished:

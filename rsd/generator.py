@@ -23,6 +23,7 @@ from rsd.responses import Response
 from rsd.sampling import row_key
 from rsd.schedule import Schedule
 from rsd.scoring import Scorer
+from rsd.selfcheck import check_decoding
 from rsd.teacher import TOP, Teacher
 from rsd.trace import Trace
 from rsd.verify import Judgement, Verifier, answer_column, resolve
@@ -97,6 +98,13 @@ class TraceGenerator:
                     "renormalised, and log-probs of others are null"
                 )
             self.suppressed = token_ids([*c.suppress, *(student.generation.suppress_tokens or ())], student.tokenizer)
+            for source in (teacher, student):
+                whole = source.config.get_text_config().max_position_embeddings
+                if source.context < whole:
+                    self.notices.append(
+                        f"notice: of the {source.role}'s context of {whole} positions the first {source.context} are "
+                        "used: a longer row has other LongRoPE factors from its beginning"
+                    )
             if self.suppressed:
                 vocabulary = vocabulary.without(self.suppressed)
                 self.notices.append(f"suppressed: {len(self.suppressed)} tokens, which no trace will hold")
@@ -116,7 +124,7 @@ class TraceGenerator:
             self._verifier.start()
             rows = self.memory().rows  # before the weights take their part
             packed = not self.config.compile
-            student_model = load(student, self.config, packed=packed)
+            student_model = self._load(student, packed=packed)
             if self.config.score:
                 kwargs = self.config.chat_template_kwargs
                 reading = {"chat_template_kwargs": dict(kwargs)} if kwargs else {}
@@ -137,10 +145,16 @@ class TraceGenerator:
 
     def _load_teacher(self, teacher: Source, *, packed: bool) -> PreTrainedModel | Teacher:
         if not self.config.served:
-            return load(teacher, self.config, packed=packed)
+            return self._load(teacher, packed=packed)
         from rsd.served import ServedTeacher
 
         return ServedTeacher(teacher.path, teacher.name, width=teacher.width, context=teacher.context)
+
+    def _load(self, source: Source, *, packed: bool) -> PreTrainedModel:
+        model = load(source, self.config, packed=packed)
+        if not self.config.skip_check:
+            check_decoding(model, f"--{source.role} {source.name}")
+        return model
 
     @property
     def pace(self) -> Pace:

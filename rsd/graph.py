@@ -5,12 +5,14 @@ costs several times what they take. A CUDA graph launches them at once, but only
 addresses: so there is one for each power of two of rows, and all are captured again when the cache grows.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from rsd.cache import CachedModel, RowCache
+from rsd.room import out_of_memory
 
 # token [R], position [R, 1], length, uniform [R] -> what a step leaves, the drafted token [R] first.
 Step = Callable[[Tensor, Tensor, int, Tensor], tuple[Tensor, ...]]
@@ -50,7 +52,13 @@ class DraftLoop:
             mine.zero_()
             mine[:rows] = theirs
         if self.capture and fixed.graph is None:
-            fixed.record()
+            try:
+                fixed.record()
+            except RuntimeError as e:
+                if out_of_memory(e):
+                    raise
+                self.capture = False
+                warnings.warn(f"the student's steps cannot be captured and run one by one: {e}", stacklevel=2)
         steps = []
         for j in range(block):
             fixed.uniform[:rows] = uniforms[:, j]
@@ -86,17 +94,20 @@ class _Fixed:
         cache lies at or above each row's length, and is written again."""
         token, at = self.token.clone(), self.at.clone()
         with torch.cuda.device(token.device):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
+            here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            side.wait_stream(here)
             with torch.cuda.stream(side):
                 for _ in range(3):
                     self.token.copy_(token)
                     self.at.copy_(at)
                     self._step()
-            torch.cuda.current_stream().wait_stream(side)
+            here.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._step()
+            try:
+                with torch.cuda.graph(graph):
+                    self._step()
+            finally:
+                torch.cuda.set_stream(here)  # one that fails leaves its own stream the current one
+                self.token.copy_(token)
+                self.at.copy_(at)
         self.graph = graph
-        self.token.copy_(token)
-        self.at.copy_(at)

@@ -80,7 +80,7 @@ class Source:
 
     @property
     def context(self) -> int:
-        return int(self.config.get_text_config().max_position_embeddings)
+        return cache.context(self.config)
 
     @property
     def ends(self) -> list[int]:

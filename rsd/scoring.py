@@ -12,6 +12,7 @@ from rsd.config import BUNDLED_STUDENT, ScoreConfig, Scoring
 from rsd.models import Source, dtype_of, find, load
 from rsd.naturalness import Reader, Reading
 from rsd.responses import Arrays, Response, responses
+from rsd.selfcheck import check_decoding
 from rsd.steps import split
 
 # The scores, and whether more of one is better (None: it is there to be read beside the others).
@@ -317,10 +318,12 @@ def load_scorer(config: ScoreConfig) -> Scorer:
     """Load the student.
 
     Raises:
-        ValueError: it cannot be loaded.
+        ValueError: it cannot be loaded, or decoded.
     """
     source = find_student(config)
     model = load(source, config)
+    if not config.skip_check:
+        check_decoding(model, f"--student {source.name}")
     return Scorer(source, model, config.scoring(), dtype=dtype_of(config), reading=config.reading())
 
 

@@ -2,11 +2,15 @@
 
 import torch
 from transformers import (
+    AfmoeConfig,
     AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
     GptOssConfig,
     LlamaConfig,
+    MiMoV2FlashConfig,
     MistralConfig,
     Olmo2Config,
     Phi3Config,
@@ -35,8 +39,28 @@ CONFIGS = {
     "gpt_oss": GptOssConfig,
     "olmo2": Olmo2Config,
     "smollm3": SmolLM3Config,
+    "deepseek_v2": DeepseekV2Config,
+    "deepseek_v3": DeepseekV3Config,
+    "mimo_v2_flash": MiMoV2FlashConfig,
+    "afmoe": AfmoeConfig,
 }
 WINDOW = 8  # of layers that have one; shorter than the traces
+# The heads of queries and keys have 12 numbers, those of values 6; no query group shares them.
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 6,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+}
 CAPS = {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0}
 SPECIAL = {
     "qwen3": {"tie_word_embeddings": False},
@@ -50,6 +74,20 @@ SPECIAL = {
     "gpt_oss": {"sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},
     "olmo2": {},
     "smollm3": {"no_rope_layers": [1, 0, 1], "pad_token_id": None},
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
+    # Layers with a window have other numbers of heads, and values have heads of another size.
+    "mimo_v2_flash": {
+        "num_hidden_layers": 3,
+        "sliding_window": WINDOW,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "v_head_dim": 6,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    },
+    "afmoe": {"sliding_window": WINDOW, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
 
 
@@ -57,22 +95,25 @@ PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0)
 USUAL = Acceptance(threshold=0.02)
 
 
-def random_model(kind: str = "qwen3", *, vocab: int = 24, layers: int = 2, seed: int = 0) -> PreTrainedModel:
-    """A random model whose distributions are far from flat."""
+def random_model(kind: str = "qwen3", *, vocab: int = 24, layers: int = 2, seed: int = 0, **special) -> PreTrainedModel:
+    """A random model whose distributions are far from flat; `special` are values of its configuration."""
     torch.manual_seed(seed)
     config = CONFIGS[kind](
-        vocab_size=vocab,
-        hidden_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        intermediate_size=48,
-        max_position_embeddings=512,
-        initializer_range=0.4,
-        eos_token_id=None,
-        bos_token_id=None,
-        **SPECIAL[kind],
+        **{
+            "vocab_size": vocab,
+            "hidden_size": 32,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "intermediate_size": 48,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.4,
+            "eos_token_id": None,
+            "bos_token_id": None,
+        }
+        | SPECIAL[kind]
+        | special
     )
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 

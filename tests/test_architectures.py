@@ -66,7 +66,7 @@ def test_recurrent_models_are_refused_by_name_before_they_are_read(kind, tmp_pat
     [
         ("t5", "t5 is an encoder-decoder"),
         ("bart", "bart is an encoder-decoder"),
-        ("bloom", "bloom names no context length"),
+        ("mpt", "mpt names no context length"),
         ("llama4", "llama4_text has chunked_attention layers"),
     ],
 )

@@ -8,6 +8,7 @@ import torch
 from pairs import CONFIGS, decode, random_model, spelled_vocabulary, table_model, twin_vocabulary
 from scipy.stats import chisquare
 
+from rsd.cache import unfold
 from rsd.config import Acceptance, Sampling
 from rsd.sampling import target
 
@@ -35,6 +36,17 @@ def full_logits(model, prompt, tokens):
 def full_logprobs(model, prompt, tokens):
     logprobs = full_logits(model, prompt, tokens).log_softmax(-1)
     return logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0].numpy()
+
+
+def test_a_kernel_may_leave_its_columns_before_its_heads():
+    # As the memory-efficient attention of a GPU does: [rows, columns, heads, size] in memory.
+    for heads, kept, width in ((4, 2, 1), (14, 2, 3), (32, 8, 2), (4, 4, 5)):
+        groups = heads // kept
+        out = torch.randn(3, groups * width, kept, 6).transpose(1, 2)
+        made = unfold(out, heads, width)
+        for head in range(heads):
+            first = head % groups * width
+            assert made[:, head].equal(out[:, head // groups, first : first + width])
 
 
 MIXED = [("gemma3", "llama"), ("qwen3_moe", "gemma2"), ("gpt_oss", "qwen3")]
@@ -239,8 +251,10 @@ def test_extreme_thresholds_are_the_models_alone():
             assert f.from_teacher.all() if threshold == 0 else not f.from_teacher.any()
 
 
-def test_a_broken_row_harms_no_other():
+@pytest.mark.parametrize("at_once", [1, 16])  # alone, a prompt of one token leaves nothing read
+def test_a_broken_row_harms_no_other(at_once, monkeypatch):
     # Reading token 7 gives NaN; the slot of a broken row is refilled, and its NaN must not leak.
+    monkeypatch.setattr("rsd.engine.AT_ONCE", at_once)
     table = torch.zeros(8, 8)
     table[:, 7] = -50.0
     sound, broken = table_model(table), table_model(table)

@@ -83,6 +83,7 @@ MODEL_FLAGS = [
     click.option("--attn-implementation", help="sdpa or eager [the model's default]."),
     click.option("--trust-remote-code", is_flag=True, default=None, help="Run code that a model repository holds."),
     click.option("--allow-pickle", is_flag=True, default=None, help="Load weights that are not safetensors."),
+    click.option("--skip-check", is_flag=True, default=None, help="Do not try out how a model decodes once loaded."),
 ]
 PROMPT_FLAGS = [
     click.option("--prompt-column", help="[prompt, question, problem or messages]"),
