@@ -26,7 +26,7 @@ BEFORE_NUMBERS = frozenset("no nos sec p pp vol vols cor prop prob ex rem".split
 CAPITALISED_BEFORE_NUMBERS = frozenset("Art App Tab Ver Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec".split())
 # These end a sentence before a capital alone.
 PERHAPS = frozenset("etc al inc ltd corp co jr sr avg max min temp dept est incl excl ft sq cu lbs oz hr hrs".split())
-# What goes on after a letter is no name: "Option B. Tom has", "J. K. Rowling. Then".
+# Before or after a capital with a dot these are no part of a name: "Option B. Tom has", "take B. Then".
 NO_NAMES = frozenset(
     f"{WORDS_THAT_NUMBERS_FOLLOW} Answer Point Line Set Angle Triangle Side Vertex Group Team Person Player Box Bag "
     "Column Row Matrix Event Plan Machine Type City Class Appendix Statement A About Actually After Again All Also "
@@ -45,6 +45,7 @@ NUMBER = re.compile(r"\d|[IVX]{2,}\b|of\b")
 UNIT = re.compile(r"\d [a-z]{1,3}\Z")
 LABEL = re.compile(rf"\s*[*_#]*(?:{WORDS_THAT_NUMBERS_FOLLOW.replace(' ', '|')}) \d{{1,3}}(?:\.\d{{1,3}})*")
 ITEM = re.compile(r"(?:\A|[.。:：,，;；(（、])\s*\d{1,3}\Z")  # noqa: RUF001
+NUMERAL = re.compile(r"\s*\d{1,2}")
 LETTERS_WITHOUT_CASE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 QUOTE = re.compile("[\"'”’»」』]")  # noqa: RUF001
 SAID = re.compile("[^\\W\\d_]{0,3}(?:问|问道|说|说道|喊|喊道|回答)")
@@ -55,7 +56,7 @@ EMOJI = r"[\u200d\u20e3\u2300-\u23ff\u2600-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\
 # A backtick closes only if none follows on its line: else it opens code.
 CLOSERS = re.compile(rf"""(?:["'”’»)\]}}」』）】*_]|{EMOJI}|`(?![^`\n]*`))*+""")  # noqa: RUF001
 SPACE = re.compile(r"\s*+")
-THOUGHT_ENDS = re.compile(r"</think>(?:\s*\n)?")
+THOUGHT_ENDS = re.compile(r"(?<![`'\"])</think>(?![`'\"])(?:\s*\n)?")  # a quoted one is only spoken of
 TAGS = re.compile(r"(?:\s|</?[a-z_]{1,20}>)*+")
 CLOSING_TAG = re.compile(r"\s*+</[a-z_]{1,20}>\s*+")
 SIGNS = re.compile(r"[^\w`~$\\]*+")  # but what may open code or formulas
@@ -209,9 +210,9 @@ def _sentence_end(text: str, start: int, begin: int, close: int, after: int, end
         return None
     if (word.lower() in BEFORE_NUMBERS or word in CAPITALISED_BEFORE_NUMBERS) and NUMBER.match(text, following, end):
         return None
-    if caseless and ITEM.search(before):  # the item of a list within a line
+    if caseless and ITEM.search(before):
         return None
-    if word.isdecimal() and before.strip() == word and text[start - 1 : start] == ".":  # 1. Add. 2. Divide.
+    if text[start - 1 : start] == "." and NUMERAL.fullmatch(before):  # 1. Add. 2. Divide.
         return None
     acronym = ACRONYM.fullmatch(word)
     if word.isupper() and (acronym or len(word) == 1) and _initial(text, before, word, following):

@@ -98,7 +98,7 @@ SENTENCES = {
         " Then",
     ],
     "steps_within_a_line": ["So it is.", " Case 2. It is odd.", " **Step 3.1.** Do it.", " Step 4.\n", "So"],
-    "items_within_a_line": ["1. Add 2.", " 2. Double it.", " Is it 5?", " 5.", " Then"],
+    "items_within_a_line": ["1. Add 2.", " 2. Double it.", " Is it 5?", " 5.", " In 1964.", " 1965.", " Then"],
     "options_within_a_line": ["Choose: A. 12 B. 15, C. 18.", " So it is B.", " Then"],
     "words_are_no_markers": ["mix.", " So\n", "Add 5.", " So\n", "2019.", " So"],
     # Tables and signs
@@ -113,6 +113,7 @@ SENTENCES = {
     "a_thought_that_the_prompt_opened": ["So\n</think>\n\n", "It is"],
     "a_thought_that_is_cut_off": ["<think>\nSo.", " Then <th"],
     "a_thought_later_on": ["Sure.\n", "<think>\nSo\n</think>\n", "Then"],
+    "a_tag_that_is_spoken_of": ["It ends with `</think>` here.", " Then '</think>' is"],
     "tags_alone": ["<think>\n</think>\n"],
     "a_tag_at_the_end": ["So.", " Then\n</think>\n<think>\n"],
     "what_a_thought_leaves_open": ["```\n", "So.", " B $c\n</think>\n", "So\n", "```\nc. D\n```\n", "d$"],
