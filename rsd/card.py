@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rsd
+from rsd.formats import WITH_TEMPLATE
 
 if TYPE_CHECKING:
     from rsd.export import Export
@@ -66,7 +67,7 @@ def card(made: Export, files: Mapping[str, str], *, repo_id: str | None = None) 
         version=rsd.__version__,
         load=_load(files, repo_id),
         format=c.format,
-        format_says=SAYS[c.format],
+        format_says=SAYS[c.format] + _template_says(c.format, identity.get("chat_template_kwargs")),
         verify=_cell(identity.get("verify", "not known how")),
         statistics=[
             *statistics,
@@ -79,6 +80,15 @@ def card(made: Export, files: Mapping[str, str], *, repo_id: str | None = None) 
         **{f"{role}_revision": _revision(m, role) for role in ("teacher", "student")},
     )
     return str(made_card.content)
+
+
+def _template_says(format: str, kwargs: Any) -> str:
+    """What a trainer must know of the chat template; nothing where it was used as it is, or is not used."""
+    if not kwargs or format == "token-ids":
+        return ""
+    if format in WITH_TEMPLATE:
+        return " `chat_template_kwargs` is for the chat template; TRL gives it that, others may have to be told."
+    return f" The chat template was given {_cell(json.dumps(kwargs))}, for which this format has no place."
 
 
 def _load(files: Mapping[str, str], repo_id: str | None) -> str:

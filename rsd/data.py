@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class Row:
 
     teacher: the messages that the teacher reads in their place, if it has some of its own.
     answer_column: where the problem's reference answer is, if there is one.
+    asked: the prompt as it was given, by its column; for templates, and not kept.
     """
 
     id: str | int
@@ -29,6 +30,7 @@ class Row:
     error: str | None = None
     teacher: Messages | None = None
     answer_column: str | None = None
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def answer(self) -> Any:
@@ -96,7 +98,7 @@ def prepare(
         if system_prompt is not None and messages and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system_prompt}, *messages]
         kept = {k: v for k, v in row.items() if k not in ("id", column)}
-        prepared.append(Row(row_id, messages, kept, error))
+        prepared.append(Row(row_id, messages, kept, error, asked={column: row.get(column)}))
     return prepared
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from rsd.card import card
 from rsd.data import digest
-from rsd.formats import FORMATS, Row, Tokens, answer, formatted, prefix
+from rsd.formats import FORMATS, WITH_TEMPLATE, Row, Tokens, answer, formatted, prefix
 from rsd.keep import KEEP, is_right, keep
 from rsd.store import Key, Store, whole_lines, write_rows
 
@@ -118,7 +118,8 @@ def export(path: str | Path, config: ExportConfig) -> Export:
             f"{path}: token-ids needs every trace's tokens, and {missing} are not in {Store.files(path)[0].name}: "
             "export the file that rsd generate wrote, or choose another format"
         )
-    made = [(row, formatted(row, config.format, tokens.get(_key(row)))) for row in distinct]
+    template_kwargs = kwargs_of(manifest)
+    made = [(row, formatted(row, config.format, tokens.get(_key(row)), template_kwargs)) for row in distinct]
     prefixes = []
     if config.prefix_tokens:
         begun = (next((row for row in of if row["error"] is None and _key(row) in tokens), None) for of in unsolved)
@@ -132,7 +133,14 @@ def export(path: str | Path, config: ExportConfig) -> Export:
     respelled: int | None = None
     notices: list[str] = []
     if config.format != "token-ids":
-        respelled, notices = _respelled(distinct, tokens, manifest)
+        respelled, notices = _respelled(distinct, tokens, manifest, config.format)
+        if template_kwargs and config.format not in WITH_TEMPLATE:
+            notices.append(
+                f"{config.format} has no place for the job's chat_template_kwargs {json.dumps(template_kwargs)}: "
+                "a trainer must be told"
+            )
+        elif not manifest:
+            notices.append("there is no manifest here: chat_template_kwargs of the job, if it had any, are not known")
     return Export(
         config=config,
         train=[out for row, out in made if not _for_testing(row, config)],
@@ -185,9 +193,9 @@ def _beside(path: str | Path) -> tuple[dict[Key, Tokens], Row]:
     base = str(path).removesuffix(".jsonl")
     for name in (base, base.removesuffix(".kept").removesuffix(".scored")):
         sidecar, manifest = Store.files(f"{name}.jsonl")
-        if sidecar.exists():
+        if sidecar.exists() or manifest.exists():
             tokens = {}
-            for line in whole_lines(sidecar):
+            for line in whole_lines(sidecar) if sidecar.exists() else ():
                 with suppress(ValueError, TypeError, LookupError, OverflowError):  # a line that is not ours
                     columns = (np.array(line.get(c) or [], dtype=np.int64) for c in Tokens._fields)
                     tokens[_key(line)] = Tokens(*columns)
@@ -204,6 +212,12 @@ def _manifest(file: Path) -> Row:
         ):
             return manifest
     return {}
+
+
+def kwargs_of(manifest: Row) -> dict[str, Any]:
+    """What a job gave to the chat template."""
+    kwargs = manifest.get("identity", {}).get("chat_template_kwargs")
+    return kwargs if isinstance(kwargs, dict) else {}
 
 
 def _key(row: Row) -> Key:
@@ -225,33 +239,39 @@ def _for_testing(row: Row, config: ExportConfig) -> bool:
     return place < config.test_share
 
 
-def _respelled(rows: Sequence[Row], tokens: Mapping[Key, Tokens], manifest: Row) -> tuple[int | None, list[str]]:
+def _respelled(
+    rows: Sequence[Row], tokens: Mapping[Key, Tokens], manifest: Row, format: str
+) -> tuple[int | None, list[str]]:
     """How many rows a trainer that applies the student's chat template reads as other ids than were sampled.
 
-    What the template puts after the EOS, such as a line break, does not count.
+    The template is given what the format's rows say. What it puts after the EOS, such as a line break, does not
+    count; where the loss begins does, if the trainer finds that by the prompt.
     """
     if not all(_key(row) in tokens for row in rows):
         return None, ["whether these texts give the sampled ids again is not checked: some rows have no tokens here"]
     from rsd.models import find
 
     try:
-        model, settings = manifest["student"], manifest["identity"]
+        model = manifest["student"]
         places = [model, *([model["adapter"]] if "adapter" in model else [])]
         path = "+".join(p["path"] if Path(p["path"]).is_dir() else p["name"] for p in places)
         student = find("student", path, model["revision"], trust_remote_code=False)
-        kwargs = settings["chat_template_kwargs"]
     except (ValueError, KeyError, TypeError) as e:
         return None, [f"whether these texts give the sampled ids again is not checked: the student cannot be read: {e}"]
+    kwargs = kwargs_of(manifest) if format in WITH_TEMPLATE else {}
     count = 0
     for row in rows:
         t = tokens[_key(row)]
         sampled = np.concatenate([t.prompt_ids, t.prefix_ids, t.token_ids]).tolist()
         try:
             ids = student.training_ids(row["prompt"], answer(row), kwargs)
+            elsewhere = (
+                format == "prompt-completion" and student.prompt_ids(row["prompt"], kwargs) != t.prompt_ids.tolist()
+            )
         except Exception:  # a template may refuse what another one made
-            ids = []
+            ids, elsewhere = [], True
         after = str(student.tokenizer.decode(ids[len(sampled) :]))
-        count += ids[: len(sampled)] != sampled or bool(after.strip())
+        count += elsewhere or ids[: len(sampled)] != sampled or bool(after.strip())
     return count, []
 
 
@@ -290,10 +310,10 @@ def _parquet(rows: Sequence[Row], file: Path) -> None:
     # A lone surrogate, which JSON can hold, is no text for parquet.
     whole = json.loads(json.dumps(rows).encode("ascii"), object_hook=_clean)
     try:
-        table = pyarrow.Table.from_pylist(whole)
+        parquet.write_table(pyarrow.Table.from_pylist(whole), temporary)
     except (pyarrow.ArrowException, OverflowError) as e:
+        temporary.unlink(missing_ok=True)
         raise ValueError(f"{file}: parquet cannot hold this: {e}; write .jsonl") from e
-    parquet.write_table(table, temporary)
     os.replace(temporary, file)
 
 

@@ -9,6 +9,8 @@ FORMATS = ("prompt-completion", "messages", "sharegpt", "alpaca", "token-ids")
 # What every exported row says of its trace, whatever its format.
 PROVENANCE = ("id", "generation", "is_correct", "num_tokens", "acceptance_rate", "fallback_rate")
 SHAREGPT = {"user": "human", "assistant": "gpt"}
+# Those whose trainer, TRL, gives to the chat template what the column `chat_template_kwargs` holds.
+WITH_TEMPLATE = ("prompt-completion", "messages")
 
 Row = Mapping[str, Any]
 
@@ -26,10 +28,14 @@ def answer(row: Row) -> str:
     return str(row["completion"][0]["content"])
 
 
-def formatted(row: Row, format: str, tokens: Tokens | None) -> dict[str, Any]:
-    """A row of ours in one of `FORMATS`; "token-ids" needs its tokens."""
+def formatted(row: Row, format: str, tokens: Tokens | None, template_kwargs: Row) -> dict[str, Any]:
+    """A row of ours in one of `FORMATS`; "token-ids" needs its tokens.
+
+    template_kwargs: what the job gave to the chat template, for the formats that can say so.
+    """
     shaped = _token_ids(tokens) if format == "token-ids" and tokens else SHAPES[format](row)
-    return {**shaped, **{c: row.get(c) for c in PROVENANCE}}
+    how = {"chat_template_kwargs": dict(template_kwargs)} if template_kwargs and format in WITH_TEMPLATE else {}
+    return {**shaped, **how, **{c: row.get(c) for c in PROVENANCE}}
 
 
 def _prompt_completion(row: Row) -> dict[str, Any]:

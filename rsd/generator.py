@@ -24,6 +24,7 @@ from rsd.sampling import row_key
 from rsd.schedule import Schedule
 from rsd.scoring import Scorer
 from rsd.selfcheck import check_decoding
+from rsd.steps import RULES
 from rsd.teacher import TOP, Teacher
 from rsd.trace import Trace
 from rsd.verify import Judgement, Verifier, answer_column, resolve
@@ -212,7 +213,7 @@ class TraceGenerator:
                 "chat_template_kwargs": dict(c.chat_template_kwargs),
                 "dtype": dtype_of(c),
             }
-            | ({"score": asdict(Scoring())} if c.score else {})
+            | ({"score": asdict(Scoring()) | {"step_rules": RULES}} if c.score else {})
             | ({"teacher_top_logprobs": TOP} if c.served else {})
         )
 

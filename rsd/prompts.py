@@ -31,7 +31,7 @@ def privileged(rows: Sequence[Row], config: GenerateConfig) -> list[Row]:
     from a template, and stands for the last turn. A row for which there is none becomes an error.
 
     Raises:
-        ValueError: no row has the column, or the template cannot be read.
+        ValueError: no row has the column, or the template cannot be read, or fails for every row.
     """
     column, template = config.teacher_prompt_column, config.teacher_template
     if column is not None:
@@ -53,12 +53,16 @@ def privileged(rows: Sequence[Row], config: GenerateConfig) -> list[Row]:
             return row
         *before, last = row.messages
         try:
-            text = made.render({**row.columns, "id": row.id, "prompt": last["content"]})
+            text = made.render({**row.columns, **row.asked, "id": row.id, "prompt": last["content"]})
         except Exception as e:  # a row must not be able to end a job
-            return replace(row, error=f"teacher-template: {e}")
+            return replace(row, error=f"teacher-template: {e}".splitlines()[0])
         return replace(row, teacher=[*before, {**last, "content": text}])
 
-    return [fill(row) for row in rows]
+    filled = [fill(row) for row in rows]
+    failed = [new.error for old, new in zip(rows, filled, strict=True) if old.error is None and new.error is not None]
+    if failed and not any(row.teacher for row in filled):  # then it is not the rows that are wrong
+        raise ValueError(f"{failed[0]}, in every row that was tried ({len(failed)})")
+    return filled
 
 
 def _from_column(row: Row, column: str) -> Row:

@@ -13,7 +13,7 @@ from rsd.models import Source, dtype_of, find, load
 from rsd.naturalness import Reader, Reading
 from rsd.responses import Arrays, Response, responses
 from rsd.selfcheck import check_decoding
-from rsd.steps import split
+from rsd.steps import RULES, split
 
 # The scores, and whether more of one is better (None: it is there to be read beside the others).
 METRICS: dict[str, bool | None] = {
@@ -285,7 +285,7 @@ def named(scoring: Mapping[str, Any]) -> str:
 def rules(source: Source, scoring: Scoring, *, dtype: str, reading: Mapping[str, Any]) -> dict[str, Any]:
     """What names a score, and all that it depends on beside the row."""
     student = {"student": source.label, "fingerprint": source.fingerprint(), "dtype": dtype}
-    return student | asdict(scoring) | dict(reading)
+    return student | asdict(scoring) | {"step_rules": RULES} | dict(reading)
 
 
 def stored(response: Response, scoring: Mapping[str, Any]) -> Scored | None:

@@ -105,6 +105,43 @@ def test_what_the_formats_hold(traces, tmp_path):
         assert ids["labels"] == [-100] * n + line["token_ids"]
 
 
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A job that gave its chat template something, which the bundled one does not look at."""
+    folder = tmp_path_factory.mktemp("told")
+    source = write(folder / "in.jsonl", read_rows(bundled("problems.jsonl"))[:3])
+    run(source, "-o", folder / "traces.jsonl", "--chat-template-kwargs", '{"enable_thinking": false, "n": [1]}')
+    return folder / "traces.jsonl"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_the_chat_template_was_given_is_said(told, tmp_path, format):
+    kwargs = {"enable_thinking": False, "n": [1]}
+    for out in (tmp_path / "rows.jsonl", tmp_path / "table.parquet"):
+        output = export(told, "--keep", "all", "--format", format, "-o", out)
+        assert len(output.split("no place for the job's chat_template_kwargs")) == 1 + (
+            format in ("alpaca", "sharegpt")
+        )
+    import pyarrow.parquet
+
+    card = (tmp_path / "rows.md").read_text()
+    assert ("this format has no place" in card) is (format in ("alpaca", "sharegpt"))
+    rows = read(tmp_path / "rows.jsonl")
+    assert pyarrow.parquet.read_table(tmp_path / "table.parquet").to_pylist() == rows
+    for row in rows:
+        assert row.get("chat_template_kwargs") == (kwargs if format in ("prompt-completion", "messages") else None)
+
+
+def test_what_the_chat_template_was_given_is_not_known_without_a_manifest(told, tmp_path):
+    shutil.copy(told, tmp_path / "bare.jsonl")
+    assert "there is no manifest here" in export(tmp_path / "bare.jsonl", "--keep", "all")
+    assert "chat_template_kwargs" not in (tmp_path / "bare.prompt-completion.jsonl").read_text()
+    # The manifest alone is enough.
+    shutil.copy(told.with_suffix(".meta.json"), tmp_path / "bare.meta.json")
+    assert "no manifest" not in export(tmp_path / "bare.jsonl", "--keep", "all", "--overwrite")
+    assert all(row["chat_template_kwargs"] for row in read(tmp_path / "bare.prompt-completion.jsonl"))
+
+
 def test_system_prompts_and_histories_are_kept(tmp_path):
     turns = [
         {"role": "system", "content": "S"},
@@ -214,6 +251,11 @@ def test_a_column_of_a_table_has_one_type(tmp_path):
     assert [r["id"] for r in read(tmp_path / "rows.jsonl")] == [str(r["id"]) for r in rows]
     write(tmp_path / "odd.jsonl", [row | {"id": 2**70 + i} for i, row in enumerate(rows)])
     assert "parquet cannot hold this" in export(tmp_path / "odd.jsonl", "-o", tmp_path / "odd.parquet", expect=2)
+    manifest = {"teacher": {}, "student": {}, "identity": {"chat_template_kwargs": {"nothing": {}}}}
+    (tmp_path / "odd.meta.json").write_text(json.dumps(manifest))
+    write(tmp_path / "odd.jsonl", rows)
+    assert "parquet cannot hold this" in export(tmp_path / "odd.jsonl", "-o", tmp_path / "told.parquet", expect=2)
+    assert not list(tmp_path.glob("told*"))
     assert not list(tmp_path.glob("odd.parquet*"))
 
 

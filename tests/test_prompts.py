@@ -96,6 +96,38 @@ def test_a_file_can_hold_the_template_and_a_row_without_its_column_is_an_error(t
     assert rows["bare"]["error"] == "teacher-template: 'solution' is undefined"
 
 
+@pytest.mark.parametrize("column", ["prompt", "question", "problem", "text", "messages"])
+def test_a_template_can_use_every_column_of_the_row(column):
+    turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
+    row = {"id": 7, column: turns if column == "messages" else "Q", "hint": "H", "none": None}
+    value = "messages[1].content" if column == "messages" else column
+    template = "{{ " + value + " }} {{ prompt }} {{ hint }} {{ none }} {{ id }}"
+    for given in (None, column):
+        config = GenerateConfig(teacher_template=template, prompt_column=given)
+        if given or column != "text":
+            (made,) = TraceGenerator(config).prepare([row])
+            assert (made.error, made.teacher[-1]["content"]) == (None, "Q Q H None 7")
+            assert made.columns == {"hint": "H", "none": None}  # the prompt is not kept twice
+
+
+def test_a_template_that_fails_for_every_row_stops_the_job(tmp_path):
+    out = tmp_path / "out.jsonl"
+    source = write(tmp_path / "in.jsonl", [*ROWS, {"id": "empty", "problem": ""}])
+    # No weights are read: the folder of the student has none.
+    student = shutil.copytree(bundled("student"), tmp_path / "student")
+    (student / "model.safetensors").unlink()
+    flags = ["--student", student, "--teacher-template", "{{ prompt }} {{ answr }}"]
+    said = run(source, "-o", out, *flags, expect=2).output
+    assert said.count("\n") == 1 and "teacher-template: 'answr' is undefined, in every row that was tried (4)" in said
+    assert not out.exists()
+    # One row that it does not fail for, and the others are errors of their own.
+    generator = TraceGenerator(GenerateConfig(teacher_template="{{ prompt }} {{ answr }}"))
+    rows = generator.prepare([*ROWS, {"id": "good", "problem": "?", "answr": 5}, {"id": "empty", "problem": ""}])
+    assert [row.error for row in rows] == ["teacher-template: 'answr' is undefined"] * 4 + [None, "problem is empty"]
+    # Where none could be tried there is nothing to say of it.
+    assert generator.prepare([{"id": "empty", "problem": ""}])[0].error == "problem is empty"
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -118,8 +150,7 @@ def test_what_cannot_work_is_said_in_one_line(tiny, tmp_path, flags, words):
 def test_a_template_is_no_program(tiny, tmp_path):
     source, out = write(tmp_path / "in.jsonl", ROWS[:1]), tmp_path / "out.jsonl"
     nasty = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
-    run(source, "-o", out, *pair(tiny), *FLAGS, "--teacher-template", nasty, expect=1)
-    assert "unsafe" in read(out)[0]["error"]
+    assert "unsafe" in run(source, "-o", out, *pair(tiny), *FLAGS, "--teacher-template", nasty, expect=2).output
     # And what stands in a row is text, not a template.
     source = write(tmp_path / "in2.jsonl", [ROWS[0] | {"solution": "{{ 6 * 7 }}"}])
     generator = TraceGenerator(GenerateConfig(**tiny(), teacher_template="{{ solution }}"))

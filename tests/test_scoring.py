@@ -95,8 +95,8 @@ def test_the_scores_are_those_of_a_plain_forward(scorer):
     np.testing.assert_allclose(made.reading.logprobs, want, atol=1e-4)
     assert made.metrics["global_logprob"] == pytest.approx(want.mean(), abs=1e-4)
     assert "".join(made.pieces()) == TEXT
-    assert [TEXT[a:b] for a, b in made.spans] == ["<think>\n", "6*7=42.", " So it is 42.\n", "</think>\n\n", ANSWER]
-    assert [made.pieces()[i] for i in made.steps] == ["<think>", "6", " ", "</think>", "\\boxed"]
+    assert [TEXT[a:b] for a, b in made.spans] == ["<think>\n6*7=42.", " So it is 42.\n</think>\n\n", ANSWER]
+    assert [made.pieces()[i] for i in made.steps] == ["<think>", " ", "\\boxed"]
 
 
 def test_every_result_names_how_it_was_scored():
@@ -258,6 +258,10 @@ def test_a_killed_run_goes_on(tmp_path):
         result = command("score", *args, expect=2)
         assert "is not what these settings make of" in result.output
     assert out.read_bytes() == whole
+    # Nor are scores of steps that were found by other rules.
+    earlier = [row["scoring"] | {"step_rules": 1} for row in read(out)]
+    write(out, [row | {"scoring": how} for row, how in zip(read(out), earlier, strict=True)])
+    assert "is not what these settings make of" in command("score", source, "-o", out, expect=2).output
     command("score", source, "-o", out, "--window", "3", "--overwrite")
     assert read(out)[0]["scoring"]["window"] == "3"
     other = write(tmp_path / "other.jsonl", [{"x": 1}])

@@ -1,6 +1,9 @@
 # ruff: noqa: RUF001 (full-width stops and curly quotes are what is tested)
 """Steps: each rule by example, nothing of a text lost, and hostile texts that would hang a slow search."""
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -18,15 +21,15 @@ SENTENCES = {
     "nothing": [],
     "only_white_space": [" \n\t\n "],
     "no_stop": ["no stop"],
-    "a_space_goes_to_the_next": ["A.", " B"],
-    "tabs_too": ["A.", "\t B"],
+    "a_space_goes_to_the_next": ["So.", " B"],
+    "tabs_too": ["So.", "\t B"],
     "up_to_the_last_newline": ["A. \n\n", "  B"],
     "a_newline_ends_a_step": ["a\n", "b"],
     "white_space_before_a_newline": ["a \t\n", "b"],
     "crlf": ["a\r\n\r\n", "b.\r\n", " c"],
-    "a_lone_return_is_a_space": ["A.", "\rB"],
-    "leading_joins_the_first": [" \n \n A.", " B"],
-    "trailing_joins_the_last": ["A.", " B. \n \n "],
+    "a_lone_return_is_a_space": ["So.", "\rB"],
+    "leading_joins_the_first": [" \n \n So.", " B"],
+    "trailing_joins_the_last": ["So.", " B. \n \n "],
     "trailing_after_no_stop": ["a\n", "b \n"],
     # Stops and closers
     "three_stops": ["One.", " Two!", " Three?", " four"],
@@ -34,6 +37,7 @@ SENTENCES = {
     "quotes": ['He said "no."', " Then ‘yes.’", " Then “so!”", " «Oui.»", " It's 'it.'", " End"],
     "brackets": ["(So.)", " [That?]", " {This!}", " End"],
     "markdown": ["**Note.**", " _So._", " *** Or.***", " End"],
+    "a_quote_goes_on": ['"Really?" he said, "Stop!" and “So.” is'],
     "several_closers": ['("**Yes.**")', " End"],
     "a_dangling_backtick": ["over.`", " End"],
     "emoji": ["Great!😀", " Done.✅", " Up.👍🏽", " Love.❤️", " Us.👩‍👩‍👧", " Flag!🇩🇪", " End"],
@@ -42,6 +46,9 @@ SENTENCES = {
     "lower_case_may_follow": ["it is so.", " then not"],
     "no_white_space": ["3.14 and v1.2.3 at example.com/a.b?c=d!e, and .5 of x.y"],
     "cjk": ["你好。", "是吗？", "对！", "３．１４。", " はい｡", "そう．", "「はい。」", "（是。）", "【好！】", "End"],
+    "cjk_after_ascii": ["设a=3.", "是吗?", "对.", "有“a.”", "图3.5和a.txt（U.S.的5!种"],
+    "cjk_speech": ["“是吗？”他问。", "“好。”", "小明很高兴。"],
+    "cjk_items": ["1．首先。", "2.然后。", "步骤：1.设x，2.求y"],
     "cjk_runs": ["什么？！", "好。。。", "行"],
     "cjk_and_ascii": ["是 3.14。", "Yes.", " 对"],
     # Abbreviations
@@ -49,6 +56,11 @@ SENTENCES = {
     "titles": ["Dr. No, Mr. X, Mrs. Y, Ms. Z, Prof. W, and St. Petersburg"],
     "references": ["Fig. 1, fig. A, Eq. (5), Eqs. 5, Sec. 3, Ch. 2, Thm. A, Def. B, Lem. C"],
     "others": ["approx. 5, resp. six, viz. Seven"],
+    "units": ["It is 5 ft. tall, 12 in. wide, 5ft. so, 2 sq. ft. big.", " Then 3 ft.", " So y = 2x.", " so"],
+    "numbered": ["Vol. 3, p. 12, pp. 1-2, Cor. 5, Prop. 2, Ex. 7, Jan. 5, vol. II, no. of x"],
+    "names": ["J. K. Rowling, J.R.R. Tolkien, John F. Kennedy and the U.S. Senate on Mt. Hood"],
+    "no_names": ["Then option B.", " Tom is.", " Take Plan B.", " Tom is in the U.S.", " The end"],
+    "companies": ["Foo Inc. sells to Bar Ltd. and Baz Jr. in 5"],
     "abbreviations_with_marks": ["(e.g. X), _i.e._ Y"],
     "abbreviations_end_with_their_line": ["this vs.\n", "that, e.g."],
     "not_a_word_of_its_own": ["On the 1st.", " Then revs.", " Then 5 ms.", " Then 5 sec.", " Then done"],
@@ -62,16 +74,53 @@ SENTENCES = {
     # Markers
     "numbers": ["1. First.", " Then\n", "12. Second\n", "  3. third\n", "12) Fourth"],
     "a_line_of_its_own": ["1.\n", "First"],
+    "case_and_options": ["Case 2. It is\n", "Option A. It is\n", "Lemma 3. It is"],
     "letters_and_romans": ["a. First\n", "iv. Second\n", "XII. Third"],
-    "a_capital_begins_a_line": ["Is it\n", "B.", " Then so.\n", "* C. Third\n", "**D.** Fourth"],
+    "a_capital_begins_a_line": [
+        "Is it\n",
+        "B. Then\n",
+        "A. 5\n",
+        "B. 6\n",
+        "I. Setup\n",
+        "* C. Third\n",
+        "**D.** Fourth",
+    ],
     "bullets_and_emphasis": ["- 3. First\n", "**2. Second**\n", "* **4.** Third\n", "> 5. fourth"],
     "headings": ["## 1.2. Title\n", "### 3. Title"],
     "steps": ["Step 4. Foo.", " Bar\n", "**Case 1.** Foo\n", "## Step 2. Foo\n", "Step 3: foo"],
     "markers_of_the_first_line": ["\n  1. First.", " Then"],
-    "markers_begin_their_line": ["Multiply by 2.", " Then by a.", " So iv.", " Step 4.", " Then"],
+    "markers_begin_their_line": [
+        "Multiply by 2.",
+        " Then by a.",
+        " So iv.",
+        " By step 4.",
+        " Then by Step 4.",
+        " Then",
+    ],
+    "steps_within_a_line": ["So it is.", " Case 2. It is odd.", " **Step 3.1.** Do it.", " Step 4.\n", "So"],
+    "items_within_a_line": ["1. Add 2.", " 2. Double it.", " Is it 5?", " 5.", " In 1964.", " 1965.", " Then"],
+    "options_within_a_line": ["Choose: A. 12 B. 15, C. 18.", " So it is B.", " Then"],
     "words_are_no_markers": ["mix.", " So\n", "Add 5.", " So\n", "2019.", " So"],
+    # Tables and signs
+    "rows": ["| a. B | C. |\n| :--- | --- |\n", "| 1. | Is it? Yes. |\n", "  | d. E |  \n", "So.", " Then"],
+    "a_bar_is_no_row": ["|x| is 5.", " Then |y| is 6"],
+    "signs_join": ["It is so.", " It is done. ✓\n---\n\n", "Then.", " And now. ∎"],
+    "signs_may_be_first": ["***\n\nSo.", " Then"],
+    # Tags
+    "think": ["<think>\nSo.", " Then\n</think>\n\n", "It is.", " Then"],
+    "think_in_a_line": ["<think>So.", " Then.</think>", "It is.", " So. </think>", " Then"],
+    "no_thought": ["<think>\n\n</think>\n\nIt is.", " Then"],
+    "a_thought_that_the_prompt_opened": ["So\n</think>\n\n", "It is"],
+    "a_thought_that_is_cut_off": ["<think>\nSo.", " Then <th"],
+    "a_thought_later_on": ["Sure.\n", "<think>\nSo\n</think>\n", "Then"],
+    "a_tag_that_is_spoken_of": ["It ends with `</think>` here.", " Then '</think>' is"],
+    "tags_alone": ["<think>\n</think>\n"],
+    "a_tag_at_the_end": ["So.", " Then\n</think>\n<think>\n"],
+    "what_a_thought_leaves_open": ["```\n", "So.", " B $c\n</think>\n", "So\n", "```\nc. D\n```\n", "d$"],
+    "answer": ["<think>So</think>\n", "<answer>\n5\n</answer>"],
     # Ellipses and factorials
     "an_ellipsis_goes_on": ["Hmm... let me, well… so, 1 + 2 + ... + n, and 1, 2, ..., n, or 1, ... 5, or…so"],
+    "an_ellipsis_before_I": ["Hmm... I think so… I'm sure, etc.", " I am"],
     "an_ellipsis_ends": ["Wait...", " That is…", " Then ...\n", "so…\n", "on..."],
     "a_doubtful_ellipsis": ["What...?", " so"],
     "factorials_go_on": ["5! = 120, n! is, (n-1)! is, x_n! is, 7!! is, $n$! is (5!) so, [2]! so, {3}! so"],
@@ -116,6 +165,8 @@ SENTENCES = {
         " Then \\text{So.}",
         " End",
     ],
+    "a_space_after_a_stop_within": ["So \\( x = 5. \\)", " Then \\text{so. }", " Then $$ y. $$", " End"],
+    "environments": ["\\begin{align*}\nx.\n\n&y\n\\end{align*}\n", "So \\begin{align}a.", " B\n", "\\end{array}"],
     "a_stop_within_goes_on": ["The $n!$ ways, `Go.` to, $U.S.$ is, \\text{a.} b, $a.$, so"],
     "an_empty_formula_after_a_stop": ["So.$$$$ Then"],
     "latex": ["So \\frac{1.5}{2}.", " Then \\ldots.", " Then \\ldots is"],
@@ -133,6 +184,8 @@ LINES = {
     "open_fence": ["```\n", "a\n", "b"],
     "inline_is_not_protected": ["\\(a\n", "b\\)\n", "`c\n", "d` $e\n", "f$"],
     "inline_hides_openers": ["`$$` a\n", "b `$$` c"],
+    "tags": ["<think>\na\n", "b. C\n</think>\n\n", "d\n", "<think>\ne</think>", "f"],
+    "rows": ["| a |\n", "|---|\n", "| b |"],
 }
 
 PARAGRAPHS = {
@@ -144,6 +197,7 @@ PARAGRAPHS = {
     "square_brackets": ["\\[\na\n\nb\n\\]\n\n", "c"],
     "open_fence": ["```\na\n\n", "b"],
     "inline_is_not_protected": ["`a\n\n", "b`"],
+    "tags": ["<think>\n\na\nb\n\n", "c\n\n</think>\n\n", "d\n</think>\n", "e"],
 }
 
 CASES = [
@@ -159,7 +213,21 @@ def test_steps(kind, expected):
 
 
 def test_sentences_are_what_is_meant_by_default():
-    assert split("A. B\nC") == split("A. B\nC", steps="sentence") == [(0, 2), (2, 5), (5, 6)]
+    assert split("So. B\nC") == split("So. B\nC", steps="sentence") == [(0, 3), (3, 6), (6, 7)]
+
+
+# Chains of thought as a reader splits them; bench/steps.py counts them by kind.
+TABLE = [json.loads(line) for line in (Path(__file__).parent / "steps.jsonl").read_text("utf-8").splitlines()]
+# An ellipsis of Chinese ends a sentence or does not; a full stop in brackets within one.
+MISSED = ("……这道题", "图2。）没有")
+
+
+@pytest.mark.parametrize("row", TABLE, ids=[f"{row['kind']}-{i}" for i, row in enumerate(TABLE)])
+def test_real_chains_of_thought(row):
+    assert "".join(row["steps"]) == row["text"]
+    if any(missed in row["text"] for missed in MISSED):
+        pytest.xfail("known to be split otherwise")
+    assert texts(row["text"], "sentence") == row["steps"]
 
 
 def test_an_unknown_kind_names_those_known():
@@ -181,6 +249,7 @@ FRAGMENTS = [
     *r"""
         $ $$ ` `` ``` ```` ~~~ \[ \] \( \) \\ \ \$ \{ \frac{1.5} \text{ \ldots { } ( ) [ ]
         . .. ... ! ? ?! … 。 ！ ？ ． ｡ 」 ） " ' ” » * ** _ # - > 😀 👍🏽 👩‍👧 你好 İ ß
+        <think> </think> </b> | |a| J. K. Case \begin{align} \end{align} 1．
         1. 3.14 5 5! n! a. iv. B. Step No. e.g. etc. U.S. vs. Dr. $5 $x$ $x.$ `x` x Then then
     """.split(),
     *[" ", "  ", "\t", "\n", "\n\n", "\r\n", "\r", " \n ", "\x0b", "\x85", "\u3000"],
@@ -205,7 +274,7 @@ def test_nothing_is_lost_of_any_text(text):
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=20).map("".join), st.sampled_from(["```", "$$"]))
 @settings(max_examples=500, deadline=None)
 def test_blocks_are_whole(inner, fence):
-    inner = inner.replace("`", "").replace("~", "").replace("$", "")
+    inner = inner.replace("</think>", "").replace("`", "").replace("~", "").replace("$", "")
     text = f"Then\n{fence}\n{inner}\n{fence}\nSo"
     for kind in STEPS:
         edges = {a for a, _ in split(text, steps=kind)}
@@ -218,6 +287,21 @@ HOSTILE = [
     *("$", "$a ", "$a", "```", "```a````", "`a", "``a", ".`", "`a\n", "~~~", "\\[", "\\(", "\\(a\n", "\\", "\\a{"),
     *("\\a[", "\\a{\\a{}", "\\a{" * 4 + "}" * 3, "(", ".)", ".", ". ", "! ", " ", "\n", "\n ", "\r\n", "1.1", "\n1"),
     *("*", "a", "e.g. ", "5! ", "。", "1．", ".😀", "\n$$\n\n", "A. B\n"),
+    *(
+        "|",
+        "|a",
+        "\n|",
+        "| |",
+        "</think>",
+        "</think> ",
+        "<think>",
+        "<think>\n",
+        "-\n",
+        "</a>\n",
+        "\\begin{align}",
+        "J. ",
+    ),
+    *("J. K", "a.b ", "Case 1. ", "1. ", "a: 1.一", "”说。”", "。”说", ". I ", "A B. ", "1 ft. "),
 ]
 
 

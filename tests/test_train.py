@@ -1,6 +1,7 @@
 """TRL trains straight from the exported file, and its loss covers the completion and nothing else."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import read, write
-from jobs import run
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from jobs import files, run
+from pairs import random_model
+from real import part
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rsd.cli import main
 from rsd.data import read_rows
@@ -27,24 +30,26 @@ def traces(tmp_path_factory):
     return folder / "traces.jsonl"
 
 
-@pytest.mark.parametrize("format", ["prompt-completion", "token-ids"])
-def test_trl_trains_on_the_file_as_it_is(traces, tmp_path, format):
+def export(traces, *args):
+    result = CliRunner().invoke(main, ["export", str(traces), *map(str, args)])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def trainer_of(file, student, *, completion_only=True):
+    """TRL's trainer over an exported file, as a user would make it."""
     from datasets import load_dataset
     from trl import SFTConfig, SFTTrainer
 
-    out = tmp_path / "out.jsonl"
-    exported = CliRunner().invoke(main, ["export", str(traces), "--format", format, "-o", str(out)])
-    assert exported.exit_code == 0, exported.output
-    data = load_dataset("json", data_files=str(out), cache_dir=str(tmp_path / "cache"))["train"]
-    tokenizer = AutoTokenizer.from_pretrained(bundled("student"))
-    model = AutoModelForCausalLM.from_pretrained(bundled("student"), dtype=torch.float32)
-    before = [p.detach().clone() for p in model.parameters()]
+    data = load_dataset("json", data_files=str(file), cache_dir=str(file.parent / "cache"))["train"]
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
     config = SFTConfig(
-        output_dir=str(tmp_path / "run"),
+        output_dir=str(file.parent / "run"),
         max_steps=6,
         per_device_train_batch_size=4,
         learning_rate=1e-3,
-        completion_only_loss=True,
+        completion_only_loss=completion_only,
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
@@ -54,10 +59,11 @@ def test_trl_trains_on_the_file_as_it_is(traces, tmp_path, format):
         disable_tqdm=True,
         shuffle_dataset=False,
     )
-    trainer = SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
+    return SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
 
-    # What the loss covers, in the batches as the model gets them.
-    rows = read(out)
+
+def covered_by_the_loss(trainer):
+    """(ids before, ids that are learnt) of every row, from the batches as the model gets them."""
     learnt = []
     for batch in trainer.get_train_dataloader():
         for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
@@ -66,6 +72,17 @@ def test_trl_trains_on_the_file_as_it_is(traces, tmp_path, format):
             first = int(covered.nonzero()[0])
             assert covered[first : first + int(covered.sum())].all()  # one piece
             learnt.append((ids[:first].tolist(), labels[covered].tolist()))
+    return learnt
+
+
+@pytest.mark.parametrize("format", ["prompt-completion", "token-ids"])
+def test_trl_trains_on_the_file_as_it_is(traces, tmp_path, format):
+    out = tmp_path / "out.jsonl"
+    export(traces, "--format", format, "-o", out)
+    trainer = trainer_of(out, bundled("student"))
+    model, tokenizer = trainer.model, trainer.processing_class
+    before = [p.detach().clone() for p in model.parameters()]
+    rows, learnt = read(out), covered_by_the_loss(trainer)
     assert len(learnt) == len(rows)
     eos = tokenizer.eos_token_id
     for row in rows:
@@ -85,6 +102,66 @@ def test_trl_trains_on_the_file_as_it_is(traces, tmp_path, format):
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     assert len(losses) == 6 and all(float(loss) >= 0 for loss in losses)
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def sampled(traces):
+    """What was sampled after what prompt, of every row."""
+    return [(line["prompt_ids"], line["token_ids"]) for line in files(traces)[1]]
+
+
+NO_THINKING = ["--chat-template-kwargs", '{"enable_thinking": false}']
+
+
+def test_what_the_chat_template_was_given_is_given_to_trl(tmp_path):
+    # A template that, as Qwen3's, writes an empty thought into the prompt if it is asked not to think.
+    for name in ("teacher", "student"):
+        shutil.copytree(bundled(name), tmp_path / name)
+        template = tmp_path / name / "chat_template.jinja"
+        empty = "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+        answer = "{% if m.role == 'assistant' %}" + empty + "{% endif %}{{ m.content"
+        text = template.read_text().replace("assistant\n{%", "assistant\n" + empty + "{%")
+        template.write_text(text.replace("{{ m.content", answer))
+    source = write(tmp_path / "in.jsonl", read_rows(bundled("problems.jsonl"))[:4])
+    traces, out = tmp_path / "traces.jsonl", tmp_path / "out.jsonl"
+    run(source, "-o", traces, "--teacher", tmp_path / "teacher", "--student", tmp_path / "student", *NO_THINKING)
+    assert "4 of 4 rows give the sampled ids" in export(traces, "--keep", "all", "-o", out)
+    newline = AutoTokenizer.from_pretrained(bundled("student")).encode("\n")
+    learnt = covered_by_the_loss(trainer_of(out, tmp_path / "student"))
+    assert sorted(learnt) == sorted((before, ids + newline) for before, ids in sampled(traces))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("format", ["prompt-completion", "messages"])
+def test_qwen3_that_does_not_think(tmp_path, format):
+    tokenizer = AutoTokenizer.from_pretrained(part("qwen3"))
+    student = tmp_path / "student"
+    model = random_model("qwen3", vocab=len(tokenizer))
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+    model.save_pretrained(student)
+    tokenizer.save_pretrained(student)
+    source = write(tmp_path / "in.jsonl", [{"id": i, "prompt": f"What is {i} + {i}?"} for i in range(4)])
+    traces, out = tmp_path / "traces.jsonl", tmp_path / "out.jsonl"
+    run(source, "-o", traces, "--teacher", student, "--student", student, "--max-new-tokens", 4, *NO_THINKING)
+    # What a trained student would have written in place of the random one; once not as its tokenizer spells it.
+    texts = [f"{i} + {i} = {2 * i}." for i in range(4)]
+    spelled = [[*tokenizer.encode(text), tokenizer.eos_token_id] for text in texts[:3]]
+    spelled.append([*(i for character in texts[3] for i in tokenizer.encode(character)), tokenizer.eos_token_id])
+    answers = [[{"role": "assistant", "content": text}] for text in texts]
+    rows, lines = (sorted(of, key=lambda row: row["id"]) for of in files(traces)[:2])
+    write(traces, [row | {"completion": answer} for row, answer in zip(rows, answers, strict=True)])
+    lines = [line | {"token_ids": ids} for line, ids in zip(lines, spelled, strict=True)]
+    write(tmp_path / "traces.tokens.jsonl", lines)
+
+    assert "3 of 4 rows give the sampled ids" in export(traces, "--keep", "all", "--format", format, "-o", out)
+    learnt = covered_by_the_loss(trainer_of(out, student, completion_only=format == "prompt-completion"))
+    want = [
+        (line["prompt_ids"], [*tokenizer.encode(text), tokenizer.eos_token_id, *tokenizer.encode("\n")])
+        for line, text in zip(lines, texts, strict=True)
+    ]
+    assert want[0][0][-4:] == tokenizer.encode("<think>\n\n</think>\n\n")
+    if format == "messages":  # all of it is learnt
+        want = [([], before + ids) for before, ids in want]
+    assert sorted(learnt) == sorted(want)
 
 
 @pytest.mark.slow
