@@ -1,6 +1,6 @@
 """Verdicts on pairs of answers whose truth is known: rsd's `boxed` and `math`, and math-verify alone.
 
-    python bench/answers.py --wrong
+python bench/answers.py --wrong
 """
 
 import argparse
@@ -16,9 +16,7 @@ PAIRS = Path(__file__).parent.parent / "tests" / "answers.jsonl"
 
 def ours(how: str) -> Callable[[str, str], bool]:
     verifier = Verifier(how)
-    return lambda answer, reference: (
-        verifier.submit(f"\\boxed{{{answer}}}", {}, reference).result().correct is True
-    )
+    return lambda answer, reference: verifier.submit(f"\\boxed{{{answer}}}", {}, reference).result().correct is True
 
 
 def math_verify_alone(answer: str, reference: str) -> bool:

@@ -14,21 +14,28 @@ from fractions import Fraction
 from itertools import pairwise
 
 from rsd import units
-from rsd.expressions import Collection, Group, Node, Quantity, Region, Relation, Undefined, Unread, read
-from rsd.mathtext import Token, as_mathematics, as_text, cleaned, latex, tokens
-from rsd.residues import Value, rational, times
+from rsd.mathtext import Token, Unread, cleaned, latex, tokens
+from rsd.nodes import Collection, Group, Node, Quantity, Region, Relation
+from rsd.relations import RELATIONS, read
+from rsd.residues import Undefined, Value, rational, times
+from rsd.words import as_mathematics, as_text
 
 LONGEST = 2000  # characters; what is longer is no answer, and only compared as it is
 MATCHED = 40  # items of a list that are matched each with each; of longer ones the same must be there
 
 CHOICE = re.compile(
-    r"(?:(?:option|choice|answer)\s*:?\s*)?(?:\(\s*([A-J])\s*\)|([A-J])\s*[).:]|([A-J])$)(?:\s+(?![+*/=<>^,_]|- )(.*))?",
+    r"(?:(?:option|choice|answer)\s*:?\s*)?(?:\(\s*([A-J])\s*\)|([A-J])\s*[).:]|([A-J])$)"
+    r"(?:\s+(?!(?:[+*/=<>^,_&]|- |and\b|or\b))(.*))?",
     re.DOTALL | re.IGNORECASE,
 )
+LABEL = re.compile(r"(?:^|[\s,;(])[A-Ja-j][).:](?:\s|$)")
 BASE = re.compile(r"(\()?([0-9A-Za-z]*[0-9][0-9A-Za-z]*)(?(1)\))\s*_\s*\{?(?:\s*\\text\s*\{)?\s*(\d{1,2}|[a-z]+)[\s}]*")
 BASES = {name: n for n, name in enumerate("two three four five six seven eight nine ten".split(), 2)}
 TEXTS = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")
+NO_FORMULA = {":", "%", "°", "$", "€", "£", "¥", r"\ldots"}
 DECIMAL = re.compile(r"\d*\.\d+")
+DEGREES = re.compile(r"(\d+)\s*(?:°|\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\}))")
 ONE = rational(1)
 ORDERED = {r"\langle\rangle": "()"}  # brackets of the same meaning
 
@@ -64,13 +71,16 @@ def _same_spelled(a: str, b: str) -> bool | None:
             return True
         return None if any(_undecided(x, y) for x in a_read for y in b_read) else False
     # Of what is not read, mathematics alone may still be equal: not words, and not what is read wrongly elsewhere.
-    return None if _is_formula(a_tokens) and _is_formula(b_tokens) else False
+    formulas = _is_formula(a_tokens) and _is_formula(b_tokens)
+    relations = [any(t.text in RELATIONS for t in found) for found in (a_tokens, b_tokens)]
+    commands = any(t.kind == "command" for t in a_tokens + b_tokens)
+    return None if formulas and commands and relations[0] == relations[1] else False
 
 
 def _choice(source: str) -> tuple[str, str] | None:
     """The letter of a choice, and what stands after it."""
     m = CHOICE.fullmatch(TEXTS.sub(r" \1 ", source).strip())
-    if not m or CHOICE.fullmatch(rest := (m[4] or "").strip()):
+    if not m or LABEL.search(rest := (m[4] or "").strip()) or CHOICE.fullmatch(rest):
         return None
     return (m[1] or m[2] or m[3]).upper(), rest
 
@@ -83,6 +93,8 @@ def _readings(source: str, found: list[Token]) -> list[Node]:
             return [rational(int(m[2], base))] if 2 <= base <= 36 else []
         except ValueError:
             return []
+    if DATE.fullmatch(source):
+        return []
     result: list[Node] = []
     mathematics = as_mathematics(found)
     for letters_are_units in (False, True):
@@ -107,10 +119,15 @@ def _agree(x: Node, y: Node) -> bool:
         in_base = (times(q.value, q.unit.factor) for q in (x, y))
         return x.unit.powers == y.unit.powers and next(in_base) == next(in_base)
     if isinstance(x, Group) and isinstance(y, Group):
-        return ORDERED.get(x.brackets, x.brackets) == ORDERED.get(y.brackets, y.brackets) and _in_order(x, y)
+        if {x.brackets, y.brackets} == {"ratio", "time"}:  # 4:10 and 2:5; but 4:10 is not 2:05
+            return _in_order(x, y)
+        alike = ORDERED.get(x.brackets, x.brackets) == ORDERED.get(y.brackets, y.brackets)
+        return alike and x.brackets != "time" and _in_order(x, y)
     if isinstance(x, Collection) and isinstance(y, Collection):
         if x.kind == y.kind == "list" and (_names(x) > 1) != (_names(y) > 1):
             return _in_order(x, y)  # x = 1, y = 2
+        if x.kind != y.kind and max(_names(x), _names(y)) > 1:
+            return False
         return _in_any_order(x.items, y.items)
     return _says(x, y) or _says(y, x)
 
@@ -128,9 +145,15 @@ def _says(x: Node, y: Node) -> bool:
             return True
         return x.value == y and (x.unit != units.PERCENT or (y.exact is not None and abs(y.exact) > 1))
     if isinstance(x, Group) and isinstance(y, Value):
-        return x.brackets == "ratio" and len(x.items) == 1 and times(x.items[0], y) == ONE
+        return x.brackets == "ratio" and [times(i, y) for i in x.items if isinstance(i, Value)] == [ONE]
     if isinstance(x, Collection) and isinstance(y, Group):
-        return x.kind == "list" and y.brackets == "()" and not 0 < _names(x) < len(x.items) and _in_order(x, y)
+        return (
+            x.kind == "list"
+            and not x.alternatives
+            and y.brackets == "()"
+            and not 0 < _names(x) < len(x.items)
+            and _in_order(x, y)
+        )
     return False
 
 
@@ -164,7 +187,7 @@ def _undecided(x: Node, y: Node) -> bool:
     if isinstance(x, Relation):
         if x.value is not None:
             return _undecided(x.value, y)
-        return x.name is not None and isinstance(y, Region | Group)
+        return isinstance(x.key, tuple) and x.key[0] != "=" and isinstance(y, Region | Group)
     if isinstance(x, Region) or isinstance(y, Region):
         return isinstance(x, Region | Group | Collection) and isinstance(y, Region | Group | Collection)
     if isinstance(x, Group | Collection) and isinstance(y, Group | Collection):
@@ -188,12 +211,13 @@ def _opaque(*nodes: Node | None) -> bool:
 
 def _is_formula(found: list[Token]) -> bool:
     """Whether it is nothing but a formula, in which numbers do not stand beside each other or in a base."""
-    kinds = [t.kind for t in as_mathematics(found)]
-    beside = any(a == "number" and b in ("number", "_") for a, b in pairwise(t.text if t.text == "_" else t.kind for t in found))
-    return "word" not in kinds and not beside and not any(t.text in ":%°$€£¥" for t in found) and "command" in kinds
+    if any(t.kind == "word" or t.text in NO_FORMULA for t in as_mathematics(found)):
+        return False
+    return not any(t.kind == "number" and (then.kind == "number" or then.text == "_") for t, then in pairwise(found))
 
 
 def exactly(answer: str) -> str:
-    """An answer as math-verify is asked about it: in LaTeX, with decimals as fractions, which it does not round."""
+    """An answer as math-verify is asked about it: in LaTeX, without decimals and degrees, which it does not keep."""
     plain = cleaned(answer).replace(r"\radic", r"\sqrt")
+    plain = DEGREES.sub(r"(\\frac{\1\\pi}{180})", plain)
     return DECIMAL.sub(lambda m: rf"\frac{{{Fraction(m[0]).numerator}}}{{{Fraction(m[0]).denominator}}}", plain)

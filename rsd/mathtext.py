@@ -2,10 +2,9 @@
 
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-
-from rsd.units import known
 
 MINUSES = dict.fromkeys(map(ord, "−–—‐‑﹣－"), "-")
 SYMBOLS = str.maketrans(
@@ -50,7 +49,10 @@ REPLACED = [
         (r"\\backslash(?![A-Za-z])", r"\\setminus "),
         (r"\\(?:mathbb|mathbf|Bbb)\s*\{?\s*([RZNQC])\s*\}|\\(?:mathbb|Bbb)\s*([RZNQC])", r"\\reals\1\2 "),
         (r"(?i)\ball real numbers\b|\ball reals\b", r"\\realsR "),
-        (r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\(?:degree|deg|textdegree)(?![A-Za-z])|\^\s*o(?![A-Za-z])", "°"),
+        (
+            r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\(?:degree|deg|textdegree)(?![A-Za-z])",
+            "°",
+        ),
         (r"\^\s*(?:\\prime|\{\s*\\prime\s*\})", "'"),
         (r"\\%|\\text\s*\{\s*\\?%\s*\}", "%"),
         (r"\\(?:euro|EUR)(?:\{\})?(?![A-Za-z])", "€"),
@@ -65,9 +67,10 @@ NUMBER_WORDS = {
         "seventeen eighteen nineteen twenty".split()
     )
 }
-# Thousands: with commas (not in brackets, where they stand between items) or with `{,}` and thin or plain spaces.
+# Thousands: with commas (not in brackets, where they stand between items), with `{,}`, and with thin or plain spaces.
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
-SPACED_THOUSANDS = re.compile(r"(?<![\d.,/^_])(?<!\d[ ,])\d{1,3}(?:\{,\}\d{3}|[ ]\d{3})+(?![\d/,]| \d| ?/| ?\\frac)")
+BRACED_THOUSANDS = re.compile(r"(?<![\d.,}])\d{1,3}(?:\{,\}\d{3})+(?!\d|\{,\})")
+SPACED_THOUSANDS = re.compile(r"(?<![\d.,/^_])(?<!\d[ ,])\d{1,3}(?:[ ]\d{3})+(?![\d/]|,\d| \d| ?/| ?\\frac)")
 BRACED_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d)")
 
 FONTS = r"text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mathcal|mbox|hbox|operatorname|boldsymbol|bm"
@@ -84,6 +87,18 @@ TOKENS = re.compile(
     |(?P<symbol>.)""",
     re.VERBOSE | re.DOTALL,
 )
+
+
+OPENING, CLOSING = {"(", "[", "{", r"\{", r"\langle"}, {")", "]", "}", r"\}", r"\rangle"}
+GREEK = {
+    "\\" + name
+    for name in "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho "
+    "sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell".split()
+}
+
+
+class Unread(ValueError):
+    """Not mathematics, or none that is understood here."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +152,8 @@ def _thousands(answer: str) -> str:
         depth = max(0, depth + (1 if bracket[0][-1] in "([{" else -1))
         start = bracket.end()
     answer = "".join(parts)[:-1]
-    answer = SPACED_THOUSANDS.sub(lambda m: re.sub(r"\{,\}| ", "", m[0]), answer)
+    answer = BRACED_THOUSANDS.sub(lambda m: m[0].replace("{,}", ""), answer)
+    answer = SPACED_THOUSANDS.sub(lambda m: m[0].replace(" ", ""), answer)
     return BRACED_COMMA.sub(".", answer)
 
 
@@ -193,48 +209,15 @@ def tokens(source: str) -> list[Token]:
     return found
 
 
-NAMED = {name: "\\" + name for name in "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp pi".split()}
-NAMED |= {"sqrt": r"\radic", "infinity": r"\infty", "inf": r"\infty", "Infinity": r"\infty"}
-SHORT_WORDS = frozenset("no on is am pm or to of it if by as at in".split())
-
-
-def as_mathematics(found: list[Token]) -> list[Token]:
-    """The same with runs of letters taken for names of functions, for words, or for products of letters."""
-    prose = not any(t.kind in ("number", "command") or t.text in "+-=<>^_/|!" for t in found)
-    result: list[Token] = []
-    for i, t in enumerate(found):
-        before = found[i - 1] if i else Token("start", "")
-        if t.kind != "run" or len(t.text) == 1:
-            result.append(t)
-        elif t.text in NAMED:
-            result.append(Token("command", NAMED[t.text], t.spaced))
-        elif t.text.lower() in ("and", "or", "per") or _is_word(t, before, prose):
-            result.append(Token("word", t.text, t.spaced))
+def split(tokens: list[Token], at: Callable[[Token], bool]) -> tuple[list[list[Token]], list[Token]]:
+    """The parts between the tokens outside of all brackets for which `at` holds, and these tokens."""
+    parts: list[list[Token]] = [[]]
+    between, depth = [], 0
+    for t in tokens:
+        depth += (t.text in OPENING or t.text.startswith(r"\begin")) - (t.text in CLOSING or t.text.startswith(r"\end"))
+        if not depth and t.kind != "word" and at(t):
+            between.append(t)
+            parts.append([])
         else:
-            result += [Token("run", c, t.spaced and not n) for n, c in enumerate(t.text)]
-    return result
-
-
-def _is_word(t: Token, before: Token, prose: bool) -> bool:
-    after_value = before.kind in ("number", "word", "command") or before.text in (")", "}", "/", "]", "$", "€", "£")
-    if after_value and known(t.text):
-        return True
-    wordlike = len(t.text) >= 3 and re.search("[aeiouAEIOU]", t.text) is not None
-    return (wordlike and (prose or t.spaced)) or (prose and t.text.lower() in SHORT_WORDS)
-
-
-def as_text(found: list[Token]) -> tuple[str, ...]:
-    """The same as text: words in lower case, numbers by their value, no braces around a single token."""
-    parts: list[str] = []
-    for t in found:
-        if t.value is not None:
-            parts.append(str(t.value))
-        elif len(t.text) >= 3 and t.kind in ("word", "run"):
-            parts.append(t.text.lower())
-        elif t.kind == "word" or t.text.lower() in SHORT_WORDS:
-            parts.append(t.text.lower())
-        elif t.text == "}" and len(parts) > 1 and parts[-2] == "{":
-            parts[-2:] = parts[-1:]
-        elif t.text != "$":
-            parts.append(t.text)
-    return tuple(parts)
+            parts[-1].append(t)
+    return parts, between

@@ -3,13 +3,13 @@
 A number or polynomial is mapped to the field of P^2 elements, P a prime of 256 bits: rational numbers, i, square
 and other roots of rationals to what they are there; a variable, pi, e and ln 2 to elements drawn by a hash of
 their names (Schwartz and Zippel's test of identities). What is equal has equal images. What is not, has other
-ones: always if it is a fraction of less than 128 bits, and with a probability of about 1 - 2^-250 otherwise.
+ones: always if both are rational numbers, and with a probability of about 1 - 2^-250 otherwise.
 Nothing is rounded, so that 0.3333333 is not 1/3, and 1.41421356 not the root of 2.
 """
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
 # 3 mod 4: -1 has no root, so that elements are a + bi. P - 1 has no factor 3, 5, 7: odd roots are unique.
@@ -26,7 +26,7 @@ class Undefined(ValueError):
     """An expression without a value: a division by zero, say."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Value:
     """at: the images. exact: the rational number that it is, if that is known. letters: the variables in it.
 
@@ -34,9 +34,17 @@ class Value:
     """
 
     at: tuple[Element, ...]
-    exact: Fraction | None = field(default=None, compare=False)
-    letters: frozenset[str] = field(default=frozenset(), compare=False)
-    opaque: bool = field(default=False, compare=False)
+    exact: Fraction | None = None
+    letters: frozenset[str] = frozenset()
+    opaque: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Value) or self.at != other.at:
+            return False
+        return self.exact is None or other.exact is None or self.exact == other.exact  # P itself is not 0
+
+    def __hash__(self) -> int:
+        return hash(self.at)
 
 
 def rational(number: Fraction | int) -> Value:
@@ -228,5 +236,21 @@ def binomial(x: Value, y: Value) -> Value:
 def rounded(x: Value, how: str) -> Value:
     """|x|, floor and ceiling ("abs", "floor", "ceil")."""
     if x.exact is None:
-        return function(how, x)
-    return rational({"abs": abs, "floor": math.floor, "ceil": math.ceil}[how](x.exact))
+        opposite = times(rational(-1), x)
+        return function(how, min(x, opposite, key=lambda v: v.at) if how == "abs" else x)
+    if how == "abs":
+        return rational(abs(x.exact))
+    return rational(math.floor(x.exact) if how == "floor" else math.ceil(x.exact))
+
+
+def applied(name: str, args: list[Value], base: Value | None = None) -> Value:
+    """A function by its name: log (of a base), exp, sin ..."""
+    if name in ("log", "ln", "lg") and len(args) == 1:
+        if base is None:
+            return logarithm(args[0], name)
+        return over(logarithm(args[0]), logarithm(base))
+    if base is not None:
+        raise Undefined("a function with a subscript")
+    if name == "exp" and len(args) == 1:
+        return power(constant("e"), args[0])
+    return function(name, *(sorted(args, key=lambda v: v.at) if name in ("gcd", "lcm", "max", "min") else args))

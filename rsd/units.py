@@ -1,8 +1,10 @@
 """Units of measurement: their names, and what one is in terms of others."""
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from rsd.mathtext import Token, Unread
 from rsd.residues import Value, constant, over, power, rational, times
 
 # Names of a unit, how many of a base unit it is, and the base unit with its exponent. A plural s is left away.
@@ -52,7 +54,9 @@ unit = 1
 radian rad = 1
 """
 
+MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 SINGLE_LETTERS = frozenset("m g s h l L N J W V".split())  # in "5 m", after white space, unless it is a variable
+EXPONENT = re.compile(r"\^(?:\{(-?[1-9])\}|([1-9])(?!\d))")
 CURRENCIES = frozenset("$ € £ ¥ ₹ ¢".split())
 
 
@@ -117,3 +121,34 @@ def known(word: str) -> Unit | None:
 def of(noun: str) -> Unit:
     """What is counted: apples, say."""
     return known(noun) or Unit(rational(1), ((singular(noun), 1),))
+
+
+def read(tokens: list[Token], unit: Unit = ONE) -> Unit:
+    """The unit that tokens after a value name: `km/h`, `square meters`, `cm^2`, `dollars per hour`, `red apples`.
+
+    unit: one that stands before the value. Raises `Unread`.
+    """
+    sign, exponent, noun, at = 1, 1, "", 0
+    while at < len(tokens):
+        t, word = tokens[at], tokens[at].text.lower()
+        at += 1
+        this = known(t.text) if t.kind == "word" or t.text in CURRENCIES or t.text in ("%", "°") else None
+        if noun and (this or t.kind != "word" or word in ("per", "a", "an")):
+            unit, noun, sign = unit.times(of(noun), sign), "", 1
+        if word in ("/", "per"):
+            sign = -1
+        elif word in ("square", "sq", "cubic"):
+            exponent = 3 if word == "cubic" else 2
+        elif this:
+            if t.text == "°" and at < len(tokens) and tokens[at].text in ("C", "F", "K"):
+                this, at = of("°" + tokens[at].text), at + 1
+            raised = EXPONENT.match("".join(x.text for x in tokens[at : at + 5]))
+            if raised:
+                exponent = int(raised[1] or raised[2])
+                at += 2 if raised[2] else 4 + raised[1].startswith("-")
+            unit, sign, exponent = unit.times(this, sign * exponent), 1, 1
+        elif t.kind == "word":
+            noun = f"{noun} {singular(t.text)}".strip() if word not in ("a", "an") else noun
+        elif word not in (r"\cdot", ".", "-"):
+            raise Unread(f"what {t.text!r} means in a unit")
+    return unit.times(of(noun), sign) if noun else unit
