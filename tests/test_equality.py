@@ -32,7 +32,7 @@ def test_different_answers_of_the_table_are_not_taken_for_equal(wrong):
 def test_equal_answers_of_the_table_are_found(wrong):
     how, pairs = wrong
     missed = [(pair["answer"], pair["reference"]) for pair in pairs if pair["equal"]]
-    assert len(missed) < {"boxed": 0.05, "math": 0.03}[how] * EQUAL, missed
+    assert len(missed) < {"boxed": 0.06, "math": 0.03}[how] * EQUAL, missed
 
 
 def test_the_table_holds_enough_of_both():
