@@ -24,7 +24,7 @@ def math_equal(answer: str, reference: str) -> bool:
 
     # Its own time limits are off: the job has one. Errors are told apart from "not equal".
     theirs = parse(f"\\boxed{{{reference}}}", parsing_timeout=None)
-    ours = parse(answer, parsing_timeout=None)
+    ours = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
     return bool(verify(theirs, ours, timeout_seconds=None, raise_on_error=True))
 
 

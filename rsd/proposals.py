@@ -22,9 +22,9 @@ from torch import Tensor
 from rsd.candidates import Candidates, bounded, likeliest, placed, union
 from rsd.config import Sampling
 from rsd.midst import At, Filter, Midst, Several
+from rsd.pieces import Stands, Units
 from rsd.sampling import warp
 from rsd.teacher import Contexts, Judged, Teacher
-from rsd.units import Stands, Units
 from rsd.vocabulary import Vocabulary
 
 SURE = 2.0**-40  # masses below it are what rounding leaves of a difference

@@ -19,8 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
-from rsd.answers import LONGEST, after_thinking, boxed, is_number, normal, reference
+from rsd.answers import after_thinking, boxed, reference
 from rsd.data import Row
+from rsd.equality import exactly, same
 
 # Columns that hold a problem's answer, unless one is named.
 ANSWER_COLUMNS = ("answer", "final_answer", "solution")
@@ -89,13 +90,11 @@ class Verifier:
                 return _known(Judgement(None, "the reference answer is empty"))
             answered = after_thinking(text, opened=opened)
             said = boxed(answered) if answered is not None else None
-            same = said is not None and normal(said) == normal(right)
-            # No answer is a wrong one; math-verify finds an answer that is in no box.
-            settled = same or self.how == "boxed" or answered is None
-            settled |= said is not None and is_number(said) and is_number(right)
-            if settled or max(len(said or answered or ""), len(right)) > LONGEST:
-                return _known(Judgement(same))
-            case = {"answer": f"\\boxed{{{said}}}" if said is not None else answered, "reference": right}
+            # An answer in no box is none, and no answer is a wrong one.
+            equal = said is not None and same(said, right)
+            if said is None or equal is not None or self.how == "boxed":
+                return _known(Judgement(equal is True))
+            case = {"answer": exactly(said), "reference": exactly(right)}
         return self._threads.submit(self._ask, case | {"limit": self.case_limit})
 
     def _worker(self) -> "_Worker":

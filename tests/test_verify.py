@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jobs import FLAGS, files, pair, run
 
-from rsd.answers import after_thinking, boxed, is_number, normal, one_think_close, reference
+from rsd.answers import after_thinking, boxed, one_think_close, reference
 from rsd.verify import Judgement, Verifier
 
 INSIDE = st.recursive(
@@ -83,54 +83,6 @@ def test_the_answer_follows_the_thinking_and_a_truncated_thought_has_none(text, 
     assert one_think_close(text, opened=opened) is once
 
 
-@pytest.mark.parametrize(
-    ("a", "b"),
-    [
-        ("1,234", "1234"),
-        ("1{,}234", "1234"),
-        ("$42$", "42"),
-        (r"\$42", "42"),
-        ("42.", "42"),
-        ("42.50", "42.5"),
-        ("042", "42"),
-        (r"\dfrac12", r"\frac{1}{2}"),
-        (r"\text{East}", "east"),
-        (r"\left( 1, 2 \right)", "(1,2)"),
-        ("(B)", "B"),
-        (r"50\%", "50%"),
-        (r"90^\circ", "90"),
-    ],
-)
-def test_spellings_of_the_same_answer(a, b):
-    assert normal(a) == normal(b)
-
-
-@pytest.mark.parametrize(("a", "b"), [("12", "1,2"), ("(1,2)", "(12)"), ("1.5", "15"), ("-3", "3"), ("1,23", "123")])
-def test_different_answers_stay_different(a, b):
-    assert normal(a) != normal(b)
-
-
-@given(st.text(max_size=40))
-def test_any_text_is_normal_after_one_pass(text):
-    assert normal(normal(text).replace("$", "")) in (normal(text), normal(normal(text)))
-    assert is_number(text) in (True, False)
-
-
-ENDLESS = {
-    "zeros": "0" * 300_000 + "x",
-    "decimals": "1." + "0" * 300_000 + "x",
-    "texts": "\\text " * 50_000 + "x",
-    "thousands": "1,111" * 60_000,
-}
-
-
-@pytest.mark.parametrize("name", ENDLESS)
-def test_an_endless_answer_is_compared_as_it_is(name):
-    same = normal(f" {ENDLESS[name]} ") == ENDLESS[name]
-    assert same and not is_number(ENDLESS[name])
-    assert judged(Verifier("math"), f"\\boxed{{{ENDLESS[name]}}}").correct is False
-
-
 def test_references_are_short_answers_boxes_and_gsm8k():
     assert reference("72") == "72"
     assert reference("3 + 4 = 7\n#### 7") == "7"
@@ -156,7 +108,8 @@ def math():
         (r"\boxed{(x+1)^2}", "x^2+2x+1", True),
         (r"\boxed{x=5}", "5", True),
         (r"\boxed{\{2, 1\}}", r"\{1, 2\}", True),
-        ("The answer is 0.5.", "1/2", True),
+        ("The answer is 0.5.", "1/2", False),
+        ("So it is $\\frac{1}{2}$", "1/2", False),
         (r"\boxed{2/3}", "1/2", False),
         (r"\boxed{78}", "77", False),
         ("I do not know.", "1/2", False),
@@ -172,11 +125,12 @@ def test_mathematical_equality(math, said, answer, verdict):
     assert judged(math, said, answer).correct is verdict
 
 
-def test_boxed_compares_text_alone():
+def test_boxed_needs_a_box_and_leaves_out_what_needs_laws():
     verifier = Verifier("boxed")
-    assert judged(verifier, r"\boxed{0.5}").correct is False
+    assert judged(verifier, r"\boxed{0.5}").correct is True
     assert judged(verifier, r"\boxed{1 / 2}").correct is True
     assert judged(verifier, "1/2").correct is False
+    assert judged(verifier, r"\boxed{\cos^2 x + \sin^2 x}", "1").correct is False
 
 
 def test_an_answer_that_never_ends_costs_its_own_verdict_alone(math):
