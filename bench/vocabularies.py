@@ -3,7 +3,7 @@
     python bench/fetch.py && python bench/vocabularies.py
 
 Of every pair: seconds to meet (of one processor); the student's tokens that are the teacher's, too; the teacher's
-that are several of the student's; and what is left out, added tokens that the teacher alone has and never proposes.
+that are several of the student's; and what is left out, above all control tokens that the teacher alone has.
 Then seven kinds of text (`texts.json`, and code of this repository), token by token as a student writes them: whether
 the bytes of what the teacher reads are the student's, however a trace is cut into blocks, and the share of the
 teacher's own tokens for the text that its reading has not, by what they come from:
