@@ -13,6 +13,8 @@ from functools import cached_property, lru_cache
 from transformers import PreTrainedTokenizerBase
 
 BLANK = "\u2581"  # what stands for a space in SentencePiece's vocabularies
+# The bytes of every assigned character that controls nothing; a tokenizer may lack the others.
+NEEDED = frozenset([*b"\t\n\r", *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1), 0xF3])
 
 
 def _byte_alphabet() -> dict[int, str]:
@@ -31,6 +33,7 @@ class Speller:
 
     Args:
         words: other added tokens that are read in a text, as the tokenizer itself reads them; the rest is not.
+        vocab: the tokenizer's map from tokens to ids, where it is at hand (it takes a while to make).
 
     bytes: of all ids but the other added tokens'. single: the ids that stand for single bytes.
 
@@ -38,7 +41,14 @@ class Speller:
         ValueError: its tokens have no exact bytes.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, role: str, words: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        role: str,
+        words: Mapping[str, int] | None = None,
+        *,
+        vocab: Mapping[str, int] | None = None,
+    ) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ValueError(f"the {role}'s tokenizer is not a fast one, whose tokens could be read as bytes")
@@ -64,17 +74,14 @@ class Speller:
         if '"add_prefix_space":true' in splitter:
             self.splitter.__setstate__(splitter.replace('"add_prefix_space":true', '"add_prefix_space":false').encode())
         self.piece = lru_cache(1 << 16)(lambda piece: [token.id for token in model.tokenize(piece)])
-        vocab = tokenizer.get_vocab()
+        vocab = tokenizer.get_vocab() if vocab is None else vocab
         added = tokenizer.added_tokens_decoder
         ordinary = {t.content: i for i, t in added.items() if not t.special and model.token_to_id(t.content) == i}
         # A run of `BLANK` is what the model makes of spaces, not a word that a text could hold.
-        words = dict(words or {}) | {t: i for t, i in ordinary.items() if self.byte_level or BLANK not in t}
+        words = {t: i for t, i in (words or {}).items() if t not in ordinary}
+        words |= {t: i for t, i in ordinary.items() if self.byte_level or BLANK not in t}
         self.words = words
         self.lengths = sorted({len(word) for word in words}, reverse=True)
-        # Where a word may begin, and what is no text (a character that stands for another one is none).
-        begins = "".join(sorted({re.escape(word[0]) for word in words}))
-        lone = "" if self.byte_level else BLANK
-        self.cut = re.compile(f"([\udc80-\udcff{lone}]+)" + (f"|[{begins}]" if begins else ""))
         others = {i for i, t in added.items() if t.content not in ordinary and t.content not in words}
         alphabet = _byte_alphabet()
         self.bytes: dict[int, bytes] = {}
@@ -92,9 +99,16 @@ class Speller:
                 self.bytes[i] = bytes([int(token[3:5], 16)])
             else:
                 self.bytes[i] = token.replace(BLANK, " ").encode("utf-8", "surrogatepass")
-        self.single = {b[0]: i for i, b in sorted(self.bytes.items(), reverse=True) if len(b) == 1}
+        alone = [(i, b) for i, b in self.bytes.items() if len(b) == 1]
+        self.single = {b[0]: i for i, b in sorted(alone, reverse=True)}
         if not self.byte_level:  # the bytes to fall back on, not the letters
             self.single |= {b: vocab[f"<0x{b:02X}>"] for b in range(256) if f"<0x{b:02X}>" in vocab}
+
+        # Where a word may begin, and what is no text (nor what stands for a space, nor what this tokenizer lacks).
+        begins = "".join(sorted({re.escape(word[0]) for word in words}))
+        lone = "" if self.byte_level else BLANK
+        lone += "".join(re.escape(chr(b)) for b in range(128) if b not in self.single)
+        self.cut = re.compile(f"([\udc80-\udcff{lone}]+)" + (f"|[{begins}]" if begins else ""))
 
     @cached_property
     def by_bytes(self) -> dict[bytes, int]:
@@ -109,7 +123,7 @@ class Speller:
     def encode(self, data: bytes) -> list[int]:
         """The ids of some bytes as this tokenizer encodes text, without control tokens and a blank in front.
 
-        What is no text (half a character, say) is spelled in single bytes.
+        What is no text (half a character, say) is spelled in single bytes; bytes that it lacks are left out.
         """
         ids: list[int] = []
         text = data.decode("utf-8", "surrogateescape")
@@ -119,7 +133,7 @@ class Speller:
             if start < at:  # within a word
                 continue
             if cut[1]:
-                new = [self.single[b] for b in cut[1].encode("utf-8", "surrogateescape")]
+                new = self._singly(cut[1].encode("utf-8", "surrogateescape"))
             elif length := next((n for n in self.lengths if text[start : start + n] in self.words), 0):
                 end = start + length
                 new = [self.words[text[start:end]]]
@@ -134,7 +148,10 @@ class Speller:
         raw = text.encode()
         spelled = [i for piece in self._pieces(text) for i in self.piece(piece)]
         exact = b"".join(self.bytes.get(i, b"") for i in spelled) == raw
-        return spelled if exact else [self.single[b] for b in raw]
+        return spelled if exact else self._singly(raw)
+
+    def _singly(self, raw: bytes) -> list[int]:
+        return [self.single[b] for b in raw if b in self.single]
 
     def _pieces(self, text: str) -> list[str]:
         if self.byte_level:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rsd.spelling import Speller
+from rsd.spelling import NEEDED, Speller
 
 # Bytes before a blank from which on a tokenization is taken to stand, whatever follows; and how many of the
 # teacher's tokens are looked at for one.
@@ -65,7 +65,8 @@ class Vocabulary:
     """One pair's meeting.
 
     shared: float [V], 1 where the student's token is one of the teacher's, too.
-    own: float [V], 0 at the student's own tokens and -inf at padding: added to its logits.
+    own: float [V], 0 at the student's own tokens and -inf at padding, and at tokens of bytes that the teacher lacks
+        (of no character that is assigned or prints): added to its logits.
     theirs: int64 [V], the teacher's id of a shared token; None if all have the same id in both.
     also: pairs (teacher's id, student's id) of further tokens of the teacher that are the same as a shared one.
     spelled: the teacher's ids for the student's tokens that it lacks: all of these in one base, the added ones
@@ -216,14 +217,19 @@ def meet(
     for side, vocab, width in (("teacher", theirs, teacher_width), ("student", ours, student_width)):
         if max(vocab.values()) >= width:
             raise ValueError(f"the {side}'s tokenizer has {max(vocab.values()) + 1} ids, its model only {width} logits")
-    added = {"student": student.get_added_vocab(), "teacher": teacher.get_added_vocab()}
+    added = {
+        side: {token.content: i for i, token in tok.added_tokens_decoder.items()}
+        for side, tok in (("student", student), ("teacher", teacher))
+    }
     either = added["student"].keys() | added["teacher"].keys()
     one_base = (ours.keys() ^ theirs.keys()) <= either and all(theirs.get(t, i) == i for t, i in ours.items())
     # Words such as `</think>` that the teacher alone has as tokens: the student spells them.
     kinds = teacher.added_tokens_decoder
     words = {t: i for t, i in added["teacher"].items() if t not in ours and not kinds[i].special}
     case = DIFFERENT if not one_base else SAME if ours.keys() == theirs.keys() else "one base, other added tokens"
-    spellers = (Speller(teacher, "teacher", words), Speller(student, "student")) if words or not one_base else None
+    spellers = None
+    if words or not one_base:
+        spellers = Speller(teacher, "teacher", words, vocab=theirs), Speller(student, "student", vocab=ours)
     if spellers is None:
         pairs = {i: i for t, i in ours.items() if t in theirs}
         student_only = {t: i for t, i in ours.items() if t not in theirs}
@@ -232,17 +238,20 @@ def meet(
         spelled = {i: tuple(teacher.encode(t, add_special_tokens=False)) for t, i in student_only.items()}
         if spellers:
             spelled = {i: tuple(spellers[0].encode(t.encode())) for t, i in student_only.items()}
-        also, several = [], {}
+        also, several, unread = [], {}, []
     else:
         reads, writes = spellers
-        if len(reads.single) < 256:
+        if not reads.single.keys() >= NEEDED:
             raise ValueError(
                 f"the teacher's tokenizer has tokens for {len(reads.single)} of 256 single bytes, so that it cannot "
                 "read every text of the student's: choose one that is byte-level, or has bytes to fall back on"
             )
         student_only = {t: i for t, i in added["student"].items() if t not in added["teacher"]}
         teacher_only = {t: i for t, i in added["teacher"].items() if t not in added["student"]}
+        unread = [i for i, raw in writes.bytes.items() if not {*raw} <= reads.single.keys()]
         pairs = {i: reads.by_bytes[raw] for raw, i in writes.by_bytes.items() if raw in reads.by_bytes}
+        for i in unread:
+            pairs.pop(i, None)
         pairs |= {i: added["teacher"][t] for t, i in added["student"].items() if t in added["teacher"]}
         known = writes.bytes.keys() | pairs
         spelled = {i: tuple(reads.encode(t.encode())) for t, i in ours.items() if i not in known}
@@ -262,6 +271,7 @@ def meet(
 
     own = torch.full((student_width,), -torch.inf)
     own[list(ours.values())] = 0
+    own[unread] = -torch.inf
     shared = torch.zeros(student_width)
     shared[list(pairs)] = 1
     to_teacher = torch.zeros(student_width, dtype=torch.long)

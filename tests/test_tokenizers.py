@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import decode, random_model, table_model
 from test_engine import fits, full_logprobs
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from rsd import GenerateConfig, TraceGenerator
@@ -251,6 +251,35 @@ def test_tokens_that_are_several_of_the_students_are_proposed_one_after_the_othe
     seen = np.array([outcomes.index(tuple(f.token_ids.tolist())) for f in made.values()])
     assert len(outcomes) > 30 and fits(seen, np.array([want[o] for o in outcomes]))
     assert all((f.left_out < 1e-5).all() and (f.accepted > 0.999).all() for f in made.values())
+
+
+def gemma() -> PreTrainedTokenizerFast:
+    """Of SentencePiece's kind, with runs of blanks and line breaks among its added tokens, as Gemma's."""
+    runs = ["\n", "\n\n", "▁▁", "▁▁▁"]
+    tokens = ["<unk>", *(f"<0x{b:02X}>" for b in range(256)), *runs, "▁", *"itshen.5=+y"]
+    merges = [("▁", "▁"), ("▁▁", "▁")]
+    model = models.BPE(
+        vocab={t: i for i, t in enumerate(tokens)}, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True
+    )
+    tok = Tokenizer(model)
+    tok.normalizer = normalizers.Replace(" ", "▁")
+    tok.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tok.add_special_tokens(["<unk>"])
+    tok.add_tokens([AddedToken(run, normalized=False) for run in runs])
+    return PreTrainedTokenizerFast(tokenizer_object=tok)
+
+
+@pytest.mark.parametrize("text", ["then  it is 5.", "\n   y += 1\n\n  5", "it ▁▁ is"])
+def test_added_tokens_that_are_blanks_are_text(text):
+    theirs, ours = gemma(), tokenizer("qwen")
+    vocabulary = meet(theirs, ours, teacher_width=300, student_width=720)
+    read = vocabulary.for_teacher(vocabulary.spellers[1].encode(text.encode()))
+    assert spelled(vocabulary, read) == text.encode()
+    assert "▁▁" in text or read == theirs.encode(text, add_special_tokens=False)
+    vocabulary = meet(ours, theirs, teacher_width=720, student_width=300)
+    read = vocabulary.for_teacher(vocabulary.spellers[1].encode(text.encode()))
+    assert read == vocabulary.spellers[0].encode(text.encode())
+    assert not vocabulary.spelled.keys() & {*theirs.convert_tokens_to_ids(["▁▁", "\n\n"])}
 
 
 def test_words_that_the_teacher_alone_has_as_tokens():
