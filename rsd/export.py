@@ -237,7 +237,7 @@ def _respelled(rows: Sequence[Row], tokens: Mapping[Key, Tokens], manifest: Row)
     try:
         model, settings = manifest["student"], manifest["identity"]
         places = [model, *([model["adapter"]] if "adapter" in model else [])]
-        path = "+".join(p["path"] if Path(p["path"]).is_dir() else p["name"] for p in places)
+        path = "+".join(p["path"] if Path(p["path"]).exists() else p["name"] for p in places)
         student = find("student", path, model["revision"], trust_remote_code=False)
         kwargs = settings["chat_template_kwargs"]
     except (ValueError, KeyError, TypeError) as e:

@@ -27,8 +27,8 @@ def _or_none(_: click.Context, __: click.Parameter, values: tuple[Any, ...]) -> 
 
 
 FLAGS = [
-    click.option("--teacher", help="Directory, Hub id or BASE+ADAPTER; the bundled teacher by default."),
-    click.option("--student", help="Directory, Hub id or BASE+ADAPTER; the bundled student by default."),
+    click.option("--teacher", help="Directory, GGUF file, Hub id or BASE+ADAPTER [the bundled teacher]."),
+    click.option("--student", help="Directory, GGUF file, Hub id or BASE+ADAPTER [the bundled student]."),
     click.option("--teacher-revision", help="Branch, tag or commit on the Hub."),
     click.option("--student-revision", help="Branch, tag or commit on the Hub."),
     click.option("--teacher-model", help="Of a --teacher that is a server (http://host:port/v1), the model there."),

@@ -90,7 +90,7 @@ PROMPT_FLAGS = [
     click.option("--chat-template-kwargs", type=JsonObject(), help="Such as '{\"enable_thinking\": true}'."),
 ]
 SCORE_FLAGS = [
-    click.option("--student", help="Directory, Hub id or BASE+ADAPTER; the bundled student by default."),
+    click.option("--student", help="Directory, GGUF file, Hub id or BASE+ADAPTER [the bundled student]."),
     click.option("--student-revision", help="Branch, tag or commit on the Hub."),
     click.option("--steps", type=click.Choice(["sentence", "line", "paragraph"]), help="What a step is [sentence]."),
     click.option("--window", help="Steps before a step that are in its context, as 4, or a share of them, as 20% [4]."),
