@@ -15,14 +15,15 @@ from rsd.config import GenerateConfig, Scoring
 from rsd.data import Row
 from rsd.engine import Engine, Request
 from rsd.memory import PROMPT, Estimate, estimate, need
-from rsd.models import Source, device_of, dtype_of, find, find_served, load, one_model, sampling_of
+from rsd.models import device_of, dtype_of, find, find_served, load, one_model, sampling_of
 from rsd.pace import Pace
-from rsd.prompts import Prompt, own_prompt, privileged, render
+from rsd.prompts import Prompt, notices, own_prompt, privileged, render
 from rsd.requests import Requests
 from rsd.responses import Response
 from rsd.sampling import row_key
 from rsd.schedule import Schedule
 from rsd.scoring import Scorer
+from rsd.source import Source
 from rsd.teacher import TOP, Teacher
 from rsd.trace import Trace
 from rsd.verify import Judgement, Verifier, answer_column, resolve
@@ -96,6 +97,7 @@ class TraceGenerator:
                 )
             self.sampling, lines = sampling_of(c, student)
             self.notices = [f"vocabularies: {vocabulary.describe()}", *lines]
+            self.notices += notices(c, teacher=teacher, student=student, vocabulary=vocabulary)
             if c.served:
                 self.notices.append(
                     f"teacher: {teacher.name}, served at {c.teacher}; it proposes from its {TOP} likeliest tokens, "

@@ -3,9 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,14 @@ from transformers import (
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 import rsd
 from rsd import cache, gguf
-from rsd.adapters import CONFIG, Adapter, find_adapter, merge, split
+from rsd.adapters import CONFIG, find_adapter, merge, split
 from rsd.config import BUNDLED_LLAMA, BUNDLED_STUDENT, BUNDLED_TEACHER, GenerateConfig, Loading, Sampling
 from rsd.packed import pack
+from rsd.source import Source
 
 # What a generation config may hold that RSD has no place for, with the values that mean "off".
 PENALTIES: dict[str, Any] = {
@@ -43,111 +41,6 @@ PENALTIES: dict[str, Any] = {
     "forced_bos_token_id": None,
     "forced_eos_token_id": None,
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """Where one model comes from, read but for its weights.
-
-    name: as the user gave it. path: the directory, the GGUF file, or the Hub id. revision: the commit of a
-        Hub model, else None. adapter: what is merged into the weights; the tokenizer is the
-        adapter's if it has one, and all else is the base's. load_in: how the weights are quantised.
-    """
-
-    role: str
-    name: str
-    path: str
-    revision: str | None
-    config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    generation: GenerationConfig
-    adapter: Adapter | None = None
-    load_in: str | None = None
-
-    @property
-    def base(self) -> str:
-        """The name without the adapter's."""
-        return self.name.removesuffix(f"+{self.adapter.name}") if self.adapter else self.name
-
-    @property
-    def label(self) -> str:
-        """The name, of directories their last part: a path says more of a machine than of a model."""
-        names = [self.base, self.adapter.name] if self.adapter else [self.base]
-        return "+".join(Path(name).name if Path(name).exists() else name for name in names)
-
-    @property
-    def width(self) -> int:
-        return self.adapter.width if self.adapter else int(self.config.get_text_config().vocab_size)
-
-    @property
-    def context(self) -> int:
-        return int(self.config.get_text_config().max_position_embeddings)
-
-    @property
-    def ends(self) -> list[int]:
-        """All ids that end a text, the usual one first: the generation config's, the config's or the tokenizer's."""
-        for holder in (self.generation, self.config.get_text_config(), self.tokenizer):
-            ids = holder.eos_token_id
-            if ids is not None:
-                several = list(ids) if isinstance(ids, list | tuple) else [ids]
-                return sorted(several, key=lambda i: i != self.tokenizer.eos_token_id)
-        raise ValueError(f"the {self.role} {self.name} names no EOS token: add eos_token_id to its generation config")
-
-    @property
-    def eos(self) -> set[int]:
-        return set(self.ends)
-
-    def prompt_ids(self, messages: list[dict[str, str]], template_kwargs: Mapping[str, Any]) -> list[int]:
-        """The prompt as this model reads it before it answers, by its chat template.
-
-        Raises:
-            ValueError: the tokenizer has no chat template for these messages, or no tokens for them.
-        """
-        if self.tokenizer.chat_template is not None:
-            ids = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
-            )
-        elif [m["role"] for m in messages] == ["user"]:
-            ids = self.tokenizer.encode(messages[0]["content"])
-        else:
-            raise ValueError(f"the {self.role}'s tokenizer has no chat template: only a plain prompt can be read")
-        if not ids:
-            raise ValueError(f"the prompt has no tokens for the {self.role}")
-        return list(ids)
-
-    def training_ids(
-        self, messages: list[dict[str, str]], answer: str, template_kwargs: Mapping[str, Any]
-    ) -> list[int]:
-        """Prompt and answer as a trainer makes them of text: by the chat template, else one after the other."""
-        if self.tokenizer.chat_template is None:
-            ids = self.prompt_ids(messages, template_kwargs) + self.tokenizer.encode(answer, add_special_tokens=False)
-            return [*ids, self.tokenizer.eos_token_id]
-        conversation = [*messages, {"role": "assistant", "content": answer}]
-        return list(
-            self.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False, **template_kwargs)
-        )
-
-    def fingerprint(self) -> str:
-        """What identifies the model: base, adapter, and how its weights are quantised."""
-        text = _hash(self.path) if os.path.exists(self.path) else f"{self.base}@{self.revision}"
-        if one := self.adapter:
-            text += f"+{one.name}@{one.revision}" if one.revision else f"+{_hash(one.path)}"
-        return f"{text} in {self.load_in}" if self.load_in else text
-
-
-def _hash(place: str) -> str:
-    """A hash of a file, or of a directory's files, of large ones a sample."""
-    digest = hashlib.blake2b(digest_size=16)
-    kinds = (".json", ".safetensors", ".bin", ".jinja", ".txt", ".model")
-    inside = [f for f in sorted(Path(place).iterdir()) if f.suffix in kinds] if os.path.isdir(place) else []
-    for file in (f for f in inside or [Path(place)] if f.is_file()):
-        size = file.stat().st_size
-        digest.update(f"{file.name if inside else ''} {size}\n".encode())
-        with open(file, "rb") as f:
-            for i in range(16):
-                f.seek(size * i // 16)
-                digest.update(f.read(65536))
-    return digest.hexdigest()
 
 
 def bundled(name: str) -> Path:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,7 +158,11 @@ def quiet() -> None:
 
 def echo(text: str, *, err: bool = False) -> None:
     """Print text that may hold what stood in a file: nothing in it steers the terminal."""
-    click.echo("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text), err=err)
+
+    def harmless(c: str) -> bool:
+        return c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"  # blanks that Python does not print
+
+    click.echo("".join(c if harmless(c) else "\ufffd" for c in text), err=err)
 
 
 def fail(message: str, *, code: int = 2) -> NoReturn:
