@@ -35,11 +35,11 @@ class Adapter:
 
 
 def split(name: str) -> tuple[str, str | None]:
-    """BASE and ADAPTER of BASE+ADAPTER. A directory of this very name is a model, as is a name without a plus."""
+    """BASE and ADAPTER of BASE+ADAPTER. What exists by this very name is a model, as is a name without a plus."""
     parts = [(name[:i], name[i + 1 :]) for i, c in enumerate(name) if c == "+"]
-    if os.path.isdir(name) or not parts:
+    if os.path.exists(name) or not parts:
         return name, None
-    return max(parts, key=lambda both: sum(map(os.path.isdir, both)))  # a directory may have a plus in its name, too
+    return max(parts, key=lambda both: sum(map(os.path.exists, both)))  # a directory may have a plus in its name, too
 
 
 def find_adapter(name: str, base: PreTrainedConfig, *, trust_remote_code: bool) -> Adapter:

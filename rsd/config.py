@@ -198,7 +198,7 @@ class GenerateConfig(Loading):
         its own, or a Jinja template of the row's columns and `prompt`, the last user's turn. The
         student never reads it, and no row holds it.
 
-    teacher, student: a directory, a Hub id, a bundled model, or BASE+ADAPTER, with a PEFT adapter; the
+    teacher, student: a directory, a GGUF file, a Hub id, a bundled model, or BASE+ADAPTER, with a PEFT adapter; the
         revisions are the bases'.
     teacher_load_in, student_load_in: quantise the weights with bitsandbytes as they are loaded.
 

@@ -254,7 +254,7 @@ def _respelled(
     try:
         model = manifest["student"]
         places = [model, *([model["adapter"]] if "adapter" in model else [])]
-        path = "+".join(p["path"] if Path(p["path"]).is_dir() else p["name"] for p in places)
+        path = "+".join(p["path"] if Path(p["path"]).exists() else p["name"] for p in places)
         student = find("student", path, model["revision"], trust_remote_code=False)
     except (ValueError, KeyError, TypeError) as e:
         return None, [f"whether these texts give the sampled ids again is not checked: the student cannot be read: {e}"]

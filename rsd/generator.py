@@ -15,15 +15,16 @@ from rsd.config import GenerateConfig, Scoring
 from rsd.data import Row
 from rsd.engine import Engine, Request
 from rsd.memory import PROMPT, Estimate, estimate, need
-from rsd.models import Source, device_of, dtype_of, find, find_served, load, sampling_of
+from rsd.models import device_of, dtype_of, find, find_served, load, one_model, sampling_of
 from rsd.pace import Pace
-from rsd.prompts import Prompt, own_prompt, privileged, render
+from rsd.prompts import Prompt, notices, own_prompt, privileged, render
 from rsd.requests import Requests
 from rsd.responses import Response
 from rsd.sampling import row_key
 from rsd.schedule import Schedule
 from rsd.scoring import Scorer
 from rsd.selfcheck import check_decoding
+from rsd.source import Source
 from rsd.steps import RULES
 from rsd.teacher import TOP, Teacher
 from rsd.trace import Trace
@@ -75,7 +76,12 @@ class TraceGenerator:
                 teacher = find(
                     "teacher", c.teacher, c.teacher_revision, trust_remote_code=code, load_in=c.teacher_load_in
                 )
-            student = find("student", c.student, c.student_revision, trust_remote_code=code, load_in=c.student_load_in)
+            if (c.student, c.student_revision, c.student_load_in) == (c.teacher, c.teacher_revision, c.teacher_load_in):
+                student = replace(teacher, role="student")
+            else:
+                student = find(
+                    "student", c.student, c.student_revision, trust_remote_code=code, load_in=c.student_load_in
+                )
             vocabulary = meet(
                 teacher.tokenizer,
                 student.tokenizer,
@@ -93,6 +99,7 @@ class TraceGenerator:
                 )
             self.sampling, lines = sampling_of(c, student)
             self.notices = [f"vocabularies: {vocabulary.describe()}", *lines]
+            self.notices += notices(c, teacher=teacher, student=student, vocabulary=vocabulary)
             if c.served:
                 self.notices.append(
                     f"teacher: {teacher.name}, served at {c.teacher}; it proposes from its {TOP} likeliest tokens, "
@@ -126,12 +133,13 @@ class TraceGenerator:
             rows = self.memory().rows  # before the weights take their part
             packed = not self.config.compile
             student_model = self._load(student, packed=packed)
+            one = one_model(teacher, student, self.config)
             if self.config.score:
                 kwargs = self.config.chat_template_kwargs
                 reading = {"chat_template_kwargs": dict(kwargs)} if kwargs else {}
                 self._scorer = Scorer(student, student_model, Scoring(), dtype=dtype_of(self.config), reading=reading)
             self._engine = Engine(
-                self._load_teacher(teacher, packed=packed),
+                student_model if one else self._load_teacher(teacher, packed=packed),
                 student_model,
                 vocabulary,
                 sampling=self.sampling,
@@ -180,7 +188,8 @@ class TraceGenerator:
             )
             for source in ([student] if self.config.served else [teacher, student])
         )
-        self._memory = estimate(*needs, tokens=tokens, rows=self.config.batch_size)
+        one = one_model(teacher, student, self.config)
+        self._memory = estimate(*needs, tokens=tokens, rows=self.config.batch_size, one=one)
         return self._memory
 
     def identity(self) -> dict[str, Any]:

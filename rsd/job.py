@@ -288,7 +288,7 @@ def _manifest(generator: TraceGenerator, source: str | Path, limit: int | None) 
     teacher, student, _ = generator.find()
 
     def place(name: str, path: str, revision: str | None) -> dict[str, Any]:
-        return {"name": name, "path": str(Path(path).resolve()) if Path(path).is_dir() else path, "revision": revision}
+        return {"name": name, "path": str(Path(path).resolve()) if Path(path).exists() else path, "revision": revision}
 
     def described(model: Source) -> dict[str, Any]:
         made = place(model.base, model.path, model.revision)

@@ -1,6 +1,6 @@
 """How many rows fit: what a pair's weights, caches and working tensors take, against what is free."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -12,7 +12,7 @@ MOST_ROWS = {"cpu": 32}  # more rows than that no longer pay on a CPU
 MOST_ROWS_ELSEWHERE = 128
 PROMPT = 512  # tokens assumed for a prompt, beside the longest trace
 KEEP_FREE = 0.1  # of the free memory, for what is not counted
-WIDE = 16  # tensors of float32 as wide as the vocabulary that a round holds for every row and draft
+WIDE = 2  # tensors of float32 as wide as the vocabulary that a round holds for every row and draft, at the most
 QUANTISED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}  # bytes of a weight; 4bit has a scale for every 64
 DRAFTS = 8  # and drafts of a round with many rows
 
@@ -58,12 +58,17 @@ def need(
     return Need(device, weights, cache + WIDE * DRAFTS * c.vocab_size * 4)
 
 
-def estimate(*models: Need, tokens: int, rows: int | None) -> Estimate:
+def estimate(*models: Need, tokens: int, rows: int | None, one: bool = False) -> Estimate:
     """How many rows of `tokens` tokens fit into the free memory, unless `rows` is given.
+
+    Args:
+        one: the models are one, loaded once, with two caches.
 
     Models on one device share it. A cache is only as large as its longest trace so far, so this is
     what the longest traces need.
     """
+    if one:
+        models = (models[0], replace(models[1], weights=0))
     most, free_said = [], []
     for device in dict.fromkeys(n.device for n in models):
         on = [n for n in models if n.device == device]
@@ -73,8 +78,9 @@ def estimate(*models: Need, tokens: int, rows: int | None) -> Estimate:
         free_said.append(f"{_gb(free)} free on {device}")
     fits = rows if rows is not None else max(1, min(most))
     weights, row = (_gb(sum(sizes)) for sizes in ([n.weights for n in models], [n.row for n in models]))
+    once = " (one model in both roles, loaded once)" if one else ""
     text = (
-        f"memory: weights {weights}, and at the most {row} for each row of {tokens} tokens in "
+        f"memory: weights {weights}{once}, and at the most {row} for each row of {tokens} tokens in "
         f"{'both caches' if len(models) > 1 else 'the cache'}: {fits} rows at once ({', '.join(free_said)})"
     )
     if min(most) < 1:

@@ -3,8 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ from transformers import (
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 import rsd
-from rsd import cache
-from rsd.adapters import CONFIG, Adapter, find_adapter, merge, split
+from rsd import cache, gguf
+from rsd.adapters import CONFIG, find_adapter, merge, split
 from rsd.config import BUNDLED_LLAMA, BUNDLED_STUDENT, BUNDLED_TEACHER, GenerateConfig, Loading, Sampling
 from rsd.packed import pack
+from rsd.source import Source
 
 # What a generation config may hold that RSD has no place for, with the values that mean "off".
 PENALTIES: dict[str, Any] = {
@@ -44,110 +43,6 @@ PENALTIES: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Source:
-    """Where one model comes from, read but for its weights.
-
-    name: as the user gave it. path: the directory, or the Hub id. revision: the commit of a Hub
-        model, None for a directory. adapter: what is merged into the weights; the tokenizer is the
-        adapter's if it has one, and all else is the base's. load_in: how the weights are quantised.
-    """
-
-    role: str
-    name: str
-    path: str
-    revision: str | None
-    config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    generation: GenerationConfig
-    adapter: Adapter | None = None
-    load_in: str | None = None
-
-    @property
-    def base(self) -> str:
-        """The name without the adapter's."""
-        return self.name.removesuffix(f"+{self.adapter.name}") if self.adapter else self.name
-
-    @property
-    def label(self) -> str:
-        """The name, of directories their last part: a path says more of a machine than of a model."""
-        names = [self.base, self.adapter.name] if self.adapter else [self.base]
-        return "+".join(Path(name).name if Path(name).is_dir() else name for name in names)
-
-    @property
-    def width(self) -> int:
-        return self.adapter.width if self.adapter else int(self.config.get_text_config().vocab_size)
-
-    @property
-    def context(self) -> int:
-        return cache.context(self.config)
-
-    @property
-    def ends(self) -> list[int]:
-        """All ids that end a text, the usual one first: the generation config's, the config's or the tokenizer's."""
-        for holder in (self.generation, self.config.get_text_config(), self.tokenizer):
-            ids = holder.eos_token_id
-            if ids is not None:
-                several = list(ids) if isinstance(ids, list | tuple) else [ids]
-                return sorted(several, key=lambda i: i != self.tokenizer.eos_token_id)
-        raise ValueError(f"the {self.role} {self.name} names no EOS token: add eos_token_id to its generation config")
-
-    @property
-    def eos(self) -> set[int]:
-        return set(self.ends)
-
-    def prompt_ids(self, messages: list[dict[str, str]], template_kwargs: Mapping[str, Any]) -> list[int]:
-        """The prompt as this model reads it before it answers, by its chat template.
-
-        Raises:
-            ValueError: the tokenizer has no chat template for these messages, or no tokens for them.
-        """
-        if self.tokenizer.chat_template is not None:
-            ids = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
-            )
-        elif [m["role"] for m in messages] == ["user"]:
-            ids = self.tokenizer.encode(messages[0]["content"])
-        else:
-            raise ValueError(f"the {self.role}'s tokenizer has no chat template: only a plain prompt can be read")
-        if not ids:
-            raise ValueError(f"the prompt has no tokens for the {self.role}")
-        return list(ids)
-
-    def training_ids(
-        self, messages: list[dict[str, str]], answer: str, template_kwargs: Mapping[str, Any]
-    ) -> list[int]:
-        """Prompt and answer as a trainer makes them of text: by the chat template, else one after the other."""
-        if self.tokenizer.chat_template is None:
-            ids = self.prompt_ids(messages, template_kwargs) + self.tokenizer.encode(answer, add_special_tokens=False)
-            return [*ids, self.tokenizer.eos_token_id]
-        conversation = [*messages, {"role": "assistant", "content": answer}]
-        return list(
-            self.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False, **template_kwargs)
-        )
-
-    def fingerprint(self) -> str:
-        """What identifies the model: base, adapter, and how its weights are quantised."""
-        text = _hash(self.path) if os.path.isdir(self.path) else f"{self.base}@{self.revision}"
-        if one := self.adapter:
-            text += f"+{one.name}@{one.revision}" if one.revision else f"+{_hash(one.path)}"
-        return f"{text} in {self.load_in}" if self.load_in else text
-
-
-def _hash(folder: str) -> str:
-    """A hash of a directory's files, of large ones a sample."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(Path(folder).iterdir()):
-        if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".jinja", ".txt", ".model"):
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size}\n".encode())
-            with open(file, "rb") as f:
-                for i in range(16):
-                    f.seek(size * i // 16)
-                    digest.update(f.read(65536))
-    return digest.hexdigest()
-
-
 def bundled(name: str) -> Path:
     """A bundled file or folder: beside this module in a wheel, in data/ in a checkout."""
     package = Path(rsd.__file__).parent
@@ -162,7 +57,7 @@ def _place(name: str) -> str:
 
 
 def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool, load_in: str | None = None) -> Source:
-    """Read configuration and tokenizer of a local directory, a Hub id, a bundled model, or BASE+ADAPTER.
+    """Read configuration and tokenizer of a directory, a GGUF file, a Hub id, a bundled model, or BASE+ADAPTER.
 
     Args:
         revision: the base's. load_in: 4bit or 8bit, to quantise the weights when they are loaded.
@@ -173,38 +68,42 @@ def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool,
     """
     base, adapter_name = split(name)
     path = _place(base)
-    if not os.path.isdir(path) and (path.startswith((".", "/", "~")) or path.count("/") != 1):
+    if not (os.path.isdir(path) or gguf.is_gguf(path)) and (path.startswith((".", "/", "~")) or path.count("/") != 1):
         raise ValueError(f"--{role} {name}: no such directory (and a Hub id has the form owner/name)")
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     adapter = None
     try:
         if (Path(path) / CONFIG).is_file():  # transformers would load it, unmerged, where peft is installed
             raise ValueError(f"{base} holds a PEFT adapter: name it after its base, as BASE+{base}")
-        config = AutoConfig.from_pretrained(path, **options)
+        config = gguf.read(AutoConfig, path) if gguf.is_gguf(path) else AutoConfig.from_pretrained(path, **options)
         # The class of a model with code of its own is known when it is loaded: then the cache checks it.
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), PreTrainedModel)
         cache.check(config, kind)
         if load_in:
-            _check_quantising(config)
+            _check_quantising(path, config)
         if adapter_name is not None:
             if load_in or getattr(config, "quantization_config", None):
                 raise ValueError("an adapter cannot be merged into quantised weights: merge and save it first")
             adapter = find_adapter(adapter_name, config, trust_remote_code=trust_remote_code)
-        speller = (adapter.path, {}) if adapter and adapter.has_tokenizer else (path, {"revision": revision})
-        tokenizer = AutoTokenizer.from_pretrained(speller[0], trust_remote_code=trust_remote_code, **speller[1])
+        if adapter and adapter.has_tokenizer:
+            tokenizer = AutoTokenizer.from_pretrained(adapter.path, trust_remote_code=trust_remote_code)
+        elif gguf.is_gguf(path):
+            tokenizer = gguf.tokenizer(path)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ValueError(f"--{role} {name}: cannot be loaded: {_first_line(e)}") from e
-    try:
-        generation = GenerationConfig.from_pretrained(path, revision=revision or "main")
-    except OSError:
-        generation = GenerationConfig.from_model_config(config)
+    generation = GenerationConfig.from_model_config(config)
+    if not gguf.is_gguf(path):
+        with suppress(OSError):  # there is none
+            generation = GenerationConfig.from_pretrained(path, revision=revision or "main")
     commit = getattr(config, "_commit_hash", None)
     return Source(role, name, path, commit or revision, config, tokenizer, generation, adapter, load_in)
 
 
-def _check_quantising(config: PreTrainedConfig) -> None:
+def _check_quantising(path: str, config: PreTrainedConfig) -> None:
     """Raises ValueError where weights are quantised already, or bitsandbytes is not installed."""
-    if getattr(config, "quantization_config", None):
+    if gguf.is_gguf(path) or getattr(config, "quantization_config", None):
         raise ValueError("its weights are quantised already: load them as they are")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it notes what it lacks, and every cast of every layer
     try:
@@ -258,17 +157,24 @@ def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedM
     if source.load_in:
         quantised["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{source.load_in}": True})
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.path,
-            revision=source.revision,
-            config=source.config,
-            dtype=getattr(torch, dtype_of(config)),
-            attn_implementation=config.attn_implementation,
-            trust_remote_code=config.trust_remote_code,
-            use_safetensors=None if config.allow_pickle else True,
-            device_map=device_of(config, source.role),
-            **quantised,
-        ).eval()
+        options: dict[str, Any] = {
+            "config": source.config,
+            "dtype": getattr(torch, dtype_of(config)),
+            "attn_implementation": config.attn_implementation,
+            "device_map": device_of(config, source.role),
+        }
+        if gguf.is_gguf(source.path):
+            model = gguf.load(source.path, **options)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                revision=source.revision,
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=None if config.allow_pickle else True,
+                **options,
+                **quantised,
+            )
+        model.eval()
         if source.adapter:
             model = merge(model, source.adapter, allow_pickle=config.allow_pickle)
         if source.load_in:
@@ -287,6 +193,17 @@ def _try_out(model: PreTrainedModel, load_in: str) -> None:
         model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
     except RuntimeError as e:
         raise ValueError(f"bitsandbytes cannot compute with its {load_in} weights here ({_first_line(e)})") from e
+
+
+def one_model(teacher: Source, student: Source, config: Loading) -> bool:
+    """Whether both roles have the same weights on the same device, so that these are loaded once."""
+
+    def weights(source: Source) -> tuple[Any, ...]:
+        place = os.path.realpath(source.path) if os.path.exists(source.path) else source.path
+        adapter = source.adapter and (os.path.realpath(source.adapter.path), source.adapter.revision)
+        return place, source.revision, adapter, source.load_in, device_of(config, source.role)
+
+    return weights(teacher) == weights(student)
 
 
 def device_of(config: Loading, role: str) -> str:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rsd.config import GenerateConfig
 from rsd.data import Row, read_prompt
-from rsd.models import Source
+from rsd.source import DATE, TODAY, Source
 from rsd.vocabulary import DIFFERENT, Vocabulary
 
 
@@ -85,6 +85,33 @@ def own_prompt(config: GenerateConfig, vocabulary: Vocabulary) -> bool:
     return config.teacher_prompt == "own"
 
 
+def notices(config: GenerateConfig, *, teacher: Source, student: Source, vocabulary: Vocabulary) -> list[str]:
+    """What is done about the chat templates that the models read prompts by, where they would differ otherwise."""
+    own = own_prompt(config, vocabulary)
+    lines = []
+    dated = [s.role for s in ([student, teacher] if own else [student]) if s.dated]
+    if dated and TODAY not in config.chat_template_kwargs:
+        lines.append(
+            f"notice: the chat template of the {' and the '.join(dated)} prints the date: it reads {DATE} on any day; "
+            f'--chat-template-kwargs \'{{"{TODAY}": "2026-01-31"}}\' sets another'
+        )
+    asked = [{"role": "user", "content": "1 + 1?"}]
+    try:
+        ours, theirs = (s.thought(s.prompt_ids(asked, config.chat_template_kwargs)) for s in (student, teacher))
+    except ValueError:  # rows that it refuses, too, say so
+        return lines
+    if own and _opened(ours) != _opened(theirs):
+        said = "alone opens <think>: so does the teacher's prompt now"
+        if not _opened(ours):
+            said = "does not open <think> as the teacher's does: this is taken off the teacher's prompt"
+        lines.append(f"notice: the student's chat template {said}, since it reads the student's trace")
+    return lines
+
+
+def _opened(thought: str) -> bool:
+    return thought.rstrip().endswith("<think>")
+
+
 def render(row: Row, config: GenerateConfig, *, teacher: Source, student: Source, vocabulary: Vocabulary) -> Prompt:
     """A row's prompt as both models read it.
 
@@ -94,6 +121,7 @@ def render(row: Row, config: GenerateConfig, *, teacher: Source, student: Source
     kwargs = config.chat_template_kwargs
     ids = student.prompt_ids(row.messages, kwargs)
     ends = str(student.tokenizer.decode(ids[-32:], skip_special_tokens=False)).rstrip()
+    thought = student.thought(ids)
     prefix: list[int] = []
     if config.completion_prefix:
         if ends.endswith(config.completion_prefix.strip()):
@@ -103,7 +131,10 @@ def render(row: Row, config: GenerateConfig, *, teacher: Source, student: Source
             )
         prefix = student.tokenizer.encode(config.completion_prefix, add_special_tokens=False)
     if own_prompt(config, vocabulary):
-        theirs = teacher.prompt_ids(row.teacher or row.messages, kwargs)
+        messages = row.teacher or row.messages
+        theirs = teacher.prompt_ids(messages, kwargs)
+        if _opened(teacher.thought(theirs)) != _opened(thought):  # both read one trace: it goes on from one of them
+            theirs = teacher.prompt_ids(messages, kwargs, thought=thought)
     else:
         theirs = vocabulary.for_teacher(ids if row.teacher is None else student.prompt_ids(row.teacher, kwargs))
     theirs = [*theirs, *vocabulary.for_teacher(prefix)]
@@ -113,4 +144,4 @@ def render(row: Row, config: GenerateConfig, *, teacher: Source, student: Source
                 f"the prompt has {length} tokens and the {source.role}'s context {source.context}: "
                 "there is no room for a trace"
             )
-    return Prompt(ids, prefix, theirs, ends.endswith("<think>"))
+    return Prompt(ids, prefix, theirs, _opened(thought))

@@ -1,5 +1,6 @@
 """`rsd generate`. Heavy imports wait until it runs."""
 
+import json
 import sys
 from typing import Any
 
@@ -27,8 +28,8 @@ def _or_none(_: click.Context, __: click.Parameter, values: tuple[Any, ...]) -> 
 
 
 FLAGS = [
-    click.option("--teacher", help="Directory, Hub id or BASE+ADAPTER; the bundled teacher by default."),
-    click.option("--student", help="Directory, Hub id or BASE+ADAPTER; the bundled student by default."),
+    click.option("--teacher", help="Directory, GGUF file, Hub id or BASE+ADAPTER [the bundled teacher]."),
+    click.option("--student", help="Directory, GGUF file, Hub id or BASE+ADAPTER [the bundled student]."),
     click.option("--teacher-revision", help="Branch, tag or commit on the Hub."),
     click.option("--student-revision", help="Branch, tag or commit on the Hub."),
     click.option("--teacher-model", help="Of a --teacher that is a server (http://host:port/v1), the model there."),
@@ -92,7 +93,11 @@ FLAGS = [
 @click.option("--preset", type=click.Choice(["paper"]), help="The settings of the paper's generator.")
 @click.option("--keep", type=click.Choice(KEEP), help="Write the rows that are kept to OUTPUT's .kept.jsonl, too.")
 @click.option("--overwrite", is_flag=True, help="Start anew instead of resuming OUTPUT.")
-@click.option("--dry-run", is_flag=True, help="Print the first prompt as both models see it, and stop.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the settings in force and the first prompt as both models read it; write nothing.",
+)
 @flags(FLAGS)
 def generate(
     source: str | None,
@@ -137,14 +142,22 @@ def generate(
 
 def _show_first(generator: Any, source: str) -> None:
     from rsd import data
+    from rsd.config import FREE_SETTINGS
 
     teacher, student, _ = generator.find()
     row = generator.prepare(data.read_rows(source)[:1])[0]
     if row.error is not None:
         raise ValueError(f"the first row is bad: {row.error}")
-    for notice in generator.notices:
-        click.echo(notice)
     prompt = generator.render(row)
+    free = {name: getattr(generator.config, name) for name in FREE_SETTINGS}
+    settings = generator.identity() | free | {"batch_size": generator.memory().rows}
+    settings |= {"teacher": teacher.name, "student": student.name}
+    for name, value in settings.items():
+        if name not in ("vocabularies", "suppressed") and value not in (None, "", [], {}):  # the notices say the rest
+            plain = isinstance(value, str) and value.isprintable()
+            echo(f"{name.replace('_', '-'):<22} {value if plain else json.dumps(value, ensure_ascii=False)}")
+    for line in (*generator.notices, generator.memory().text):
+        echo(line)
     for model, ids in ((student, prompt.student + prompt.prefix), (teacher, prompt.teacher)):
-        click.echo(f"--- the {model.role}'s prompt, {len(ids)} tokens, row {row.id}")
-        click.echo(model.tokenizer.decode(ids, skip_special_tokens=False))
+        echo(f"--- the {model.role}'s prompt, {len(ids)} tokens, row {row.id}")
+        echo(model.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

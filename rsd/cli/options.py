@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +92,7 @@ PROMPT_FLAGS = [
     click.option("--chat-template-kwargs", type=JsonObject(), help="Such as '{\"enable_thinking\": true}'."),
 ]
 SCORE_FLAGS = [
-    click.option("--student", help="Directory, Hub id or BASE+ADAPTER; the bundled student by default."),
+    click.option("--student", help="Directory, GGUF file, Hub id or BASE+ADAPTER [the bundled student]."),
     click.option("--student-revision", help="Branch, tag or commit on the Hub."),
     click.option("--steps", type=click.Choice(["sentence", "line", "paragraph"]), help="What a step is [sentence]."),
     click.option("--window", help="Steps before a step that are in its context, as 4, or a share of them, as 20% [4]."),
@@ -158,7 +159,11 @@ def quiet() -> None:
 
 def echo(text: str, *, err: bool = False) -> None:
     """Print text that may hold what stood in a file: nothing in it steers the terminal."""
-    click.echo("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text), err=err)
+
+    def harmless(c: str) -> bool:
+        return c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"  # blanks that Python does not print
+
+    click.echo("".join(c if harmless(c) else "\ufffd" for c in text), err=err)
 
 
 def fail(message: str, *, code: int = 2) -> NoReturn:
