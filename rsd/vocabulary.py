@@ -4,9 +4,9 @@ Three cases:
 
 - *the same tokens*, padded to any widths;
 - *one base*, where some added tokens (such as `<think>`) exist in only one of the two, as in the paper's pair
-  (arXiv 2509.22230). The teacher reads a student's one as its own tokenization of the token's text, and it
-  proposes one by spelling it (`proposals`). Where the teacher alone has such words (its control tokens are none),
-  the pair is treated like the next kind;
+  (arXiv 2509.22230). The teacher reads a student's one as its own tokenization of the token's text, with what is
+  next to it where these go together (the `>` and a line break), and it proposes one by spelling it (`proposals`).
+  Where the teacher alone has such words (its control tokens are none), the pair is treated like the next kind;
 - *different tokenizers*. A token of the teacher whose bytes are one token of the student proposes that; one whose
   bytes are several proposes them one after the other (`midst`); an added token, the one with the same text; the
   teacher's end, the student's. What is committed is read by the teacher as it would tokenize the bytes so far: its
@@ -73,7 +73,7 @@ class Vocabulary:
         in different tokenizers. several: the other way round, of different tokenizers, the student's ids for plain
         tokens of the teacher's that are several of them.
     merged: of the last piece of a spelling, such as the `>` of `</`, `think`, `>`, the teacher's further tokens that
-        begin with it (`>\\n`), each with what is left of it in the student's ids.
+        begin with it (it and a line break), each with what is left of it in the student's ids.
     case: what kind of pair it is. student_only, teacher_only: the added tokens that one side alone has.
     spellers: the teacher's and the student's, where what is committed is read by its bytes. alike: only behind a
         spelled token, since plain tokens are the same in both.
