@@ -92,9 +92,8 @@ def union(*parts: Tensor) -> tuple[Tensor, Tensor]:
         That list, filled up with its last id, and the place in it of every id of the parts, int64 [..., C].
     """
     ids, order = torch.cat(parts, -1).sort(-1)
-    fresh = torch.ones_like(ids)
-    fresh[..., 1:] = ids[..., 1:] != ids[..., :-1]
-    place = fresh.cumsum(-1) - 1
+    place = torch.zeros_like(ids)
+    torch.cumsum(ids[..., 1:] != ids[..., :-1], -1, out=place[..., 1:])
     once = ids[..., -1:].expand_as(ids).scatter(-1, place, ids)
     return once, torch.empty_like(place).scatter_(-1, order, place)
 

@@ -59,6 +59,8 @@ class Units:
             for piece in {unit[-1] for unit in self.units}
         }
         self.heads = torch.tensor(list(self.by_head), dtype=torch.long, device=table.device)
+        self.leads = torch.zeros(max(self.by_head, default=0) + 2, dtype=torch.bool, device=table.device)
+        self.leads[self.heads] = True
 
     def look_ahead(self, contexts: Contexts, drafts: Sequence[int]) -> None:
         """Have the teacher judge the pieces within a draft's spelling, too."""
@@ -143,7 +145,8 @@ class Units:
         if pool.ids is None:
             likely = (pool.masses[..., self.heads] > NEGLIGIBLE).any(-1)
         else:
-            likely = (torch.isin(pool.ids, self.heads) & (pool.masses > NEGLIGIBLE)).any(-1)
+            known = pool.ids.clamp_max(len(self.leads) - 1)
+            likely = (self.leads[known] & (pool.masses > NEGLIGIBLE)).any(-1)
         asked: list[tuple[int, int, Pieces]] = []
         for i, j in likely.nonzero().tolist():
             if judged.at[i, j] >= 0:

@@ -105,33 +105,35 @@ class Proposals:
         if spelled or self.several.spelled or any(m.rests for m in midst):
             where = Filter(self.several, masses, pool, spelled, midst)
             changed = where.mix(drafts)
-        shape = logits.shape[:2]
-        whole = np.ones(shape)
-        scale, more = np.ones(shape), []
-        for (i, j), (factor, added, total) in changed.items():
-            scale[i, j], whole[i, j] = factor, total
-            more += [(i, j, token, mass) for token, mass in added.items()]
-        device = logits.device
-        mine = masses.masses
+        mine, whole = masses.masses, None
+        more: list[tuple[int, int, int, float]] = []
         if changed:
-            mine = mine * torch.from_numpy(scale).to(device, mine.dtype)[..., None]
+            scale, said = np.ones((2, *logits.shape[:2], 1))
+            for (i, j), (factor, added, total) in changed.items():
+                scale[i, j], said[i, j] = factor, total
+                more += [(i, j, token, mass) for token, mass in added.items()]
+            mine = mine * torch.from_numpy(scale).to(mine)
+            whole = torch.from_numpy(said).to(mine)
         every = at_p = None
         if masses.ids is None or p is None:
             if more:
-                *at, values = (torch.tensor(x, device=device) for x in zip(*more, strict=True))
+                *at, values = (torch.tensor(x, device=logits.device) for x in zip(*more, strict=True))
                 mine = mine.index_put(tuple(at), values.to(mine.dtype), accumulate=True)
         else:
-            extra, values = _columns(more, shape)
-            every, place = union(p[0], masses.ids, extra.to(device))
-            mine = torch.cat([mine, values.to(device)], -1)
+            parts = [p[0], masses.ids]
+            if more:
+                extra, values = _columns(more, logits.shape[:2])
+                parts.append(extra.to(logits.device))
+                mine = torch.cat([mine, values.to(mine)], -1)
+            every, place = union(*parts)
             mine = placed(mine, place[..., -mine.shape[-1] :], every.shape[-1])
             at_p = placed(p[1], place[..., : p[1].shape[-1]], every.shape[-1])
         if more:
             mine = mine * (mine > SURE)
         held = mine.sum(-1, keepdim=True)
         q = mine / held.clamp_min(torch.finfo(held.dtype).tiny)
-        said = torch.from_numpy(whole).to(device)
-        left_out = torch.where(said > 0, 1 - held[..., 0] / said, 0.0).clamp(0, 1)
+        share = held if whole is None else torch.where(whole > 0, held / whole, 1.0)
+        left_out = (1 - share[..., 0]).clamp(0, 1)
         top = pool.masses.argmax(-1, keepdim=True)
         top = (top if pool.ids is None else pool.ids.gather(-1, top))[..., 0]
         return Proposed(every, q, at_p, left_out, top), where

@@ -121,7 +121,7 @@ class Rounds:
                 steps.append(Step(*self._draft(token, at + j, reach + j, noise[:, j, DRAFT])))
                 token = steps[-1].token
 
-        drafts = torch.stack([step.token for step in steps], 1)
+        drafts = _stacked(steps, "token")
         drafted = drafts.cpu().numpy()
         contexts = []
         for reading, row in zip(self.readings, drafted.tolist(), strict=False):
@@ -340,7 +340,8 @@ class Step(NamedTuple):
 
 
 def _stacked(steps: Sequence[Step], name: str) -> Tensor:
-    return torch.stack([getattr(step, name) for step in steps], 1)
+    several = [getattr(step, name) for step in steps]
+    return torch.stack(several, 1) if len(several) > 1 else several[0].unsqueeze(1)
 
 
 def _at(logits: Tensor, index: np.ndarray) -> Tensor:

@@ -150,8 +150,9 @@ class LocalTeacher:
         """The log-sum-exp [N] of logits [N, V_teacher]; `top` [N] is the index of a logit that is not -inf."""
         # On a CPU a few rows at a time: what fits into the processor's cache is quicker, and takes no memory.
         rows = max(1, PIECE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
-        pieces = zip(logits.split(rows), top[:, None].split(rows), strict=True)
-        return torch.cat([(x.gather(-1, i) - x.log_softmax(-1).gather(-1, i))[:, 0] for x, i in pieces])
+        at = top[:, None]
+        said = [x.log_softmax(-1).gather(-1, i) for x, i in zip(logits.split(rows), at.split(rows), strict=True)]
+        return (logits.gather(-1, at) - (torch.cat(said) if len(said) > 1 else said[0]))[:, 0]
 
     def judge(self, contexts: Sequence[Contexts], block: int) -> Iterator[Judged]:
         most = block if len(contexts) >= WAIT_FROM else None
