@@ -118,15 +118,11 @@ def random_model(kind: str = "qwen3", *, vocab: int = 24, layers: int = 2, seed:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
-def table_model(table: torch.Tensor) -> PreTrainedModel:
-    """A Qwen3 whose next-token logits are table[last token], whatever came before.
-
-    Its layers add nothing, its embedding is one-hot, and the head holds the table.
-    """
-    size, width = table.shape
+def blank_model(width: int, *, hidden: int) -> PreTrainedModel:
+    """A Qwen3 whose layers add nothing; its embedding and head are all zero."""
     config = Qwen3Config(
         vocab_size=width,
-        hidden_size=width,
+        hidden_size=hidden,
         num_hidden_layers=1,
         num_attention_heads=1,
         num_key_value_heads=1,
@@ -142,8 +138,19 @@ def table_model(table: torch.Tensor) -> PreTrainedModel:
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
-        model.model.embed_tokens.weight.copy_(torch.eye(width))
         model.model.norm.weight.fill_(1.0)
+    return model
+
+
+def table_model(table: torch.Tensor) -> PreTrainedModel:
+    """A Qwen3 whose next-token logits are table[last token], whatever came before.
+
+    Its layers add nothing, its embedding is one-hot, and the head holds the table.
+    """
+    size, width = table.shape
+    model = blank_model(width, hidden=width)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(torch.eye(width))
         # The norm scales a one-hot vector to sqrt(width).
         model.lm_head.weight[:, :size] = table.T / width**0.5
     return model

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from pairs import decode
+from pairs import blank_model, decode
 from real import tokenizer
 from test_real_vocabularies import without
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+from transformers import PreTrainedModel
 
 from rsd.config import Acceptance, Sampling
 from rsd.vocabulary import Vocabulary, meet
@@ -20,25 +20,8 @@ USUAL = Sampling(temperature=1.0, top_p=1.0, top_k=20)
 def chain(width: int, said: dict[int | None, dict[int, float]]) -> PreTrainedModel:
     """A model whose next token depends on the last one alone: its chances behind each, None for any other one."""
     classes = [key for key in said if key is not None]
-    config = Qwen3Config(
-        vocab_size=width,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=8,
-        intermediate_size=8,
-        max_position_embeddings=512,
-        rms_norm_eps=1e-12,
-        tie_word_embeddings=False,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = blank_model(width, hidden=16)
     with torch.no_grad():
-        for p in model.parameters():
-            p.zero_()
-        model.model.norm.weight.fill_(1.0)
         model.model.embed_tokens.weight[:, 15] = 1
         model.lm_head.weight.fill_(-50 / 4)  # the norm scales a one-hot vector to sqrt(16)
         for place, last in [(15, None), *enumerate(classes)]:
