@@ -158,8 +158,7 @@ class Rounds:
         return drafted, logprobs, known.amax(-1), ids, p, *(() if least is None else (least,))
 
     def _allowed(self, logits: Tensor) -> Tensor:
-        """The logits of the student's own tokens: without what lies beyond the last one, which is no copy, and what
-        is never to be said."""
+        """The logits of the student's own tokens, without what is never to be said; mostly no copy."""
         logits = logits[:, : self.last]
         return logits if self.never is None else logits.masked_fill(self.never, -torch.inf)
 
