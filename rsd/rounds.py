@@ -225,21 +225,19 @@ class Rounds:
         tokens = proposed.token(verdict.tokens)
         total = self.teacher.total(logits.flatten(0, 1), proposed.top.flatten()).view(drafts.shape)
         in_teacher = tokens if self.proposals.theirs is None else self.proposals.theirs[tokens]
-        theirs = [
-            logits.gather(-1, i[..., None])[..., 0] - total
-            for i in (in_teacher.clamp_max(logits.shape[-1] - 1), proposed.top)
-        ]
+        asked = torch.stack([in_teacher.clamp_max(logits.shape[-1] - 1), proposed.top], -1)
+        theirs = logits.gather(-1, asked) - total[..., None]
         likeliest_one = proposed.q.max(-1)
         made = [
             tokens,
             verdict.from_teacher,
-            theirs[0],
+            theirs[..., 0],
             logprobs.gather(-1, verdict.tokens[..., None])[..., 0],
             goal.accepted,
             torch.where(likeliest_one.values > 0, proposed.token(likeliest_one.indices), -1),
             proposed.left_out,
             verdict.survived[:, None].expand_as(drafts),
-            theirs[1] + _stacked(steps, "sound"),  # finite only where both models' logits are
+            theirs[..., 1] + _stacked(steps, "sound"),  # finite only where both models' logits are
         ]
         return torch.stack([x.double() for x in made]), where
 
