@@ -13,9 +13,10 @@ import numpy as np
 
 from rsd.card import card
 from rsd.data import digest
+from rsd.files import write_rows
 from rsd.formats import FORMATS, WITH_TEMPLATE, Row, Tokens, answer, formatted, prefix
 from rsd.keep import KEEP, is_right, keep
-from rsd.store import Key, Store, whole_lines, write_rows
+from rsd.store import Key, Store, whole_lines
 
 
 @dataclass(frozen=True, kw_only=True)

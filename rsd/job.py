@@ -17,12 +17,14 @@ from tqdm import tqdm
 import rsd
 from rsd import data
 from rsd.config import FREE_SETTINGS
+from rsd.files import check_overwrite, encode, locked, write_rows
 from rsd.generator import TraceGenerator
 from rsd.keep import keep as keep_rows
 from rsd.models import Source
 from rsd.responses import Response
 from rsd.scoring import COLUMNS, METRICS, Scored, Scorer, named, set_rsr
-from rsd.store import Store, check_overwrite, encode, locked, whole_lines, write_rows
+from rsd.store import Store, whole_lines
+from rsd.terminal import say
 from rsd.vocabulary import SAME
 
 
@@ -278,10 +280,6 @@ def _decoding(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, An
         "drafts_judged": judged,
         "drafts_survived": survived,
     }
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _manifest(generator: TraceGenerator, source: str | Path, limit: int | None) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from rsd.cli.options import echo, flags, given, one_line_errors, quiet, writable
+from rsd.cli.options import flags, given, one_line_errors, quiet, writable
 from rsd.keep import KEEP
+from rsd.terminal import echo
 
 FLAGS = [
     click.option(

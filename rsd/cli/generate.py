@@ -13,7 +13,6 @@ from rsd.cli.options import (
     TextOrFile,
     Token,
     Trials,
-    echo,
     flags,
     given,
     one_line_errors,
@@ -21,6 +20,7 @@ from rsd.cli.options import (
 )
 from rsd.config import PAPER, GenerateConfig
 from rsd.keep import KEEP
+from rsd.terminal import echo
 
 
 def _or_none(_: click.Context, __: click.Parameter, values: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -3,13 +3,14 @@
 import json
 import math
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+
+from rsd.terminal import echo
 
 Command = Callable[..., None]
 
@@ -155,15 +156,6 @@ def quiet() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-
-
-def echo(text: str, *, err: bool = False) -> None:
-    """Print text that may hold what stood in a file: nothing in it steers the terminal."""
-
-    def harmless(c: str) -> bool:
-        return c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"  # blanks that Python does not print
-
-    click.echo("".join(c if harmless(c) else "\ufffd" for c in text), err=err)
 
 
 def fail(message: str, *, code: int = 2) -> NoReturn:

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from rsd.cli.options import SCORE_FLAGS, echo, flags, given, one_line_errors, quiet, writable
+from rsd.cli.options import SCORE_FLAGS, flags, given, one_line_errors, quiet, writable
 from rsd.config import GenerateConfig, ScoreConfig
+from rsd.terminal import echo, say
 
 
 @click.command()
@@ -78,7 +79,7 @@ def compare(
         quiet()
         from rsd.compare import as_json, table
         from rsd.compare import compare as compare_traces
-        from rsd.job import progress, say
+        from rsd.job import progress
         from rsd.models import bundled
         from rsd.responses import read_responses
         from rsd.scoring import load_scorer
@@ -140,9 +141,9 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
         if Path(output).exists() and not overwrite:
             raise ValueError(f"{output} exists: use another -o, or --overwrite to replace it")
         quiet()
+        from rsd.files import check_overwrite
         from rsd.selection import by_teacher, table, write
         from rsd.selection import select as select_responses
-        from rsd.store import check_overwrite
 
         check_overwrite(Path(output), "selected_by")
 
