@@ -138,12 +138,19 @@ class Output(NamedTuple):
     ours: Callable[[Path], bool] | None = None
 
 
-def check_outputs(outputs: Sequence[Output], *, inputs: Iterable[str | Path] = (), overwrite: bool = True) -> None:
+def check_outputs(
+    outputs: Sequence[Output],
+    *,
+    inputs: Iterable[str | Path] = (),
+    overwrite: bool = True,
+    job: str | Path | None = None,
+) -> None:
     """Refuse, before any work is done, outputs that could not be written or are not the command's to replace.
 
     Args:
-        outputs: every file that the command may write; for a job of `rsd generate` its manifest, too.
+        outputs: every file that the command may write.
         overwrite: whether those that are there and ours may be replaced.
+        job: the manifest, if the command is a job of `rsd generate`: files that belong to it may be written.
 
     Raises:
         ValueError: one is refused; see above.
@@ -160,7 +167,7 @@ def check_outputs(outputs: Sequence[Output], *, inputs: Iterable[str | Path] = (
             if _same(there, places[before]):
                 raise ValueError(f"{outputs[before].file} and {file}, one file, cannot be both outputs: name two files")
         for manifest in (*_manifests(Path(file)), *_manifests(there)):
-            if os.path.exists(manifest) and not any(_same(manifest, own) for own in places):
+            if os.path.exists(manifest) and not (job and _same(manifest, job)):
                 raise ValueError(f"{file} belongs to a job of rsd generate, {manifest.name}: name another output")
         _check_writable(file, there)
         if ours is None or not there.exists() or not there.stat().st_size:

@@ -94,8 +94,9 @@ def run_job(
         ValueError: bad input, a pair that does not fit, or an output of another job. Nothing is
             written or lost then.
     """
-    files = [Output(file) for file in (out, *Store.files(out))]
-    check_outputs([*files, Output(_kept_file(out), ours.kept)] if keep else files, inputs=[source])
+    sidecar, job = Store.files(out)
+    kept = [Output(_kept_file(out), ours.kept)] if keep else []
+    check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
     rows = generator.prepare(data.read_rows(source)[:limit])
     store = Store(out)
     fallback = generator.config.max_fallback_rate
