@@ -18,7 +18,7 @@ from tqdm import tqdm
 import rsd
 from rsd import data, ours
 from rsd.config import FREE_SETTINGS
-from rsd.files import Output, check_outputs, encode, locked, replacing, write_rows
+from rsd.files import Output, check_outputs, encode, locked, place, replacing, write_rows
 from rsd.generator import TraceGenerator
 from rsd.keep import keep as keep_rows
 from rsd.models import Source
@@ -116,6 +116,8 @@ def run_job(
             say(f"resuming {out}: found {len(done)} finished traces, {schedule.at_most} to make at the most")
         generator.load()
     store.begin(manifest, done, overwrite=overwrite)
+    if overwrite and ours.kept(_kept_file(out)):  # rows of traces that are no more; their tokens would be others
+        place(_kept_file(out)).unlink()
     if finished:  # a job may have been killed after its last trace and before its totals
         totals = store.totals(max_fallback_rate=fallback)
         store.end(manifest | {"totals": totals})

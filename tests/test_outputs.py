@@ -214,6 +214,18 @@ def test_no_test_rows_of_an_earlier_export_stay(folder, kind):
     assert f"new.test.{kind} exists" in command(*args, expect=2)
 
 
+def test_no_kept_rows_of_traces_that_are_no_more_stay(folder):
+    args = "generate", "problems.jsonl", "--num-generations", 2, "-o", "traces.jsonl"
+    before = Path("traces.kept.jsonl").read_bytes()
+    command(*args)
+    assert Path("traces.kept.jsonl").read_bytes() == before
+    command(*args, "--seed", 1, "--overwrite")
+    assert not Path("traces.kept.jsonl").exists()
+    shutil.copy("mine.jsonl", "traces.kept.jsonl")
+    command(*args, "--seed", 2, "--overwrite")
+    assert read(Path("traces.kept.jsonl")) == [{"precious": 1}]
+
+
 @pytest.mark.parametrize("failing", range(4))
 def test_an_export_that_fails_between_its_files_mixes_no_rows(folder, monkeypatch, failing):
     command("export", "traces.jsonl", *KEEP, "-o", "new.jsonl", "--test-share", 0.5)

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from rsd import ours
 from rsd.cli.options import SCORE_FLAGS, flags, given, one_line_errors, quiet
 from rsd.config import GenerateConfig, ScoreConfig
 from rsd.files import Output, check_outputs, write_text
@@ -34,6 +33,8 @@ def score(source: str, output: str | None, overwrite: bool, **values: Any) -> No
     if output is None:
         output = f"{source.removesuffix('.jsonl')}.scored.jsonl"
     with one_line_errors(output, again="run the same command again to go on"):
+        from rsd import ours
+
         config = ScoreConfig(**given(values))
         check_outputs([Output(output, ours.scored if overwrite else None)], inputs=[source])
         quiet()
@@ -69,6 +70,8 @@ def compare(
       rsd compare raw.jsonl traces.jsonl --student Qwen/Qwen3-0.6B --html report.html
     """
     with one_line_errors(html_file or json_file or ""):
+        from rsd import ours
+
         config = ScoreConfig(**given(values))
         if (baseline is None) != (candidate is None):
             raise ValueError("compare needs both BASELINE and CANDIDATE, or neither for the bundled pair")
@@ -135,6 +138,8 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
       rsd select r1.jsonl qwq.jsonl gemini.jsonl --student Qwen/Qwen3-0.6B -o best.jsonl
     """
     with one_line_errors(output):
+        from rsd import ours
+
         config = ScoreConfig(**given(values))
         check_outputs([Output(output, ours.selected)], inputs=files, overwrite=overwrite)
         quiet()
