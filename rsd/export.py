@@ -307,7 +307,7 @@ def write(made: Export, out: str | Path) -> dict[str, Path]:
         for file in to.values():
             synced(file)
         # Rows that an earlier export set apart for testing may train now: not for a moment are both there.
-        if before.exists() and ours.test_split(before):
+        if before.is_file() and ours.test_split(before):
             place(before).unlink()
     return files
 

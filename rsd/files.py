@@ -242,8 +242,8 @@ def _check_writable(file: str | Path, there: Path) -> None:
 
 
 def first_row(file: Path) -> dict[str, Any]:
-    """The first row of a file of JSONL; nothing, if there is none."""
-    with suppress(ValueError, RecursionError, FileNotFoundError), open(file, "rb") as f:
+    """The first row of a file of JSONL; nothing, if that is no row."""
+    with suppress(ValueError, RecursionError), open(file, "rb") as f:
         row = json.loads(f.readline(TOO_LONG))
         if isinstance(row, dict):
             return row

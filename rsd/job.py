@@ -116,8 +116,8 @@ def run_job(
             say(f"resuming {out}: found {len(done)} finished traces, {schedule.at_most} to make at the most")
         generator.load()
     store.begin(manifest, done, overwrite=overwrite)
-    if overwrite and ours.kept(_kept_file(out)):  # rows of traces that are no more; their tokens would be others
-        place(_kept_file(out)).unlink()
+    if overwrite and _kept_file(out).is_file() and ours.kept(_kept_file(out)):
+        place(_kept_file(out)).unlink()  # rows of traces that are no more: the tokens beside them will be others
     if finished:  # a job may have been killed after its last trace and before its totals
         totals = store.totals(max_fallback_rate=fallback)
         store.end(manifest | {"totals": totals})
