@@ -1,19 +1,19 @@
 """Files that train as they are: traces filtered, de-duplicated, split and written in a trainer's format."""
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from rsd import ours
 from rsd.card import card
 from rsd.data import digest
-from rsd.files import write_rows
+from rsd.files import encode, place, replacing, synced
 from rsd.formats import FORMATS, WITH_TEMPLATE, Row, Tokens, answer, formatted, prefix
 from rsd.keep import KEEP, is_right, keep
 from rsd.store import Key, Store, whole_lines
@@ -291,31 +291,35 @@ def write(made: Export, out: str | Path) -> dict[str, Path]:
         ValueError: the name has another end than .jsonl or .parquet, or parquet is not installed.
     """
     files = written(out)
-    for name, rows in (("train", made.train), ("test", made.test)):
-        if not rows and name == "test":
-            files.pop(name)
-        elif files[name].suffix == ".parquet":
-            _parquet(rows, files[name])
-        else:
-            write_rows(rows, files[name])
-    temporary = Path(f"{files['card']}.tmp")
+    before = files["test"]
+    if not made.test:
+        files.pop("test")
     text = card(made, {name: file.name for name, file in files.items() if name != "card"})
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, files["card"])
+    with ExitStack() as stack:  # which ends with the last: the training rows come first
+        to = {name: stack.enter_context(replacing(files[name])) for name in reversed(files)}
+        to["card"].write(text.encode("utf-8", "backslashreplace"))
+        for name in files.keys() - {"card"}:
+            rows = made.train if name == "train" else made.test
+            if files[name].suffix == ".parquet":
+                _parquet(rows, to[name], out)
+            else:
+                to[name].writelines(map(encode, rows))
+        for file in to.values():
+            synced(file)
+        # Rows that an earlier export set apart for testing may train now: not for a moment are both there.
+        if before.is_file() and ours.test_split(before):
+            place(before).unlink()
     return files
 
 
-def _parquet(rows: Sequence[Row], file: Path) -> None:
+def _parquet(rows: Sequence[Row], file: BinaryIO, out: str | Path) -> None:
     pyarrow, parquet = parquet_library()
-    temporary = Path(f"{file}.tmp")
     # A lone surrogate, which JSON can hold, is no text for parquet.
     whole = json.loads(json.dumps(rows).encode("ascii"), object_hook=_clean)
     try:
-        parquet.write_table(pyarrow.Table.from_pylist(whole), temporary)
+        parquet.write_table(pyarrow.Table.from_pylist(whole), file)
     except (pyarrow.ArrowException, OverflowError) as e:
-        temporary.unlink(missing_ok=True)
-        raise ValueError(f"{file}: parquet cannot hold this: {e}; write .jsonl") from e
-    os.replace(temporary, file)
+        raise ValueError(f"{out}: parquet cannot hold this: {e}; write .jsonl") from e
 
 
 def _clean(value: dict[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,35 @@
-"""Files of rows: JSONL lines, files written whole or not at all, files that nobody else writes meanwhile."""
+"""Files of rows, and what every command keeps to: it replaces only what it made itself, and never an input.
+
+An output, and every file that comes beside it (card, testing rows, sidecar, manifest, kept rows), is
+
+- none of the command's inputs, under whatever name, nor an input's sidecar or manifest, nor another of its outputs;
+- no file of a job of `rsd generate`, unless the command is that job;
+- a regular file or nothing: no folder, device, pipe or socket. Of a link, what it names; the link stays;
+- where a file with content is there, one that this output's command made, as that command recognises it (`rsd.ours`),
+  and, if the command has --overwrite, only with it.
+
+`check_outputs` sees to that before any work is done. Files are written whole or not at all (`replacing`), or
+appended to while nobody else writes them (`locked`).
+"""
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import re
+import secrets
+import signal
+import stat
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 # Characters that JSON allows in a string and `str.splitlines` takes for the end of a line.
 LINE_ENDS = {i: f"\\u{i:04x}" for i in (0x85, 0x2028, 0x2029)}
+STREAM = re.compile(r"-|/dev/(stdin|stdout|stderr|fd/.*)|/proc/(self|thread-self|\d+)/fd/.*", re.DOTALL)
+TOO_LONG = 1 << 26  # bytes; no first line of ours, and none of another's that would have to be held in memory
 
 
 def encode(line: Mapping[str, Any]) -> bytes:
@@ -18,12 +39,74 @@ def encode(line: Mapping[str, Any]) -> bytes:
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], out: str | Path) -> None:
-    """Write a file of rows, whole or not at all."""
-    temporary = Path(f"{out}.tmp")
-    with open(temporary, "wb") as file:
+    """Write a file of rows, as `replacing` does."""
+    with replacing(out) as file:
         for row in rows:
             file.write(encode(row))
-    os.replace(temporary, out)
+
+
+def write_text(out: str | Path, text: str) -> None:
+    """Write a text as UTF-8, as `replacing` does; of a lone surrogate its escape."""
+    with replacing(out) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+@contextmanager
+def replacing(out: str | Path) -> Iterator[BinaryIO]:
+    """A new file to write, which takes the place of `out` when it is whole and on the disk.
+
+    If that fails, what was there stays as it was, and nothing is left beside it. A link stays, and what it names is
+    replaced; so do the permissions of what was there.
+
+    Raises:
+        ValueError: `out` is no place for a file; see `place`.
+        OSError: it cannot be written.
+    """
+    target = place(out)
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")  # nobody's; and no longer than a name may be
+    with _ended_by_exception():
+        try:
+            file = open(temporary, "xb")  # noqa: SIM115 (closed below, before it is renamed or removed)
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, str(out)) from e
+        try:
+            with file:
+                with suppress(FileNotFoundError):
+                    os.chmod(temporary, os.stat(target).st_mode & 0o777)
+                yield file
+                synced(file)
+            os.replace(temporary, target)
+        except BaseException as e:
+            temporary.unlink(missing_ok=True)
+            if isinstance(e, OSError) and e.filename in (None, str(temporary)):
+                raise OSError(e.errno, e.strerror, str(out)) from e
+            raise
+    with suppress(OSError):  # not every system can sync a folder
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def synced(file: BinaryIO) -> None:
+    """See to it that what was written is on the disk: it is now that a full one says so."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextmanager
+def _ended_by_exception() -> Iterator[None]:
+    """Meanwhile SIGTERM ends this process as an exception does, so that what is half written is removed."""
+    free = threading.current_thread() is threading.main_thread()
+    if not free or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def locked(file: Path) -> BinaryIO:
@@ -44,18 +127,124 @@ def locked(file: Path) -> BinaryIO:
     return handle
 
 
-def check_overwrite(file: Path, column: str) -> None:
-    """Let a file be replaced only if it is empty or its first row has this column of ours.
+class Output(NamedTuple):
+    """A file that a command is about to write.
+
+    ours: whether a file is what this output is, so that it may be replaced. None: the command itself sees to what
+        is there, since it goes on with it.
+    """
+
+    file: str | Path
+    ours: Callable[[Path], bool] | None = None
+
+
+def check_outputs(
+    outputs: Sequence[Output],
+    *,
+    inputs: Iterable[str | Path] = (),
+    overwrite: bool = True,
+    job: str | Path | None = None,
+) -> None:
+    """Refuse, before any work is done, outputs that could not be written or are not the command's to replace.
+
+    Args:
+        outputs: every file that the command may write.
+        overwrite: whether those that are there and ours may be replaced.
+        job: the manifest, if the command is a job of `rsd generate`: files that belong to it may be written.
 
     Raises:
-        ValueError: it is a file of something else.
+        ValueError: one is refused; see above.
     """
-    if not file.exists() or not file.stat().st_size:
-        return
-    with open(file, "rb") as f:
-        try:
-            ours = column in json.loads(f.readline())
-        except (ValueError, TypeError):
-            ours = False
-    if not ours:
-        raise ValueError(f"{file} is not a file that this command wrote: it is not overwritten; use another -o")
+    places = [place(output.file) for output in outputs]
+    inputs = list(inputs)
+    for i, (there, (file, ours)) in enumerate(zip(places, outputs, strict=True)):
+        for source in inputs:
+            if _same(there, source):
+                raise ValueError(f"{file} is an input itself: name another output")
+            if any(_same(there, beside) for beside in _beside(source)):
+                raise ValueError(f"{file} belongs to the input {source}: name another output")
+        for before in range(i):
+            if _same(there, places[before]):
+                raise ValueError(f"{outputs[before].file} and {file}, one file, cannot be both outputs: name two files")
+        for manifest in (*_manifests(Path(file)), *_manifests(there)):
+            if os.path.exists(manifest) and not (job and _same(manifest, job)):
+                raise ValueError(f"{file} belongs to a job of rsd generate, {manifest.name}: name another output")
+        _check_writable(file, there)
+        if ours is None or not there.exists() or not there.stat().st_size:
+            continue
+        known = ours(there)
+        if not overwrite:
+            raise ValueError(f"{file} exists: use another -o" + (", or --overwrite to replace it" if known else ""))
+        if not known:
+            raise ValueError(
+                f"{file} is not a file that this command wrote: it is not overwritten; name another output"
+            )
+
+
+def place(file: str | Path) -> Path:
+    """Where a file is or will be, links followed.
+
+    Raises:
+        ValueError: what is there is no regular file, or none can be of that name.
+    """
+    name, instead = os.fspath(file), "give the output a file name"
+    if STREAM.fullmatch(name):
+        raise ValueError(f"{name}: an output is a file, and no stream: {instead}")
+    if not name or "\0" in name:
+        raise ValueError(f"{name!r} is no name of a file: {instead}")
+    try:
+        mode = os.stat(name).st_mode
+    except FileNotFoundError:  # or a link to nothing yet
+        if os.path.basename(name) in ("", ".", ".."):
+            raise ValueError(f"{name} is a folder's name, and there is none: {instead}") from None
+        return Path(os.path.realpath(name))
+    except OSError as e:
+        raise ValueError(f"{name}: {e.strerror}") from e
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"{name} is a folder: {instead}, such as {os.path.join(name, 'out.jsonl')}")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{name} is a device, a pipe or a socket: {instead}")
+    return Path(os.path.realpath(name))
+
+
+def _same(a: Path, b: str | Path) -> bool:
+    """Whether two names are one file's: by a link, or on a file system that has one letter for A and a."""
+    with suppress(OSError, ValueError):
+        return os.path.samefile(a, b)
+    return os.path.realpath(a) == os.path.realpath(b)
+
+
+def _beside(rows: str | Path) -> list[Path]:
+    """The sidecar and the manifest that a file of rows may have; see `store.Store.files`."""
+    base = str(rows).removesuffix(".jsonl")
+    return [Path(base + end) for end in (".tokens.jsonl", ".meta.json")]
+
+
+def _manifests(file: Path) -> list[Path]:
+    """The manifests that make a file a job's: its rows, its sidecar, its kept rows or the manifest."""
+    name = str(file)
+    bases = [name.removesuffix(".jsonl")]
+    bases += [name.removesuffix(end) for end in (".tokens.jsonl", ".kept.jsonl", ".meta.json") if name.endswith(end)]
+    return [Path(f"{base}.meta.json") for base in bases]
+
+
+def _check_writable(file: str | Path, there: Path) -> None:
+    folder = there.parent if os.path.islink(file) else Path(file).parent
+    if not folder.is_dir():
+        raise ValueError(f"{file}: there is no folder {folder}")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        raise ValueError(f"cannot write to the folder {folder}: {e.strerror}") from e
+    if there.exists() and not os.access(there, os.W_OK):
+        raise ValueError(f"{file} is write-protected: name another output")
+
+
+def first_row(file: Path) -> dict[str, Any]:
+    """The first row of a file of JSONL; nothing, if that is no row."""
+    with suppress(ValueError, RecursionError), open(file, "rb") as f:
+        row = json.loads(f.readline(TOO_LONG))
+        if isinstance(row, dict):
+            return row
+    return {}

@@ -1,6 +1,7 @@
 """One job: rows in, files out, resumable, with a progress bar and a summary."""
 
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -10,14 +11,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 import rsd
-from rsd import data
+from rsd import data, ours
 from rsd.config import FREE_SETTINGS
-from rsd.files import check_overwrite, encode, locked, write_rows
+from rsd.files import Output, check_outputs, encode, locked, place, replacing, write_rows
 from rsd.generator import TraceGenerator
 from rsd.keep import keep as keep_rows
 from rsd.models import Source
@@ -93,8 +94,9 @@ def run_job(
         ValueError: bad input, a pair that does not fit, or an output of another job. Nothing is
             written or lost then.
     """
-    if Path(out).exists() and Path(source).exists() and Path(out).samefile(source):
-        raise ValueError(f"{out} is the input itself: use another -o")
+    sidecar, job = Store.files(out)
+    kept = [Output(_kept_file(out), ours.kept)] if keep else []
+    check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
     rows = generator.prepare(data.read_rows(source)[:limit])
     store = Store(out)
     fallback = generator.config.max_fallback_rate
@@ -114,6 +116,8 @@ def run_job(
             say(f"resuming {out}: found {len(done)} finished traces, {schedule.at_most} to make at the most")
         generator.load()
     store.begin(manifest, done, overwrite=overwrite)
+    if overwrite and _kept_file(out).is_file() and ours.kept(_kept_file(out)):
+        place(_kept_file(out)).unlink()  # rows of traces that are no more: the tokens beside them will be others
     if finished:  # a job may have been killed after its last trace and before its totals
         totals = store.totals(max_fallback_rate=fallback)
         store.end(manifest | {"totals": totals})
@@ -159,9 +163,12 @@ def _keep(out: str | Path, how: str | None, max_fallback_rate: float) -> tuple[i
     if how is None:
         return None, None
     rows, _ = keep_rows(list(whole_lines(Path(out))), how, max_fallback_rate=max_fallback_rate)
-    file = Path(str(out).removesuffix(".jsonl") + ".kept.jsonl")
-    write_rows(rows, file)
-    return len(rows), file
+    write_rows(rows, _kept_file(out))
+    return len(rows), _kept_file(out)
+
+
+def _kept_file(out: str | Path) -> Path:
+    return Path(str(out).removesuffix(".jsonl") + ".kept.jsonl")
 
 
 def score_file(scorer: Scorer, todo: Sequence[Response], out: str | Path, *, overwrite: bool = False) -> "ScoreSummary":
@@ -171,9 +178,8 @@ def score_file(scorer: Scorer, todo: Sequence[Response], out: str | Path, *, ove
         ValueError: `out` is not what an earlier run over these rows and with these rules left.
     """
     started = time.monotonic()
-    if overwrite:
-        check_overwrite(Path(out), "scoring")
-    with closing(locked(Path(out))) as file:
+    check_outputs([Output(out, ours.scored if overwrite else None)])
+    with closing(_begun(Path(out), overwrite=overwrite)) as file:
         done, size = (0, 0) if overwrite else _scored_before(scorer, todo, Path(out))
         file.truncate(size)
         if done:
@@ -183,6 +189,15 @@ def score_file(scorer: Scorer, todo: Sequence[Response], out: str | Path, *, ove
             file.flush()
     rows = [json.loads(line) for line in Path(out).read_bytes().splitlines()]
     return ScoreSummary(scorer.scoring, rows, len(rows) - done, time.monotonic() - started)
+
+
+def _begun(out: Path, *, overwrite: bool) -> BinaryIO:
+    file = locked(out)
+    if overwrite and os.fstat(file.fileno()).st_nlink > 1:  # what goes by another name too, such as a copy, stays
+        with replacing(out):
+            file.close()
+        file = locked(out)
+    return file
 
 
 @dataclass(frozen=True)
@@ -244,11 +259,15 @@ def _scored_before(scorer: Scorer, todo: Sequence[Response], out: Path) -> tuple
     done = size = 0
     with open(out, "rb") as file:
         for line in file:
-            if not line.endswith(b"\n"):
-                break  # torn by a crash
+            torn = not line.endswith(b"\n")  # by a crash
             try:
-                row = json.loads(line)
-                same = encode(_plain(row)) == encode(_plain(todo[done].row)) and row["scoring"] == scorer.scoring
+                expected = encode(_plain(todo[done].row))
+                if torn:
+                    begins = expected.removesuffix(b"}\n") + b","
+                    same = line.startswith(begins) or begins.startswith(line)
+                else:
+                    row = json.loads(line)
+                    same = encode(_plain(row)) == expected and row["scoring"] == scorer.scoring
             except (ValueError, IndexError, KeyError, AttributeError):
                 same = False
             if not same:
@@ -256,7 +275,8 @@ def _scored_before(scorer: Scorer, todo: Sequence[Response], out: Path) -> tuple
                     f"{out}, line {done + 1}, is not what these settings make of the input's row {done + 1}: "
                     "use another -o, or --overwrite to start anew"
                 )
-            done, size = done + 1, size + len(line)
+            if not torn:
+                done, size = done + 1, size + len(line)
     return done, size
 
 

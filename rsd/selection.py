@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -191,14 +192,14 @@ def by_teacher(files: Sequence[str], config: ScoreConfig) -> dict[str, list[Scor
 
 
 def write(selection: Selection, out: str | Path) -> None:
-    """The chosen rows, each with its teacher and its scores; whole or not at all."""
-    write_rows(
-        (
-            dict(s.response.row) | s.columns() | {"teacher": teacher, "selected_by": selection.by}
-            for teacher, s in selection.chosen
-        ),
-        out,
-    )
+    """The chosen rows, each with its teacher and its scores, and last by what; whole or not at all."""
+
+    def row(teacher: str, s: Scored) -> dict[str, Any]:
+        columns = dict(s.response.row) | s.columns() | {"teacher": teacher}
+        columns.pop("selected_by", None)  # by an earlier selection
+        return columns | {"selected_by": selection.by}
+
+    write_rows((row(teacher, s) for teacher, s in selection.chosen), out)
 
 
 def table(s: Selection) -> str:

@@ -346,6 +346,11 @@ def test_files_are_not_overwritten_by_accident(traces, tmp_path):
     out.write_text("mine\n")
     assert "exists" in export(traces, "-o", out, expect=2)
     assert out.read_text() == "mine\n"
+    assert "not a file that this command wrote" in export(traces, "-o", out, "--overwrite", expect=2)
+    assert out.read_text() == "mine\n"
+    out.unlink()
+    export(traces, "-o", out)
+    assert "--overwrite to replace it" in export(traces, "-o", out, expect=2)
     export(traces, "-o", out, "--overwrite")
     assert len(read(out)) > 5
     shutil.copy(traces, tmp_path / "job.jsonl")

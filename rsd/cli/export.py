@@ -1,11 +1,10 @@
 """`rsd export`. Heavy imports wait until it runs."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from rsd.cli.options import flags, given, one_line_errors, quiet, writable
+from rsd.cli.options import flags, given, one_line_errors, quiet
 from rsd.keep import KEEP
 from rsd.terminal import echo
 
@@ -45,25 +44,26 @@ def export(
       rsd export traces.jsonl --test-share 0.05 --push-to-hub owner/name --private
     """
     with one_line_errors(output or source):
+        from rsd import ours
         from rsd.card import check_repo_id, push
         from rsd.export import ExportConfig, parquet_library, write, written
         from rsd.export import export as export_file
+        from rsd.files import Output, check_outputs, place
 
         config = ExportConfig(**given(values))
-        output = output or f"{source.removesuffix('.jsonl')}.{config.format}.jsonl"
+        if output is None:
+            output = f"{source.removesuffix('.jsonl')}.{config.format}.jsonl"
+        place(output)
         if private and not push_to_hub:
             raise ValueError("--private is for --push-to-hub: give both")
         if push_to_hub:
             check_repo_id(push_to_hub)
         files = written(output)
-        if Path(output).suffix == ".parquet":
+        if files["train"].suffix == ".parquet":
             parquet_library()
-        for file in files.values():
-            writable(file, [Path(source)])
-            if file.exists() and not overwrite:
-                raise ValueError(f"{file} exists: use another -o, or --overwrite to replace it")
-            if file.with_suffix(".meta.json").exists():
-                raise ValueError(f"{file} belongs to a job of rsd generate: use another -o")
+        kinds = {"train": ours.exported, "test": ours.test_split, "card": ours.card}
+        outputs = [Output(file, kinds[name]) for name, file in files.items()]
+        check_outputs(outputs, inputs=[source], overwrite=overwrite)
         if config.format != "token-ids":  # the student's tokenizer will be asked
             quiet()
         made = export_file(source, config)

@@ -140,16 +140,6 @@ def one_line_errors(output: str = "", *, again: str = "") -> Iterator[None]:
         sys.exit(130)
 
 
-def writable(file: Path, inputs: list[Path]) -> None:
-    """Refuse, before any work is done, an output that could not be written or would replace an input."""
-    if not file.absolute().parent.is_dir():
-        raise ValueError(f"{file}: there is no folder {file.parent}")
-    if file.is_dir():
-        raise ValueError(f"{file} is a folder: give the output a file name")
-    if file.exists() and any(i.exists() and i.samefile(file) for i in inputs):
-        raise ValueError(f"{file} is an input itself: name another output")
-
-
 def quiet() -> None:
     """Only our own progress bar and messages; transformers' warnings would bury them."""
     import transformers

@@ -3,13 +3,13 @@
 import json
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import click
 
-from rsd.cli.options import SCORE_FLAGS, flags, given, one_line_errors, quiet, writable
+from rsd.cli.options import SCORE_FLAGS, flags, given, one_line_errors, quiet
 from rsd.config import GenerateConfig, ScoreConfig
+from rsd.files import Output, check_outputs, write_text
 from rsd.terminal import echo, say
 
 
@@ -30,15 +30,18 @@ def score(source: str, output: str | None, overwrite: bool, **values: Any) -> No
       rsd score s1K-1.1.jsonl --student Qwen/Qwen3-0.6B --window 20% --prompt-column question \\
           --thinking-column deepseek_thinking_trajectory --response-column deepseek_attempt
     """
-    output = output or f"{source.removesuffix('.jsonl')}.scored.jsonl"
+    if output is None:
+        output = f"{source.removesuffix('.jsonl')}.scored.jsonl"
     with one_line_errors(output, again="run the same command again to go on"):
+        from rsd import ours
+
         config = ScoreConfig(**given(values))
+        check_outputs([Output(output, ours.scored if overwrite else None)], inputs=[source])
         quiet()
         from rsd.job import score_file
         from rsd.responses import read_responses
         from rsd.scoring import load_scorer
 
-        writable(Path(output), [Path(source)])
         todo = read_responses(source, config)
         scorer = load_scorer(config)
         summary = score_file(scorer, todo, output, overwrite=overwrite)
@@ -67,15 +70,14 @@ def compare(
       rsd compare raw.jsonl traces.jsonl --student Qwen/Qwen3-0.6B --html report.html
     """
     with one_line_errors(html_file or json_file or ""):
+        from rsd import ours
+
         config = ScoreConfig(**given(values))
         if (baseline is None) != (candidate is None):
             raise ValueError("compare needs both BASELINE and CANDIDATE, or neither for the bundled pair")
-        inputs = [Path(f) for f in (baseline, candidate) if f]
-        for file in (html_file, json_file):
-            if file:
-                writable(Path(file), inputs)
-        if html_file and html_file == json_file:
-            raise ValueError(f"{html_file} cannot be both the report and the figures: name two files")
+        outputs = [(html_file, ours.report), (json_file, ours.figures)]
+        inputs = [file for file in (baseline, candidate) if file is not None]
+        check_outputs([Output(file, of) for file, of in outputs if file is not None], inputs=inputs)
         quiet()
         from rsd.compare import as_json, table
         from rsd.compare import compare as compare_traces
@@ -94,14 +96,14 @@ def compare(
         scored = [list(progress(scorer, side)) for side in sides]
         comparison = compare_traces(*scored, names=names)
         if json_file:
-            Path(json_file).write_text(json.dumps(as_json(comparison), indent=1) + "\n", encoding="utf-8")
+            write_text(json_file, json.dumps(as_json(comparison), indent=1) + "\n")
         if html_file:
             from rsd.report import html_report
 
             def decode(token: int) -> str:
                 return str(scorer.source.tokenizer.decode([token]))
 
-            Path(html_file).write_text(html_report(comparison, decode=decode), encoding="utf-8")
+            write_text(html_file, html_report(comparison, decode=decode))
     echo(table(comparison))
     for file in (html_file, json_file):
         if file:
@@ -136,16 +138,13 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
       rsd select r1.jsonl qwq.jsonl gemini.jsonl --student Qwen/Qwen3-0.6B -o best.jsonl
     """
     with one_line_errors(output):
+        from rsd import ours
+
         config = ScoreConfig(**given(values))
-        writable(Path(output), [Path(f) for f in files])
-        if Path(output).exists() and not overwrite:
-            raise ValueError(f"{output} exists: use another -o, or --overwrite to replace it")
+        check_outputs([Output(output, ours.selected)], inputs=files, overwrite=overwrite)
         quiet()
-        from rsd.files import check_overwrite
         from rsd.selection import by_teacher, table, write
         from rsd.selection import select as select_responses
-
-        check_overwrite(Path(output), "selected_by")
 
         teachers = by_teacher(files, config)
         selection = select_responses(teachers, by=by, keep_incorrect=keep_incorrect)
