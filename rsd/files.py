@@ -110,21 +110,43 @@ def _ended_by_exception() -> Iterator[None]:
 
 
 def locked(file: Path) -> BinaryIO:
-    """A file opened for appending, that nobody else writes meanwhile.
+    """A file opened for appending, that nobody else writes meanwhile. The lock ends with the process, however it ends.
 
     Raises:
         ValueError: another process is writing it.
     """
-    handle = open(file, "ab")  # noqa: SIM115 (closed by Store.end)
+    while True:
+        handle = open(file, "ab")  # noqa: SIM115 (closed by who asked for it)
+        try:
+            lock(handle, file)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle.fileno()), os.stat(file)):
+                    return handle
+        except BaseException:
+            handle.close()
+            raise
+        handle.close()  # its last writer has put another file into its place (`rewritten`)
+
+
+def lock(handle: BinaryIO, file: Path) -> None:
+    """Raises ValueError if another process holds the lock of this file."""
     with suppress(ImportError):  # a platform without file locks does without this guard
         import fcntl
 
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
-            handle.close()
             raise ValueError(f"{file} is being written by another process: wait for it, or use another -o") from e
-    return handle
+
+
+def rewritten(file: Path, lines: Iterable[Mapping[str, Any]]) -> BinaryIO:
+    """Put other lines into the place of a locked file; the new one, open behind them, and locked before it is there."""
+    with replacing(file) as new:
+        lock(new, file)
+        for line in lines:
+            new.write(encode(line))
+        new.flush()
+        return os.fdopen(os.dup(new.fileno()), "wb")  # another name of the same open file, so the lock is kept
 
 
 class Output(NamedTuple):

@@ -128,8 +128,7 @@ class TraceGenerator:
             teacher, student, vocabulary = self.find()
             if self.config.compile and not shutil.which(os.environ.get("CXX", "g++")):
                 raise ValueError("compile needs a C++ compiler: install g++, name one in CXX, or leave it out")
-            self._verifier = Verifier(self.verify)
-            self._verifier.start()
+            self._judges().start()
             rows = self.memory().rows  # before the weights take their part
             packed = not self.config.compile
             student_model = self._load(student, packed=packed)
@@ -271,7 +270,7 @@ class TraceGenerator:
                 yield from requests.judged()
             yield from requests.judged()
         except BaseException:  # an interrupt, say: nobody waits for a verdict any more
-            self._verifier.stop()  # type: ignore[union-attr]
+            self._judges().stop()
             raise
 
     def __call__(self, batch: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
@@ -315,7 +314,28 @@ class TraceGenerator:
             future.set_result(Judgement(None))
             return future
         given = {"id": row.id, "prompt": row.messages, **row.columns}
-        return self._verifier.submit(trace.text, given, row.answer, opened=trace.thinking_opened)  # type: ignore[union-attr]
+        return self._judges().submit(trace.text, given, row.answer, opened=trace.thinking_opened)
+
+    def judge_again(self, texts: Iterable[tuple[Row, str]]) -> list[Judgement]:
+        """Whether the answers of stored completions of these rows are right; loads no weights."""
+        judges = self._judges()
+        judges.start()
+        try:
+            asked = []
+            for row, text in texts:
+                opened = self.render(row).opened
+                trace = Trace(id=row.id, generation=0, prompt=row.messages, text=text, thinking_opened=opened)
+                asked.append(self.judge(trace, row))
+            return [future.result() for future in asked]
+        except BaseException:
+            judges.stop()
+            raise
+
+    def _judges(self) -> Verifier:
+        if self._verifier is None:
+            self.find()
+            self._verifier = Verifier(self.verify)
+        return self._verifier
 
     def with_scores(self, trace: Trace) -> Trace:
         if self._scorer is None:

@@ -20,11 +20,14 @@ from rsd import data, ours
 from rsd.config import FREE_SETTINGS
 from rsd.files import Output, check_outputs, encode, locked, place, replacing, write_rows
 from rsd.generator import TraceGenerator
+from rsd.data import Row
+from rsd.keep import is_right
 from rsd.keep import keep as keep_rows
 from rsd.models import Source
 from rsd.responses import Response
 from rsd.scoring import COLUMNS, METRICS, Scored, Scorer, named, set_rsr
-from rsd.store import Store, whole_lines
+from rsd.schedule import Schedule
+from rsd.store import Key, Store, whole_lines
 from rsd.terminal import say
 from rsd.vocabulary import SAME
 
@@ -98,14 +101,31 @@ def run_job(
     kept = [Output(_kept_file(out), ours.kept)] if keep else []
     check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
     rows = generator.prepare(data.read_rows(source)[:limit])
-    store = Store(out)
-    fallback = generator.config.max_fallback_rate
-    manifest = _manifest(generator, source, limit)
+    manifest = _manifest(generator, source, out, limit)
+    with Store(out) as store:
+        return _run(generator, rows, store, manifest, overwrite=overwrite, keep=keep)
+
+
+def _run(
+    generator: TraceGenerator,
+    rows: Sequence[Row],
+    store: Store,
+    manifest: dict[str, Any],
+    *,
+    overwrite: bool,
+    keep: str | None,
+) -> Summary:
+    """The job, with its files locked."""
+    out, fallback = store.out, generator.config.max_fallback_rate
     manifest["decoding"] = {} if overwrite else store.decoding()
     done = store.made(manifest["identity"], rows, overwrite=overwrite, max_fallback_rate=fallback)
     for notice in generator.notices:
         say(notice)
     say(generator.memory().text)
+    if store.lost:
+        _check_settings(generator, rows, store, done)
+    verdicts = _judged_again(generator, rows, store)
+    done |= {key: is_right(store.unjudged[key] | new, max_fallback_rate=fallback) for key, new in verdicts.items()}
     schedule = generator.schedule(rows, done)
     found = sum((str(r.id), g) in done for r in rows for g in range(generator.config.num_generations))
     finished = not schedule.at_most
@@ -115,7 +135,7 @@ def run_job(
         if done:
             say(f"resuming {out}: found {len(done)} finished traces, {schedule.at_most} to make at the most")
         generator.load()
-    store.begin(manifest, done, overwrite=overwrite)
+    store.begin(manifest, done, overwrite=overwrite, verdicts=verdicts)
     if overwrite and _kept_file(out).is_file() and ours.kept(_kept_file(out)):
         place(_kept_file(out)).unlink()  # rows of traces that are no more: the tokens beside them will be others
     if finished:  # a job may have been killed after its last trace and before its totals
@@ -123,26 +143,22 @@ def run_job(
         store.end(manifest | {"totals": totals})
         return Summary(totals, 0, 0, 0.0, 0.0, _left_out(manifest), *_keep(out, keep, fallback))
     started, count, tokens, accepted, left_out = time.monotonic(), 0, 0, 0.0, 0.0
-    try:
-        every = 0.1 if sys.stderr.isatty() else 10  # seconds; a log file needs fewer lines
-        total = found + schedule.at_most
-        with tqdm(total=total, initial=found, unit="trace", dynamic_ncols=True, mininterval=every) as bar:
-            for trace in generator.make(schedule):
-                store.append(trace)
-                count += 1
-                tokens += len(trace.token_ids)
-                accepted += float(trace.accepted.sum())
-                left_out += float(trace.left_out.sum())
-                rate = tokens / (time.monotonic() - started)
-                shown = [f"{rate:.0f} tok/s", f"acceptance {accepted / max(tokens, 1):.1%}"]
-                if generator.pace.row_rounds:
-                    shown.append(f"{generator.pace.tokens_per_round:.1f} tokens a round")
-                bar.set_postfix_str(", ".join(shown), refresh=False)
-                bar.total = max(found + count, min(total, found + count + schedule.at_most))
-                bar.update()
-    except BaseException:
-        store.end(None)
-        raise
+    every = 0.1 if sys.stderr.isatty() else 10  # seconds; a log file needs fewer lines
+    total = found + schedule.at_most
+    with tqdm(total=total, initial=found, unit="trace", dynamic_ncols=True, mininterval=every) as bar:
+        for trace in generator.make(schedule):
+            store.append(trace)
+            count += 1
+            tokens += len(trace.token_ids)
+            accepted += float(trace.accepted.sum())
+            left_out += float(trace.left_out.sum())
+            rate = tokens / (time.monotonic() - started)
+            shown = [f"{rate:.0f} tok/s", f"acceptance {accepted / max(tokens, 1):.1%}"]
+            if generator.pace.row_rounds:
+                shown.append(f"{generator.pace.tokens_per_round:.1f} tokens a round")
+            bar.set_postfix_str(", ".join(shown), refresh=False)
+            bar.total = max(found + count, min(total, found + count + schedule.at_most))
+            bar.update()
     seconds = time.monotonic() - started
     totals = store.totals(max_fallback_rate=fallback)
     books = {**generator.pace.books(), "left_out": {"tokens": tokens, "mass": left_out}}
@@ -150,6 +166,46 @@ def run_job(
     store.end(manifest)
     pace = generator.pace.tokens_per_round
     return Summary(totals, count, tokens, seconds, pace, _left_out(manifest), *_keep(out, keep, fallback))
+
+
+def _judged_again(generator: TraceGenerator, rows: Sequence[Row], store: Store) -> dict[Key, dict[str, Any]]:
+    """New verdicts for stored rows that have none since what judges them failed: by key the columns that change."""
+    given = {str(row.id): row for row in rows}
+    todo = [(key, line) for key, line in store.unjudged.items() if key[0] in given]
+    if not todo:
+        return {}
+    say(f"judging {len(todo)} rows again, which have no verdict")
+    texts = ((given[key[0]], line["completion"][0]["content"]) for key, line in todo)
+    verdicts = {
+        key: {"is_correct": new.correct, "verify_error": new.error}
+        for (key, _), new in zip(todo, generator.judge_again(texts), strict=True)
+    }
+    return {key: new for key, new in verdicts.items() if any(store.unjudged[key][c] != new[c] for c in new)}
+
+
+def _check_settings(
+    generator: TraceGenerator, rows: Sequence[Row], store: Store, done: Mapping[Key, bool], *, tries: int = 3
+) -> None:
+    """Whether traces whose manifest is lost are of these settings: some are made again, and must be the same.
+
+    Raises:
+        ValueError: one is not.
+    """
+    places = {str(row.id): row for row in rows}
+    keys = [key for key in done if key[0] in places]
+    picked = {keys[i * (len(keys) - 1) // (tries - 1)] for i in range(tries)}
+    for key, (row, tokens) in store.stored(picked).items():
+        others = {(key[0], g): True for g in range(key[1])}
+        (trace,) = generator.make(Schedule([places[key[0]]], generations=key[1] + 1, want=None, done=others))
+        made = trace.row()
+        same = trace.tokens()["token_ids"] == tokens["token_ids"] and list(made) == list(row)
+        if not same or (row["verify_error"] is None and made["is_correct"] != row["is_correct"]):
+            raise ValueError(
+                f"{store.manifest} is lost, and these settings make another trace of id {key[0]!r}, generation "
+                f"{key[1]}, than {store.out} holds: use those that it was made with (only in float32 can that be told), "
+                "another -o, or --overwrite to start anew"
+            )
+    say(f"notice: {store.manifest} was lost: {len(picked)} of its traces, made again, are the same, so the job goes on")
 
 
 def _left_out(manifest: Mapping[str, Any]) -> float | None:
@@ -302,7 +358,7 @@ def _decoding(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _manifest(generator: TraceGenerator, source: str | Path, limit: int | None) -> dict[str, Any]:
+def _manifest(generator: TraceGenerator, source: str | Path, out: str | Path, limit: int | None) -> dict[str, Any]:
     teacher, student, _ = generator.find()
 
     def place(name: str, path: str, revision: str | None) -> dict[str, Any]:
@@ -321,7 +377,7 @@ def _manifest(generator: TraceGenerator, source: str | Path, limit: int | None) 
         "student": described(student),
         "versions": {"rsd": rsd.__version__} | {name: version(name) for name in ("torch", "transformers", "numpy")},
         "identity": generator.identity(),
-        "settings": free | {"input": str(source), "limit": limit},
+        "settings": free | {"input": str(source), "output": Path(out).name, "limit": limit},
         "totals": None,
         "decoding": {},
     }

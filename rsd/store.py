@@ -7,7 +7,7 @@ whole; anything else that a killed job left behind is dropped and made again.
 
 import json
 import os
-import tempfile
+import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -15,31 +15,33 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rsd.data import Row, digest
-from rsd.files import encode, locked
+from rsd.files import encode, first_row, locked, rewritten, synced, write_text
 from rsd.keep import flaw, is_right
-from rsd.trace import Trace
+from rsd.trace import COLUMNS, Trace
 
 Key = tuple[str, int]
+SYNC = 5.0  # seconds of traces that a power cut may cost
 
 
 class Store:
-    """The three files of a job at `out`.
+    """The three files of a job at `out`, locked from entering until leaving: `with Store(out) as store`.
+
+    What is done is read under the same lock under which it is gone on with. A run that leaves before it has begun
+    leaves everything as it was.
 
     Raises:
-        ValueError: the folder cannot be written, or `out` is no place for a file.
+        ValueError: on entering, another process is writing these files.
     """
 
     def __init__(self, out: str | Path) -> None:
         self.out = Path(out)
         self.sidecar, self.manifest = self.files(out)
-        if self.out.is_dir():
-            raise ValueError(f"{out} is a folder: give the output a file name, such as {out}/traces.jsonl")
-        try:
-            with tempfile.TemporaryFile(dir=self.out.parent):
-                pass
-        except OSError as e:
-            raise ValueError(f"cannot write to the folder {self.out.parent}: {e.strerror}") from e
         self._files: list[BinaryIO] = []
+        self._new: list[Path] = []  # what is there only since it is locked
+        self._synced = time.monotonic()
+        # By key the rows that have no verdict since the judge failed, and whether the manifest is lost; see `made`.
+        self.unjudged: dict[Key, dict[str, Any]] = {}
+        self.lost = False
 
     @staticmethod
     def files(out: str | Path) -> tuple[Path, Path]:
@@ -47,10 +49,36 @@ class Store:
         base = str(out).removesuffix(".jsonl")
         return Path(f"{base}.tokens.jsonl"), Path(f"{base}.meta.json")
 
+    def __enter__(self) -> "Store":
+        try:
+            for file in (self.sidecar, self.out):
+                new = not os.path.lexists(file)
+                self._files.append(locked(file))
+                if new:
+                    self._new.append(file)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for file in self._new:  # nothing was begun
+            file.unlink(missing_ok=True)
+        self._new.clear()
+        for handle in self._files:
+            with suppress(OSError):  # a full disk has said so already
+                handle.close()
+        self._files.clear()
+
     def made(
         self, identity: Mapping[str, Any], rows: Iterable[Row], *, overwrite: bool, max_fallback_rate: float = 1.0
     ) -> dict[Key, bool]:
         """The traces that are already there, and whether each is right (`keep.is_right`). Writes nothing.
+
+        Where the manifest is lost (gone, empty or torn), `lost` says so: their settings are not known then.
 
         Args:
             identity: what shapes the traces; must be what the manifest holds.
@@ -60,21 +88,20 @@ class Store:
         Raises:
             ValueError: the files are another job's.
         """
-        if not self.manifest.exists():
-            if any(f.exists() and f.stat().st_size for f in (self.out, self.sidecar)):
-                raise ValueError(f"{self.out} exists and has no manifest: it is not this job's; use another -o")
-            return {}
-        try:
-            before = dict(json.loads(self.manifest.read_text(encoding="utf-8"))["identity"])
-        except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"{self.manifest} is not a manifest of rsd; use another -o") from e
+        before = self._identity()
+        if before is None and not self._ours():
+            raise ValueError(f"{self.out} exists and has no manifest: it is not this job's; use another -o")
         if overwrite:
             return {}
-        differing = [
-            f"{k} (there {before.get(k)!r}, now {identity.get(k)!r})"
-            for k in dict.fromkeys([*before, *identity])
-            if before.get(k) != identity.get(k)
-        ]
+        differing = (
+            [
+                f"{k} (there {before.get(k)!r}, now {identity.get(k)!r})"
+                for k in dict.fromkeys([*before, *identity])
+                if before.get(k) != identity.get(k)
+            ]
+            if before is not None
+            else []
+        )
         if differing:
             raise ValueError(
                 f"{self.out} was made with other settings: {'; '.join(differing)}; "
@@ -85,6 +112,11 @@ class Store:
         done = {}
         for line in whole_lines(self.out):
             key = _key(line)
+            if what := _missing(line):
+                raise ValueError(
+                    f"{self.out}: the row of id {key[0]!r}, generation {key[1]}, has no {what} that a job writes: "
+                    "mend it, use another -o, or --overwrite to start anew"
+                )
             if (row := given.get(key[0])) is not None and (what := _differing(line, row, whole.get(key))):
                 raise ValueError(
                     f"{self.out} holds another {what} for id {key[0]!r} than the input: "
@@ -92,26 +124,73 @@ class Store:
                 )
             if line.get("error") is None and key in whole:
                 done[key] = is_right(line, max_fallback_rate=max_fallback_rate)
+                if line["verify_error"] is not None:
+                    self.unjudged[key] = line
+        self.lost = before is None and any(f.stat().st_size for f in (self.out, self.sidecar))
+        if self.lost and not given.keys() & {key[0] for key in done}:
+            raise ValueError(
+                f"{self.manifest} is lost, and with it what {self.out} was made with; no trace of this input is there "
+                "to tell by: use another -o, or --overwrite to start anew"
+            )
         return done
 
-    def begin(self, manifest: Mapping[str, Any], done: Collection[Key], *, overwrite: bool) -> None:
-        """Open for appending, with exactly the traces `done` in both files.
+    def _identity(self) -> dict[str, Any] | None:
+        """What the manifest says that shapes the traces; None if it is not there, or lost.
 
         Raises:
-            ValueError: another process is writing these files.
+            ValueError: it is another file's, or no manifest.
         """
-        for file in (self.sidecar, self.out):
-            self._files.append(locked(file))
+        try:
+            text = self.manifest.read_bytes()
+        except FileNotFoundError:
+            text = b""
+        base = Path(str(self.out).removesuffix(".jsonl"))
+        twin = base if base != self.out else Path(f"{base}.jsonl")  # traces and traces.jsonl
+        try:
+            manifest = json.loads(text)
+            identity, settings = dict(manifest["identity"]), dict(manifest["settings"])
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            if text.strip(b"\0 \r\n") and not text.startswith(b'{\n  "format": 1,'):
+                raise ValueError(f"{self.manifest} is not a manifest of rsd; use another -o") from e
+            return None
+        # Manifests of old do not say whose they are: of an output that is not there yet, they are not.
+        named = settings.get("output", None if self.out in self._new else self.out.name)
+        if twin.is_file() and named != self.out.name:
+            raise ValueError(f"{self.manifest} and {self.sidecar} belong to {twin}: use another -o")
+        return identity
+
+    def _ours(self) -> bool:
+        """Whether rows and sidecar begin as a job's do; or are empty."""
+        kinds = {self.out: COLUMNS, self.sidecar: ("id", "generation", "prompt_ids", "token_ids")}
+        return all(not f.stat().st_size or first_row(f).keys() >= set(columns) for f, columns in kinds.items())
+
+    def stored(self, keys: Collection[Key]) -> dict[Key, tuple[dict[str, Any], dict[str, Any]]]:
+        """Rows and sidecar lines of these traces."""
+        tokens = {_key(line): line for line in whole_lines(self.sidecar) if _key(line) in keys}
+        rows = {_key(line): line for line in whole_lines(self.out) if _key(line) in keys and line["error"] is None}
+        return {key: (rows[key], tokens[key]) for key in keys}
+
+    def begin(
+        self,
+        manifest: Mapping[str, Any],
+        done: Collection[Key],
+        *,
+        overwrite: bool,
+        verdicts: Mapping[Key, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Be ready for appending, with exactly the traces `done` in both files, and with these columns anew in rows."""
+        self._new.clear()
         if overwrite:
             for handle in self._files:
                 handle.truncate(0)
         self._write_manifest(manifest)
         for i, file in enumerate((self.sidecar, self.out)):
+            changed = (verdicts or {}) if file == self.out else {}
             # An interrupted job leaves torn lines, tokens without a row, and rows with errors.
-            if not _is_exactly(file, done):
-                _rewrite(file, done)
+            if changed or not _is_exactly(file, done):
+                new = rewritten(file, _kept(file, done, changed))
                 self._files[i].close()
-                self._files[i] = locked(file)
+                self._files[i] = new
 
     def decoding(self) -> dict[str, Any]:
         """The books of the rounds (`Pace.books`) that made what is there, as far as runs came to their end."""
@@ -121,13 +200,20 @@ class Store:
             return {}
 
     def append(self, trace: Trace) -> None:
-        """Write one trace, the sidecar before the row, both flushed."""
+        """Write one trace, the sidecar before the row, both flushed; and every few seconds onto the disk."""
         sidecar, rows = self._files
         if trace.error is None:
             sidecar.write(encode(trace.tokens()))
             sidecar.flush()
         rows.write(encode(trace.row()))
         rows.flush()
+        if time.monotonic() - self._synced > SYNC:
+            self._sync()
+
+    def _sync(self) -> None:
+        for handle in self._files:
+            synced(handle)
+        self._synced = time.monotonic()
 
     def totals(self, *, max_fallback_rate: float = 1.0) -> dict[str, Any]:
         """What the rows in the file add up to.
@@ -174,18 +260,27 @@ class Store:
             "unknown": sum(of == {None} for of in problems.values()),
         }
 
-    def end(self, manifest: Mapping[str, Any] | None) -> None:
-        """Close the files; with a manifest, store it."""
-        for file in self._files:
-            file.close()
-        self._files.clear()
-        if manifest is not None:
-            self._write_manifest(manifest)
+    def end(self, manifest: Mapping[str, Any]) -> None:
+        """Store the manifest, when all rows are on the disk."""
+        self._sync()
+        self._write_manifest(manifest)
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        temporary = Path(f"{self.manifest}.tmp")
-        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
-        os.replace(temporary, self.manifest)
+        write_text(self.manifest, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def _missing(line: Mapping[str, Any]) -> str | None:
+    """A column that every row of a job has, of the kind that sums are made of, and this one has not."""
+    kinds: dict[str, Any] = {
+        "finish_reason": str,
+        "is_correct": bool | None,
+        "verify_error": str | None,
+        "num_tokens": int,
+        "acceptance_rate": int | float | None,
+        "fallback_rate": int | float | None,
+        "error": str | None,
+    }
+    return next((c for c, kind in kinds.items() if c not in line or not isinstance(line[c], kind)), None)
 
 
 def _differing(line: Mapping[str, Any], row: Row, teacher_prompt: str | None) -> str | None:
@@ -201,15 +296,13 @@ def _differing(line: Mapping[str, Any], row: Row, teacher_prompt: str | None) ->
     return None
 
 
-def _rewrite(file: Path, keep: Collection[Key]) -> None:
+def _kept(file: Path, keep: Collection[Key], changed: Mapping[Key, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The lines of these traces, each once, with what is changed."""
     left = set(keep)
-    temporary = Path(f"{file}.tmp")
-    with open(temporary, "wb") as f:
-        for line in whole_lines(file):
-            if _key(line) in left and not line.get("error"):
-                left.discard(_key(line))
-                f.write(encode(line))
-    os.replace(temporary, file)
+    for line in whole_lines(file):
+        if (key := _key(line)) in left and not line.get("error"):
+            left.discard(key)
+            yield {**line, **changed.get(key, {})}
 
 
 def _key(line: Mapping[str, Any]) -> Key:
