@@ -309,27 +309,25 @@ class TraceGenerator:
 
     def judge(self, trace: Trace, row: Row) -> "Future[Judgement]":
         """Whether a trace's answer is right, as soon as that is known."""
+        if trace.error is None:
+            return self._verdict(row, trace.text, opened=trace.thinking_opened)
         future: Future[Judgement] = Future()
-        if trace.error is not None:
-            future.set_result(Judgement(None))
-            return future
-        given = {"id": row.id, "prompt": row.messages, **row.columns}
-        return self._judges().submit(trace.text, given, row.answer, opened=trace.thinking_opened)
+        future.set_result(Judgement(None))
+        return future
 
     def judge_again(self, texts: Iterable[tuple[Row, str]]) -> list[Judgement]:
         """Whether the answers of stored completions of these rows are right; loads no weights."""
-        judges = self._judges()
-        judges.start()
+        self._judges().start()
         try:
-            asked = []
-            for row, text in texts:
-                opened = self.render(row).opened
-                trace = Trace(id=row.id, generation=0, prompt=row.messages, text=text, thinking_opened=opened)
-                asked.append(self.judge(trace, row))
+            asked = [self._verdict(row, text, opened=self.render(row).opened) for row, text in texts]
             return [future.result() for future in asked]
         except BaseException:
-            judges.stop()
+            self._judges().stop()
             raise
+
+    def _verdict(self, row: Row, text: str, *, opened: bool) -> "Future[Judgement]":
+        given = {"id": row.id, "prompt": row.messages, **row.columns}
+        return self._judges().submit(text, given, row.answer, opened=opened)
 
     def _judges(self) -> Verifier:
         if self._verifier is None:

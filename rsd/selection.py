@@ -11,9 +11,9 @@ import numpy as np
 from rsd.compare import alignment, bootstrap, mean
 from rsd.config import ScoreConfig
 from rsd.files import write_rows
-from rsd.job import progress
 from rsd.models import dtype_of
 from rsd.responses import Response, read_responses
+from rsd.score_job import progress
 from rsd.scoring import METRICS, Scored, find_student, load_scorer, named, rules, stored
 
 BY = {

@@ -37,7 +37,8 @@ def summary(folder: Path, flags: list[str]) -> dict:
         flat = [v for value in taken for v in (value if isinstance(value, list) else [value]) if v is not None]
         means[column] = float(np.mean(flat))
     kept = {name: manifest[name] for name in ("format", "identity", "settings")}
-    kept["settings"].pop("input")
+    for place in ("input", "output"):
+        kept["settings"].pop(place)
     totals = {k: v for k, v in manifest["totals"].items() if k not in MEASURED}
     return {
         "rows": len(rows),

@@ -1,5 +1,6 @@
 """What the commands share: kinds of values, flags, errors in one line."""
 
+import errno
 import json
 import math
 import sys
@@ -125,6 +126,7 @@ def given(values: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def one_line_errors(output: str = "", *, again: str = "") -> Iterator[None]:
     """What a user can get wrong ends in one line and exit code 2; `again` is said when the user stops the run."""
+    and_again = f", then {again}" if again else ""
     try:
         yield
     except ValueError as e:
@@ -134,7 +136,8 @@ def one_line_errors(output: str = "", *, again: str = "") -> Iterator[None]:
     except ConnectionError as e:  # a server that is gone for good: what was made is there
         fail(f"{e}{again and '; '}{again}", code=1)
     except OSError as e:
-        fail(f"{e.filename or output}: {e.strerror}")
+        room = f"; make room{and_again}" if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        fail(f"{e.filename or output}: {e.strerror or e}{room}")
     except KeyboardInterrupt:
         click.echo(f"stopped{again and '; '}{again}", err=True)
         sys.exit(130)

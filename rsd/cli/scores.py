@@ -38,8 +38,8 @@ def score(source: str, output: str | None, overwrite: bool, **values: Any) -> No
         config = ScoreConfig(**given(values))
         check_outputs([Output(output, ours.scored if overwrite else None)], inputs=[source])
         quiet()
-        from rsd.job import score_file
         from rsd.responses import read_responses
+        from rsd.score_job import score_file
         from rsd.scoring import load_scorer
 
         todo = read_responses(source, config)
@@ -81,9 +81,9 @@ def compare(
         quiet()
         from rsd.compare import as_json, table
         from rsd.compare import compare as compare_traces
-        from rsd.job import progress
         from rsd.models import bundled
         from rsd.responses import read_responses
+        from rsd.score_job import progress
         from rsd.scoring import load_scorer
 
         with tempfile.TemporaryDirectory() as folder:
