@@ -14,8 +14,8 @@ from rsd import data
 from rsd.config import GenerateConfig, Scoring
 from rsd.data import Row
 from rsd.engine import Engine, Request
-from rsd.memory import PROMPT, Estimate, estimate, need
-from rsd.models import device_of, dtype_of, find, find_served, load, one_model, sampling_of
+from rsd.memory import PROMPT, Estimate, estimate, need_of
+from rsd.models import dtype_of, find, find_served, load, one_model, sampling_of
 from rsd.pace import Pace
 from rsd.prompts import Prompt, notices, own_prompt, privileged, render
 from rsd.requests import Requests
@@ -176,17 +176,7 @@ class TraceGenerator:
             return self._memory
         teacher, student, _ = self.find()
         tokens = min(teacher.context, student.context, self.max_new_tokens + PROMPT)
-        needs = (
-            need(
-                source.config,
-                dtype=dtype_of(self.config),
-                device=device_of(self.config, source.role),
-                tokens=tokens,
-                trust_remote_code=self.config.trust_remote_code,
-                load_in=source.load_in,
-            )
-            for source in ([student] if self.config.served else [teacher, student])
-        )
+        needs = [need_of(s, self.config, tokens) for s in ([student] if self.config.served else [teacher, student])]
         one = one_model(teacher, student, self.config)
         self._memory = estimate(*needs, tokens=tokens, rows=self.config.batch_size, one=one)
         return self._memory

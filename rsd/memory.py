@@ -8,6 +8,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from rsd.config import Loading
+from rsd.models import device_of, dtype_of, reading
+from rsd.source import Source
+
 MOST_ROWS = {"cpu": 32}  # more rows than that no longer pay on a CPU
 MOST_ROWS_ELSEWHERE = 128
 PROMPT = 512  # tokens assumed for a prompt, beside the longest trace
@@ -56,6 +60,23 @@ def need(
         weights += c.vocab_size * c.hidden_size * size  # the head is packed, the embedding is not
     cache = 2 * c.num_hidden_layers * heads * head * size * tokens
     return Need(device, weights, cache + WIDE * DRAFTS * c.vocab_size * 4)
+
+
+def need_of(source: Source, config: Loading, tokens: int) -> Need:
+    """What a model will take as `config` loads it.
+
+    Raises:
+        ValueError: no model can be built of its configuration.
+    """
+    with reading(f"--{source.role} {source.name}"):
+        return need(
+            source.config,
+            dtype=dtype_of(config),
+            device=device_of(config, source.role),
+            tokens=tokens,
+            trust_remote_code=config.trust_remote_code,
+            load_in=source.load_in,
+        )
 
 
 def estimate(*models: Need, tokens: int, rows: int | None, one: bool = False) -> Estimate:

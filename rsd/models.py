@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ PENALTIES: dict[str, Any] = {
     "forced_eos_token_id": None,
 }
 
+# The largest values of sizes that a configuration may name.
+SIZES = {"vocab_size": 1 << 24, "hidden_size": 1 << 20, "num_hidden_layers": 1 << 12}
+# What a generation config may hold of what is read here, if anything.
+GENERATION: dict[str, tuple[type | str, ...]] = {
+    "temperature": (int, float),
+    "top_p": (int, float),
+    "top_k": (int,),
+    "eos_token_id": (int, "ids"),
+    "suppress_tokens": ("ids",),
+}
+
 
 def bundled(name: str) -> Path:
     """A bundled file or folder: beside this module in a wheel, in data/ in a checkout."""
@@ -72,7 +84,7 @@ def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool,
         raise ValueError(f"--{role} {name}: no such directory (and a Hub id has the form owner/name)")
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     adapter = None
-    try:
+    with reading(f"--{role} {name}"):
         if (Path(path) / CONFIG).is_file():  # transformers would load it, unmerged, where peft is installed
             raise ValueError(f"{base} holds a PEFT adapter: name it after its base, as BASE+{base}")
         config = gguf.read(AutoConfig, path) if gguf.is_gguf(path) else AutoConfig.from_pretrained(path, **options)
@@ -91,14 +103,61 @@ def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool,
             tokenizer = gguf.tokenizer(path)
         else:
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"--{role} {name}: cannot be loaded: {_first_line(e)}") from e
-    generation = GenerationConfig.from_model_config(config)
-    if not gguf.is_gguf(path):
-        with suppress(OSError):  # there is none
-            generation = GenerationConfig.from_pretrained(path, revision=revision or "main")
-    commit = getattr(config, "_commit_hash", None)
-    return Source(role, name, path, commit or revision, config, tokenizer, generation, adapter, load_in)
+        generation = None if gguf.is_gguf(path) else _generation(path, revision)
+        if generation is None:
+            generation = GenerationConfig.from_model_config(config)
+        commit = getattr(config, "_commit_hash", None)
+        source = Source(role, name, path, commit or revision, config, tokenizer, generation, adapter, load_in)
+        _check_values(source)
+        tokenizer.encode("a b")
+        source.ends, source.context, source.fingerprint()
+    return source
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Whatever is raised while a model's files are read becomes a ValueError of one line.
+
+    They may hold anything, and there is nothing that cannot be raised then: tokenizers' panics are not even Exceptions.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as e:
+        raise ValueError(f"{name}: cannot be loaded: {_first_line(e)}") from e
+
+
+def _generation(path: str, revision: str | None) -> GenerationConfig | None:
+    """The generation config; None if there is none, but not if it cannot be read.
+
+    Raises:
+        ValueError: it is no JSON object, or values in it are of a wrong type.
+    """
+    file = "generation_config.json"
+    try:
+        made = GenerationConfig.from_pretrained(path, revision=revision or "main")
+    except OSError as e:
+        if (Path(path) / file).exists() or isinstance(e.__context__, ValueError):
+            raise ValueError(f"{file} cannot be read: {_first_line(e.__context__ or e)}") from e
+        return None
+    except (AttributeError, TypeError) as e:
+        raise ValueError(f"{file} is not an object of settings: {_first_line(e)}") from e
+    for name, kinds in GENERATION.items():
+        value = getattr(made, name)
+        several = type(value) is list and all(type(v) is int for v in value)
+        if value is not None and type(value) not in kinds and not (several and "ids" in kinds):
+            raise ValueError(f"{file}: {name} cannot be {value!r}")
+    return made
+
+
+def _check_values(source: Source) -> None:
+    """Raises ValueError for a size that no model has: what is made of it would take all memory, or all time."""
+    config = source.config.get_text_config()
+    for name, most in SIZES.items():
+        value = getattr(config, name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise ValueError(f"its configuration's {name} is {value!r}: a whole number from 1 to {most} is expected")
 
 
 def _check_quantising(path: str, config: PreTrainedConfig) -> None:
@@ -121,14 +180,10 @@ def find_served(url: str, model: str, tokenizer: str, *, trust_remote_code: bool
     from rsd.served import longest_context
 
     path = _place(tokenizer)
-    try:
+    with reading(f"--teacher-tokenizer {tokenizer}"):
         speller = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"--teacher-tokenizer {tokenizer}: cannot be loaded: {_first_line(e)}") from e
-    try:
-        generation = GenerationConfig.from_pretrained(path)
-    except OSError:
-        generation = GenerationConfig()
+        speller.encode("a b")
+        generation = _generation(path, None) or GenerationConfig()
     context = longest_context(url, model) or speller.model_max_length
     ids = speller.get_vocab()
     config = PreTrainedConfig.from_dict(
@@ -151,12 +206,13 @@ def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedM
         packed: on a CPU, the linear layers in oneDNN's layout (`packed`), which torch.compile cannot read.
 
     Raises:
-        ValueError: the weights cannot be loaded, or are not safetensors and `allow_pickle` is off.
+        ValueError: the weights cannot be loaded, or are not safetensors and `allow_pickle` is off; or they are not the
+            configuration's: the model has tensors that are not there, and would be random, or there are others.
     """
     quantised: dict[str, Any] = {}
     if source.load_in:
         quantised["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{source.load_in}": True})
-    try:
+    with reading(f"--{source.role} {source.name}"):
         options: dict[str, Any] = {
             "config": source.config,
             "dtype": getattr(torch, dtype_of(config)),
@@ -166,24 +222,46 @@ def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedM
         if gguf.is_gguf(source.path):
             model = gguf.load(source.path, **options)
         else:
-            model = AutoModelForCausalLM.from_pretrained(
+            made: Any = AutoModelForCausalLM.from_pretrained(
                 source.path,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # said below, with names
                 revision=source.revision,
                 trust_remote_code=config.trust_remote_code,
                 use_safetensors=None if config.allow_pickle else True,
                 **options,
                 **quantised,
             )
+            model, info = made
+            _check_tensors(info, passed_over=config.skip_check)
         model.eval()
         if source.adapter:
             model = merge(model, source.adapter, allow_pickle=config.allow_pickle)
         if source.load_in:
             _try_out(model, source.load_in)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
-        raise ValueError(f"--{source.role} {source.name}: cannot be loaded: {_first_line(e)}") from e
     if packed:
         pack(model)
     return model.eval()
+
+
+def _check_tensors(info: Mapping[str, Any], *, passed_over: bool) -> None:
+    """Whether weights are those of the model: what transformers lacks of them it makes up at random.
+
+    It knows which may lack (a head that is the embedding) and which may be too many (layers for drafting, say), and
+    does not name these. Others that are too many may be layers that the configuration is silent about.
+
+    Args:
+        passed_over: those that are too many are left out.
+
+    Raises:
+        ValueError: some are missing, of another shape, or too many.
+    """
+    for name, what in (("missing", "have no"), ("mismatched", "have another shape of"), ("unexpected", "also hold")):
+        keys = sorted(k if isinstance(k, str) else k[0] for k in info[f"{name}_keys"])
+        if keys and not (name == "unexpected" and passed_over):
+            named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            way_out = "; --skip-check leaves these out" if name == "unexpected" else ""
+            raise ValueError(f"the weights {what} {named}: are they this configuration's?{way_out}")
 
 
 @torch.inference_mode()
