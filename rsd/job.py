@@ -289,7 +289,7 @@ def _manifest(generator: TraceGenerator, source: str | Path, limit: int | None) 
         return {"name": name, "path": str(Path(path).resolve()) if Path(path).exists() else path, "revision": revision}
 
     def described(model: Source) -> dict[str, Any]:
-        made = place(model.base, model.path, model.revision)
+        made = place(model.base, model.path, model.revision) | {"width": model.width}
         if model.adapter:
             made["adapter"] = place(model.adapter.name, model.adapter.path, model.adapter.revision)
         return made | ({"load_in": model.load_in} if model.load_in else {})

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 from rsd.data import Row, digest
 from rsd.files import encode, locked
 from rsd.keep import flaw, is_right
-from rsd.trace import Trace
+from rsd.strictjson import finite
+from rsd.trace import Trace, oddity
 
 Key = tuple[str, int]
 
@@ -83,7 +84,9 @@ class Store:
         given = {str(row.id): row for row in rows}
         whole = {_key(line): line.get("teacher_prompt") for line in whole_lines(self.sidecar)}
         done = {}
-        for line in whole_lines(self.out):
+        for number, line in enumerate(whole_lines(self.out), 1):
+            if (what := oddity(line)) is not None:
+                raise ValueError(f"{self.out}, line {number}: {what}; mend it, or use another -o")
             key = _key(line)
             if (row := given.get(key[0])) is not None and (what := _differing(line, row, whole.get(key))):
                 raise ValueError(
@@ -143,17 +146,18 @@ class Store:
         tokens = verify_errors = 0
         accepted = fallback = 0.0
         for row in whole_lines(self.out):
-            verdicts[row["is_correct"]] += 1
-            verify_errors += row["verify_error"] is not None
+            correct, count = row.get("is_correct"), row.get("num_tokens") or 0
+            verdicts[correct] += 1
+            verify_errors += row.get("verify_error") is not None
             for column in first:
-                first[column] = first[column] or row[column]
+                first[column] = first[column] or row.get(column)
             why = flaw(row, max_fallback_rate=max_fallback_rate)
             flaws.update([why] if why else [])
-            problems[str(row["id"])].add(row["is_correct"] if row["is_correct"] is not True or not why else False)
-            reasons[row["finish_reason"]] += 1
-            tokens += row["num_tokens"]
-            accepted += row["num_tokens"] * (row["acceptance_rate"] or 0)
-            fallback += row["num_tokens"] * (row["fallback_rate"] or 0)
+            problems[str(row["id"])].add(correct if correct is not True or not why else False)
+            reasons[row.get("finish_reason") or "not known"] += 1
+            tokens += count
+            accepted += count * (row.get("acceptance_rate") or 0)
+            fallback += count * (row.get("fallback_rate") or 0)
         return {
             "rows": reasons.total(),
             "errors": reasons["error"],
@@ -184,7 +188,9 @@ class Store:
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         temporary = Path(f"{self.manifest}.tmp")
-        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
+        temporary.write_text(
+            json.dumps(finite(manifest), indent=2, ensure_ascii=False) + "\n", "utf-8", "backslashreplace"
+        )
         os.replace(temporary, self.manifest)
 
 

@@ -1,6 +1,5 @@
 """What the commands share: kinds of values, flags, errors in one line."""
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
+from rsd.strictjson import loads
 from rsd.terminal import echo
 
 Command = Callable[..., None]
@@ -46,7 +46,7 @@ class JsonObject(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
         try:
-            parsed = json.loads(value)
+            parsed = loads(value)
         except ValueError as e:
             self.fail(f"not JSON: {e}", param, ctx)
         if not isinstance(parsed, dict):
