@@ -289,7 +289,7 @@ def _manifest(generator: TraceGenerator, source: str | Path, limit: int | None) 
         return {"name": name, "path": str(Path(path).resolve()) if Path(path).exists() else path, "revision": revision}
 
     def described(model: Source) -> dict[str, Any]:
-        made = place(model.base, model.path, model.revision) | {"width": model.width}
+        made = place(model.base, model.path, model.revision)
         if model.adapter:
             made["adapter"] = place(model.adapter.name, model.adapter.path, model.adapter.revision)
         return made | ({"load_in": model.load_in} if model.load_in else {})
@@ -299,6 +299,7 @@ def _manifest(generator: TraceGenerator, source: str | Path, limit: int | None) 
         "format": 1,
         "teacher": described(teacher),
         "student": described(student),
+        "widths": {"teacher": teacher.width, "student": student.width},
         "versions": {"rsd": rsd.__version__} | {name: version(name) for name in ("torch", "transformers", "numpy")},
         "identity": generator.identity(),
         "settings": free | {"input": str(source), "limit": limit},

@@ -6,12 +6,13 @@ filter makes another file.
 """
 
 import math
+import reprlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rsd.columns import is_number, oddity
 from rsd.data import digest
-from rsd.trace import oddity
 
 KEEP = ("all", "correct", "shortest-correct", "best-ln")
 # By which column the best trace of a problem is found, and why a row without it is not taken.
@@ -60,6 +61,9 @@ def keep(
     for number, row in enumerate(rows, 1):
         if (what := oddity(row)) is not None:
             raise ValueError(f"row {number}: {what}")
+        # Scores are checked where they count: an input may have a column of that name.
+        if how in BEST and (value := row.get(BEST[how][0])) is not None and not is_number(value):
+            raise ValueError(f"row {number}: {BEST[how][0]} must be a number or null, not {reprlib.repr(value)}")
         if how == "all":
             why = "error" if row.get("error") is not None else None
         else:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from rsd.columns import oddity
 from rsd.formats import Row, Tokens
 from rsd.store import Key, Store, whole_lines
-from rsd.trace import oddity
 
 
 def read_traces(path: Path) -> tuple[list[Row], int]:
@@ -78,7 +78,8 @@ def beside(path: str | Path) -> tuple[dict[Key, Tokens], dict[Key, str], Row]:
             tokens: dict[Key, Tokens] = {}
             broken: dict[Key, str] = {}
             manifest = _manifest(file)
-            width = manifest.get("student", {}).get("width")
+            widths = manifest.get("widths")
+            width = widths.get("student") if isinstance(widths, dict) else None
             for line in whole_lines(sidecar):
                 if "id" not in line:  # a line that is not ours
                     continue

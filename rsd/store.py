@@ -14,11 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rsd.columns import oddity
 from rsd.data import Row, digest
 from rsd.files import encode, locked
 from rsd.keep import flaw, is_right
 from rsd.strictjson import finite
-from rsd.trace import Trace, oddity
+from rsd.trace import Trace
 
 Key = tuple[str, int]
 

@@ -18,7 +18,7 @@ from rsd.config import ScoreConfig
 from rsd.data import prepare, read_rows
 from rsd.files import encode
 from rsd.keep import KEEP, keep
-from rsd.responses import responses
+from rsd.responses import read_sidecar, responses
 from rsd.trace import COLUMNS
 
 
@@ -204,6 +204,30 @@ def test_a_row_without_our_columns_is_read_and_what_they_say_is_not_known(traces
     assert totals["rows"] == 18 and totals["not_verified"] == 1 and totals["finish_reasons"]["not known"] == 1
 
 
+@pytest.mark.parametrize("column", ["local_naturalness", "step_spans"])
+def test_scores_that_are_none_are_made_again(traces, tmp_path, column):
+    scored = tmp_path / "scored.jsonl"
+    command("score", traces, "-o", scored)
+    shutil.copy(scored, tmp_path / "other.jsonl")
+    command("select", scored, tmp_path / "other.jsonl", "-o", tmp_path / "before.jsonl")
+
+    def change(row):
+        end = row["step_spans"][-1][1]
+        row[column] = [7, [0, end]] if column == "step_spans" else 10**400
+
+    for i in range(18):
+        rewrite(scored, change, of=i)
+    command("select", scored, tmp_path / "other.jsonl", "-o", tmp_path / "after.jsonl")
+    assert read(tmp_path / "after.jsonl") == read(tmp_path / "before.jsonl")
+
+
+@pytest.mark.parametrize("ids", [[[1], [2]], [-1, 2], [1.5, 2], [True, 2], "ab", [None, 1]])
+def test_arrays_that_are_none_are_not_read(tmp_path, ids):
+    line = {"id": "a", "generation": 0, "token_ids": [1, 2], "teacher_proposals": [3, None]}
+    write(tmp_path / "t.tokens.jsonl", [line, line | {"id": "b", "token_ids": ids}])
+    assert set(read_sidecar(tmp_path / "t.jsonl")) == {("a", 0)}
+
+
 def test_the_shortest_of_rows_without_a_length_is_not_known():
     rows = [GOOD | {"generation": 0, "num_tokens": None}, GOOD | {"generation": 1}]
     kept, why = keep(rows, "shortest-correct", max_fallback_rate=1.0)
@@ -241,6 +265,16 @@ def test_what_rsd_never_writes_is_refused_with_its_line_and_column(traces, tmp_p
         said = command("generate", "-o", traces, "--limit", 6, "--num-generations", 3, "--keep", "correct", expect=2)
         assert f"line 3: {column} must be " in said.splitlines()[-1]
     assert {f: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+
+def test_an_inputs_column_that_is_called_as_a_score_is_only_a_column(tiny, tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"id": 1, "problem": "1?", "local_naturalness": "high"}])
+    for _ in range(2):
+        run(source, "-o", tmp_path / "out.jsonl", *pair(tiny), *FLAGS, "--keep", "all")
+    command("export", tmp_path / "out.jsonl", "--keep", "all")
+    rows = [GOOD | {"local_naturalness": "high"}]
+    with pytest.raises(ValueError, match="row 1: local_naturalness must be a number or null, not 'high'"):
+        keep(rows, "best-ln", max_fallback_rate=1.0)
 
 
 def test_only_a_last_line_can_be_torn(traces, tmp_path):
