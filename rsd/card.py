@@ -54,7 +54,8 @@ def card(made: Export, files: Mapping[str, str], *, repo_id: str | None = None) 
     statistics += [("prefixes of unsolved problems' traces among them", made.prefixes)] if made.prefixes else []
     statistics += [("problems", made.problems), ("problems without a correct trace", made.unsolved)]
     statistics += [(f"traces left out: {_cell(why)}", n) for why, n in made.dropped.items()]
-    tokens = sum(row["num_tokens"] or 0 for row in of)
+    lengths = [n for row in of if (n := row["num_tokens"]) is not None]
+    tokens = sum(lengths)
     named = (("acceptance", "acceptance_rate"), ("fallback", "fallback_rate"))
     shares = [(name, _share(of, column)) for name, column in named]
     settings = {**identity, "keep": c.keep, "max_fallback_rate": c.max_fallback_rate, "split_seed": c.seed}
@@ -72,7 +73,7 @@ def card(made: Export, files: Mapping[str, str], *, repo_id: str | None = None) 
         statistics=[
             *statistics,
             ("tokens", tokens),
-            ("tokens a trace", f"{tokens / max(len(of), 1):.0f}"),
+            ("tokens a trace", f"{tokens / max(len(lengths), 1):.0f}"),
             *((name, f"{value:.1%}") for name, value in shares if value is not None),
         ],
         settings=[(name, _cell(value)) for name, value in settings.items()],
@@ -99,7 +100,7 @@ def _load(files: Mapping[str, str], repo_id: str | None) -> str:
 
 
 def _share(rows: list[Mapping[str, Any]], column: str) -> float | None:
-    known = [row for row in rows if row.get(column) is not None]
+    known = [row for row in rows if None not in (row.get(column), row["num_tokens"])]
     tokens = sum(row["num_tokens"] for row in known)
     return sum(row[column] * row["num_tokens"] for row in known) / tokens if tokens else None
 

@@ -333,5 +333,5 @@ def as_json(c: Comparison) -> dict[str, Any]:
 
 
 def _rounded(value: float | None) -> float | None:
-    # Significant digits, since p-values are small.
-    return None if value is None else float(f"{value:.6g}")
+    # Significant digits, since p-values are small; JSON has no word for what is not finite.
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

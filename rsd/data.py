@@ -9,6 +9,8 @@ from typing import Any
 
 import jsonlines
 
+from rsd.strictjson import finite, loads
+
 PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
 
 
@@ -41,16 +43,15 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file.
 
     Raises:
-        ValueError: no such file, no rows, or a line that is not a JSON object (with its number).
+        ValueError: no such file, no rows, or a line that is not a JSON object (with its number), as strict JSON has it
+            (`strictjson.loads`): what would not be in the output as it is here must not get lost in silence.
     """
     try:
-        with jsonlines.open(path) as reader:
+        with jsonlines.open(path, loads=loads) as reader:
             rows = list(reader.iter(type=dict, skip_empty=True))
     except jsonlines.InvalidLineError as e:
         problem = str(e.__cause__ or e).splitlines()[0]
         raise ValueError(f"{path}, line {e.lineno}: not a JSON object: {problem}") from e
-    except RecursionError as e:
-        raise ValueError(f"{path}: not a JSON object: a line is nested too deeply") from e
     except UnicodeDecodeError as e:
         raise ValueError(f"{path}: not a UTF-8 text file; JSONL is expected") from e
     except OSError as e:
@@ -65,12 +66,13 @@ def prepare(
 ) -> list[Row]:
     """Find the prompts and give every row an id: its own, else a hash of its prompt.
 
-    A bad row (no prompt, or one of a wrong type) comes back with `error` set.
+    A bad row (no prompt, or one of a wrong type) comes back with `error` set. NaN, which tables have for what is
+    missing, is None.
 
     Raises:
         ValueError: no row has a prompt column, or two rows were given the same id.
     """
-    rows = list(rows)
+    rows = [finite(dict(row)) for row in rows]
     if not rows:
         return []
     columns = list(dict.fromkeys(c for row in rows for c in row))

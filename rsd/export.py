@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -16,7 +16,8 @@ from rsd.data import digest
 from rsd.files import encode, place, replacing, synced
 from rsd.formats import FORMATS, WITH_TEMPLATE, Row, Tokens, answer, formatted, prefix
 from rsd.keep import KEEP, is_right, keep
-from rsd.store import Key, Store, whole_lines
+from rsd.readback import beside, key_of, read_traces
+from rsd.store import Key, Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,29 +103,34 @@ def export(path: str | Path, config: ExportConfig) -> Export:
     Raises:
         ValueError: it holds no traces of ours, none is kept, or the format needs tokens that are not there.
     """
-    rows, torn = _read(Path(path))
-    tokens, manifest = _beside(path)
+    rows, torn = read_traces(Path(path))
+    tokens, broken, manifest = beside(path)
     problems: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         problems[str(row["id"])].append(row)
     unsolved = [of for of in problems.values() if _unsolved(of, config)]
     kept, dropped = keep(rows, config.keep, max_fallback_rate=config.max_fallback_rate)
     first: dict[str, Row] = {}
-    for row in kept:
+    for row in sorted(kept, key=lambda row: (str(row["id"]), row["generation"])):
         first.setdefault(_text(row), row)
-    distinct = list(first.values())
+    chosen = {id(row) for row in first.values()}
+    distinct = [row for row in kept if id(row) in chosen]  # in the order of the file; which ones, does not depend on it
     dropped |= {why: n for why, n in (("duplicates", len(kept) - len(distinct)), ("torn lines", torn)) if n}
-    if config.format == "token-ids" and (missing := sum(_key(row) not in tokens for row in distinct)):
+    if config.format == "token-ids" and (bad := [key_of(row) for row in rows if key_of(row) in broken]):
+        (name, generation), sidecar = bad[0], Store.files(path)[0].name
+        raise ValueError(f"{sidecar}, row {name!r}, generation {generation}: {broken[bad[0]]}")
+    if config.format == "token-ids" and (missing := sum(key_of(row) not in tokens for row in distinct)):
         raise ValueError(
             f"{path}: token-ids needs every trace's tokens, and {missing} are not in {Store.files(path)[0].name}: "
             "export the file that rsd generate wrote, or choose another format"
         )
     template_kwargs = kwargs_of(manifest)
-    made = [(row, formatted(row, config.format, tokens.get(_key(row)), template_kwargs)) for row in distinct]
+    made = [(row, formatted(row, config.format, tokens.get(key_of(row)), template_kwargs)) for row in distinct]
     prefixes = []
     if config.prefix_tokens:
-        begun = (next((row for row in of if row["error"] is None and _key(row) in tokens), None) for of in unsolved)
-        prefixes = [(row, prefix(row, config.prefix_tokens, tokens[_key(row)])) for row in begun if row is not None]
+        known = [[row for row in of if row.get("error") is None and key_of(row) in tokens] for of in unsolved]
+        begun = [min(of, key=key_of) for of in known if of]
+        prefixes = [(row, prefix(row, config.prefix_tokens, tokens[key_of(row)])) for row in begun]
         made = [(row, {**out, "is_prefix": False}) for row, out in made] + prefixes
     if len({type(row["id"]) for row, _ in made}) > 1:  # a column of a table has one type
         made = [(row, {**out, "id": str(row["id"])}) for row, out in made]
@@ -157,72 +163,10 @@ def export(path: str | Path, config: ExportConfig) -> Export:
     )
 
 
-def _read(path: Path) -> tuple[list[Row], int]:
-    """The whole rows of a file, and how many lines are torn."""
-    try:
-        rows: list[Row] = list(whole_lines(path))
-        with open(path, "rb") as file:
-            lines = sum(1 for line in file if line.strip())
-    except OSError as e:
-        raise ValueError(f"{path}: cannot be read: {e.strerror}") from e
-    ours = sum(map(_is_ours, rows))
-    if ours < len(rows) or lines - len(rows) > 1 or not rows:  # one line may be torn
-        raise ValueError(f"{path}: {lines - ours} of {lines} lines are no rows of rsd generate")
-    return rows, lines - len(rows)
-
-
-def _is_ours(row: Row) -> bool:
-    turns = row.get("prompt"), row.get("completion")
-    scores = (row.get(c) for c in ("acceptance_rate", "fallback_rate", "local_naturalness"))
-    return (
-        isinstance(row.get("id"), str | int)
-        and isinstance(row.get("num_tokens"), int)
-        and "error" in row
-        and isinstance(row.get("is_correct"), bool | None)
-        and all(isinstance(score, int | float | None) for score in scores)
-        and all(isinstance(of, list) and all(map(_is_turn, of)) for of in turns)
-        and (row["error"] is not None or bool(turns[0] and turns[1]))
-    )
-
-
-def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, dict) and all(isinstance(turn.get(c), str) for c in ("role", "content"))
-
-
-def _beside(path: str | Path) -> tuple[dict[Key, Tokens], Row]:
-    """The tokens and the manifest of the job that made a file, or the one that it was scored or filtered from."""
-    base = str(path).removesuffix(".jsonl")
-    for name in (base, base.removesuffix(".kept").removesuffix(".scored")):
-        sidecar, manifest = Store.files(f"{name}.jsonl")
-        if sidecar.exists() or manifest.exists():
-            tokens = {}
-            for line in whole_lines(sidecar) if sidecar.exists() else ():
-                with suppress(ValueError, TypeError, LookupError, OverflowError):  # a line that is not ours
-                    columns = (np.array(line.get(c) or [], dtype=np.int64) for c in Tokens._fields)
-                    tokens[_key(line)] = Tokens(*columns)
-            return tokens, _manifest(manifest)
-    return {}, {}
-
-
-def _manifest(file: Path) -> Row:
-    """What a job says of itself; nothing, if that is no manifest."""
-    with suppress(OSError, ValueError, RecursionError):
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(manifest, dict) and all(
-            isinstance(manifest.get(c), dict) for c in ("teacher", "student", "identity")
-        ):
-            return manifest
-    return {}
-
-
 def kwargs_of(manifest: Row) -> dict[str, Any]:
     """What a job gave to the chat template."""
     kwargs = manifest.get("identity", {}).get("chat_template_kwargs")
     return kwargs if isinstance(kwargs, dict) else {}
-
-
-def _key(row: Row) -> Key:
-    return str(row["id"]), row["generation"]
 
 
 def _text(row: Row) -> str:
@@ -248,7 +192,7 @@ def _respelled(
     The template is given what the format's rows say. What it puts after the EOS, such as a line break, does not
     count; where the loss begins does, if the trainer finds that by the prompt.
     """
-    if not all(_key(row) in tokens for row in rows):
+    if not all(key_of(row) in tokens for row in rows):
         return None, ["whether these texts give the sampled ids again is not checked: some rows have no tokens here"]
     from rsd.models import find
 
@@ -257,12 +201,12 @@ def _respelled(
         places = [model, *([model["adapter"]] if "adapter" in model else [])]
         path = "+".join(p["path"] if Path(p["path"]).exists() else p["name"] for p in places)
         student = find("student", path, model["revision"], trust_remote_code=False)
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, OSError) as e:
         return None, [f"whether these texts give the sampled ids again is not checked: the student cannot be read: {e}"]
     kwargs = kwargs_of(manifest) if format in WITH_TEMPLATE else {}
     count = 0
     for row in rows:
-        t = tokens[_key(row)]
+        t = tokens[key_of(row)]
         sampled = np.concatenate([t.prompt_ids, t.prefix_ids, t.token_ids]).tolist()
         try:
             ids = student.training_ids(row["prompt"], answer(row), kwargs)

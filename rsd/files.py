@@ -26,6 +26,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from rsd.strictjson import dumps
+
 # Characters that JSON allows in a string and `str.splitlines` takes for the end of a line.
 LINE_ENDS = {i: f"\\u{i:04x}" for i in (0x85, 0x2028, 0x2029)}
 STREAM = re.compile(r"-|/dev/(stdin|stdout|stderr|fd/.*)|/proc/(self|thread-self|\d+)/fd/.*", re.DOTALL)
@@ -35,7 +37,7 @@ TOO_LONG = 1 << 26  # bytes; no first line of ours, and none of another's that w
 def encode(line: Mapping[str, Any]) -> bytes:
     """One line of JSONL."""
     # A lone surrogate in an input is no UTF-8, but its escape is JSON.
-    return (json.dumps(line, ensure_ascii=False).translate(LINE_ENDS) + "\n").encode("utf-8", "backslashreplace")
+    return (dumps(line).translate(LINE_ENDS) + "\n").encode("utf-8", "backslashreplace")
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], out: str | Path) -> None:

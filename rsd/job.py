@@ -175,7 +175,7 @@ def _judged_again(generator: TraceGenerator, rows: Sequence[Row], store: Store) 
         key: {"is_correct": new.correct, "verify_error": new.error}
         for (key, _), new in zip(todo, generator.judge_again(texts), strict=True)
     }
-    return {key: new for key, new in verdicts.items() if any(store.unjudged[key][c] != new[c] for c in new)}
+    return {key: new for key, new in verdicts.items() if any(store.unjudged[key].get(c) != new[c] for c in new)}
 
 
 def _check_settings(
@@ -194,7 +194,7 @@ def _check_settings(
         (trace,) = generator.make(Schedule([places[key[0]]], generations=key[1] + 1, want=None, done=others))
         made = trace.row()
         same = trace.tokens()["token_ids"] == tokens["token_ids"] and list(made) == list(row)
-        if not same or (row["verify_error"] is None and made["is_correct"] != row["is_correct"]):
+        if not same or (row.get("verify_error") is None and made["is_correct"] != row.get("is_correct")):
             raise ValueError(
                 f"{store.manifest} is lost, and these settings make another trace of id {key[0]!r}, generation "
                 f"{key[1]}, than {store.out} holds: use those that it was made with (float32 alone can tell), "
@@ -261,6 +261,7 @@ def _manifest(generator: TraceGenerator, source: str | Path, out: str | Path, li
         "format": 1,
         "teacher": described(teacher),
         "student": described(student),
+        "widths": {"teacher": teacher.width, "student": student.width},
         "versions": {"rsd": rsd.__version__} | {name: version(name) for name in ("torch", "transformers", "numpy")},
         "identity": generator.identity(),
         "settings": free | {"input": str(source), "output": Path(out).name, "limit": limit},

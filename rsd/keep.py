@@ -5,18 +5,26 @@ answer, and of these the shortest (arXiv 2509.22230). All traces stay in the fil
 filter makes another file.
 """
 
+import math
+import reprlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rsd.columns import is_number, oddity
+from rsd.data import digest
+
 KEEP = ("all", "correct", "shortest-correct", "best-ln")
+# By which column the best trace of a problem is found, and why a row without it is not taken.
+BEST = {"shortest-correct": ("num_tokens", "length not known"), "best-ln": ("local_naturalness", "no score")}
 
 
 def flaw(row: Mapping[str, Any], *, max_fallback_rate: float) -> str | None:
-    """Why a row's structure makes it unfit for training; None if it is fit."""
+    """Why a row's structure makes it unfit for training; None if it is fit, as far as the row tells."""
     if row.get("error") is not None:
         return "error"
-    if not row.get("ended_by_eos"):
+    ended = row.get("ended_by_eos")
+    if ended is False or (ended is None and row.get("finish_reason") not in (None, "stop")):
         return "not ended by EOS"
     if row.get("one_think_close") is False:
         return "not exactly one </think>"
@@ -34,20 +42,28 @@ def is_right(row: Mapping[str, Any], *, max_fallback_rate: float) -> bool:
 def keep(
     rows: Sequence[Mapping[str, Any]], how: str, *, max_fallback_rate: float
 ) -> tuple[list[Mapping[str, Any]], dict[str, int]]:
-    """The rows that are kept, in order, and why how many others are not; both add up to all rows.
+    """The rows that are kept, in their order, and why how many others are not; both add up to all rows.
+
+    Which rows these are does not depend on the order, which a job's batch size and interruptions change.
 
     Args:
         how: one of `KEEP`. "all" drops errors alone; "shortest-correct" keeps one a problem, by `num_tokens`;
-            "best-ln" one a problem, by `local_naturalness`. Of equals the first stays.
+            "best-ln" one a problem, by `local_naturalness`. Of equals that of the lowest generation stays.
 
     Raises:
-        ValueError: nothing is known to be correct, or no correct row has the score.
+        ValueError: nothing is known to be correct, no correct row has the score, or a column of ours holds what rsd
+            never writes there.
     """
     if how not in KEEP:
         raise ValueError(f"keep must be one of {', '.join(KEEP)}, not {how!r}")
     dropped: dict[str, int] = defaultdict(int)
     kept: list[Mapping[str, Any]] = []
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        if (what := oddity(row)) is not None:
+            raise ValueError(f"row {number}: {what}")
+        # Scores are checked where they count: an input may have a column of that name.
+        if how in BEST and (value := row.get(BEST[how][0])) is not None and not is_number(value):
+            raise ValueError(f"row {number}: {BEST[how][0]} must be a number or null, not {reprlib.repr(value)}")
         if how == "all":
             why = "error" if row.get("error") is not None else None
         else:
@@ -58,16 +74,18 @@ def keep(
             kept.append(row)
         else:
             dropped[why] += 1
-    if how in ("shortest-correct", "best-ln"):
-        scored = [row for row in kept if how == "shortest-correct" or row.get("local_naturalness") is not None]
+    if how in BEST:
+        column, unknown = BEST[how]
+        scored = [row for row in kept if row.get(column) is not None]
         if kept and not scored:
-            raise ValueError("no correct row has local_naturalness: score them first, with rsd score or --score")
+            tip = ": score them first, with rsd score or --score" if how == "best-ln" else ""
+            raise ValueError(f"no correct row has {column}{tip}")
         best: dict[str, Mapping[str, Any]] = {}
         for row in scored:
-            if (other := best.get(key := str(row["id"]))) is None or _cost(row, how) < _cost(other, how):
+            if (other := best.get(key := str(row["id"]))) is None or _cost(row, column) < _cost(other, column):
                 best[key] = row
         if unscored := len(kept) - len(scored):
-            dropped["no score"] += unscored
+            dropped[unknown] += unscored
         if others := len(scored) - len(best):
             dropped["another trace of the problem is kept"] += others
         chosen = {id(row) for row in best.values()}
@@ -75,5 +93,11 @@ def keep(
     return kept, dict(dropped)
 
 
-def _cost(row: Mapping[str, Any], how: str) -> float:
-    return row["num_tokens"] if how == "shortest-correct" else -row["local_naturalness"]
+def _cost(row: Mapping[str, Any], column: str) -> tuple[float, float, str]:
+    value, generation = row[column], row.get("generation")
+    # The text decides where two jobs' rows were put into one file.
+    return (
+        value if column == "num_tokens" else -value,
+        math.inf if generation is None else generation,
+        digest(row.get("completion")),
+    )

@@ -138,7 +138,11 @@ def read_sidecar(path: str | Path) -> dict[tuple[str, int], Arrays]:
         values = line.get(name) or [None] * len(line["token_ids"])
         if len(values) != len(line["token_ids"]):
             raise ValueError(f"{name} has not one entry a token")
-        return np.array([none if v is None else v for v in values], dtype=dtype)
+        made = np.array([none if v is None else v for v in values], dtype=dtype)
+        ids = [v for v in values if v is not None or name == "token_ids"] if dtype == "int64" else []
+        if made.ndim != 1 or not all(type(i) is int and i >= 0 for i in ids):
+            raise ValueError(f"{name} is no list of numbers, or of ids")
+        return made
 
     read = {}
     for line in whole_lines(Store.files(path)[0]):

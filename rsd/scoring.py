@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from rsd.columns import is_number
 from rsd.config import BUNDLED_STUDENT, ScoreConfig, Scoring
 from rsd.models import Source, dtype_of, find, load
 from rsd.naturalness import Reader, Reading
@@ -295,11 +296,12 @@ def stored(response: Response, scoring: Mapping[str, Any]) -> Scored | None:
         same = (
             row["scoring"] == scoring and row["score_error"] is None and row["step_spans"][-1][1] == len(response.text)
         )
-    except (LookupError, TypeError):
+        spans = [(int(start), int(end)) for start, end in row["step_spans"]]
+    except (LookupError, TypeError, ValueError, OverflowError):
         return None
-    if response.error or not same or not all(v is None or type(v) in (int, float) for v in made.values()):
+    if response.error or not same or not all(v is None or is_number(v) for v in made.values()):
         return None
-    return Scored(response=response, scoring=scoring, metrics=made, spans=row["step_spans"])
+    return Scored(response=response, scoring=scoring, metrics=made, spans=spans)
 
 
 def find_student(config: ScoreConfig) -> Source:

@@ -14,9 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rsd.columns import oddity
 from rsd.data import Row, digest
 from rsd.files import encode, first_row, locked, rewritten, synced, write_text
 from rsd.keep import flaw, is_right
+from rsd.strictjson import finite
 from rsd.trace import COLUMNS, Trace
 
 Key = tuple[str, int]
@@ -110,13 +112,10 @@ class Store:
         given = {str(row.id): row for row in rows}
         whole = {_key(line): line.get("teacher_prompt") for line in whole_lines(self.sidecar)}
         done = {}
-        for line in whole_lines(self.out):
+        for number, line in enumerate(whole_lines(self.out), 1):
+            if (what := oddity(line)) is not None:
+                raise ValueError(f"{self.out}, line {number}: {what}; mend it, or use another -o")
             key = _key(line)
-            if what := _missing(line):
-                raise ValueError(
-                    f"{self.out}: the row of id {key[0]!r}, generation {key[1]}, has no {what} that a job writes: "
-                    "mend it, use another -o, or --overwrite to start anew"
-                )
             if (row := given.get(key[0])) is not None and (what := _differing(line, row, whole.get(key))):
                 raise ValueError(
                     f"{self.out} holds another {what} for id {key[0]!r} than the input: "
@@ -124,7 +123,7 @@ class Store:
                 )
             if line.get("error") is None and key in whole:
                 done[key] = is_right(line, max_fallback_rate=max_fallback_rate)
-                if line["verify_error"] is not None:
+                if line.get("verify_error") is not None and isinstance(line.get("completion"), list):
                     self.unjudged[key] = line
         self.lost = before is None and any(f.stat().st_size for f in (self.out, self.sidecar))
         if self.lost and not given.keys() & {key[0] for key in done}:
@@ -167,7 +166,7 @@ class Store:
     def stored(self, keys: Collection[Key]) -> dict[Key, tuple[dict[str, Any], dict[str, Any]]]:
         """Rows and sidecar lines of these traces."""
         tokens = {_key(line): line for line in whole_lines(self.sidecar) if _key(line) in keys}
-        rows = {_key(line): line for line in whole_lines(self.out) if _key(line) in keys and line["error"] is None}
+        rows = {_key(line): line for line in whole_lines(self.out) if _key(line) in keys and line.get("error") is None}
         return {key: (rows[key], tokens[key]) for key in keys}
 
     def begin(
@@ -229,17 +228,18 @@ class Store:
         tokens = verify_errors = 0
         accepted = fallback = 0.0
         for row in whole_lines(self.out):
-            verdicts[row["is_correct"]] += 1
-            verify_errors += row["verify_error"] is not None
+            correct, count = row.get("is_correct"), row.get("num_tokens") or 0
+            verdicts[correct] += 1
+            verify_errors += row.get("verify_error") is not None
             for column in first:
-                first[column] = first[column] or row[column]
+                first[column] = first[column] or row.get(column)
             why = flaw(row, max_fallback_rate=max_fallback_rate)
             flaws.update([why] if why else [])
-            problems[str(row["id"])].add(row["is_correct"] if row["is_correct"] is not True or not why else False)
-            reasons[row["finish_reason"]] += 1
-            tokens += row["num_tokens"]
-            accepted += row["num_tokens"] * (row["acceptance_rate"] or 0)
-            fallback += row["num_tokens"] * (row["fallback_rate"] or 0)
+            problems[str(row["id"])].add(correct if correct is not True or not why else False)
+            reasons[row.get("finish_reason") or "not known"] += 1
+            tokens += count
+            accepted += count * (row.get("acceptance_rate") or 0)
+            fallback += count * (row.get("fallback_rate") or 0)
         return {
             "rows": reasons.total(),
             "errors": reasons["error"],
@@ -266,21 +266,7 @@ class Store:
         self._write_manifest(manifest)
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        write_text(self.manifest, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-
-
-def _missing(line: Mapping[str, Any]) -> str | None:
-    """A column that every row of a job has, of the kind that sums are made of, and this one has not."""
-    kinds: dict[str, Any] = {
-        "finish_reason": str,
-        "is_correct": bool | None,
-        "verify_error": str | None,
-        "num_tokens": int,
-        "acceptance_rate": int | float | None,
-        "fallback_rate": int | float | None,
-        "error": str | None,
-    }
-    return next((c for c, kind in kinds.items() if c not in line or not isinstance(line[c], kind)), None)
+        write_text(self.manifest, json.dumps(finite(manifest), indent=2, ensure_ascii=False) + "\n")
 
 
 def _differing(line: Mapping[str, Any], row: Row, teacher_prompt: str | None) -> str | None:

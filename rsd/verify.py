@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
+from rsd import judge
 from rsd.answers import after_thinking, boxed, reference
 from rsd.data import Row
 from rsd.equality import exactly, same
@@ -40,7 +42,8 @@ class Judgement:
 class Verifier:
     """Judges traces as `how` says: "boxed", "math", "none", or "module:callable".
 
-    The callable gets the trace's text and the input row, and returns True, False or None.
+    The callable gets the trace's text and the input row, and returns True, False or None. Its module is looked for
+    in the current directory, then where this process finds its own; what that imports, there last of all.
 
     Args:
         case_limit: seconds for one case; None is 10, or 60 for a function of the user's.
@@ -126,7 +129,7 @@ class Verifier:
         self._begin()  # first: a worker that is just starting sees that it comes too late
         threads.shutdown(wait=False, cancel_futures=True)
         for worker in started:
-            worker.process.kill()  # of one that has ended already, nothing
+            worker.kill()
 
 
 def resolve(how: str) -> str:
@@ -181,13 +184,17 @@ class _Worker:
 
     def __init__(self, how: str) -> None:
         # Not multiprocessing: it cannot start from a daemonic worker, and forking a process that has
-        # threads and GPUs is not safe. The modules that can be imported here can be imported there.
-        paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        # threads and GPUs is not safe. -P, since a file called json.py in the current directory is no library; it
+        # is a place of modules only for a function of the user's, or if the user's PYTHONPATH names it (an empty
+        # part of that, as in ":/there", does by accident).
+        here = os.getcwd()
+        named = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+        others = [p for p in map(os.path.abspath, sys.path) if p != here]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "rsd.judge", how],
+            [sys.executable, "-P", judge.__file__, how, str(os.getpid()), *([here] if ":" in how else []), *others],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8"},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(named), "PYTHONIOENCODING": "utf-8"},
             start_new_session=True,  # an interrupt from the keyboard is the job's
         )
         self.stdin: IO[bytes] = self.process.stdin  # type: ignore[assignment]
@@ -224,8 +231,14 @@ class _Worker:
         line, _, self.said = self.said.partition(b"\n")
         return dict(json.loads(line))
 
+    def kill(self) -> None:
+        """End the process, and what a user's function has started there; of one that has ended, nothing."""
+        if self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
     def close(self) -> None:
-        self.process.kill()
+        self.kill()
         self.process.wait()
         for pipe in (self.stdin, self.stdout):
             with suppress(OSError):

@@ -173,16 +173,22 @@ def test_verdicts_that_a_dead_judge_owes_are_given_later(tiny, tmp_path, monkeyp
     assert "again, which have no verdict" not in run(source, "-o", out, *flags).output
 
 
-def test_a_row_that_lacks_a_column_is_said_before_any_work(job, tmp_path):
+def test_a_row_with_an_odd_column_is_said_before_any_work(job, tmp_path):
     args, out = job
     whole = read(out)
-    for column, value in (("is_correct", ...), ("num_tokens", ...), ("num_tokens", "12"), ("finish_reason", None)):
-        row = {k: v for k, v in whole[3].items() if k != column} | ({} if value is ... else {column: value})
-        write(out, [*whole[:3], row, *whole[4:]])
+    for column, value in (("is_correct", "yes"), ("num_tokens", -1), ("num_tokens", "12"), ("finish_reason", 3)):
+        write(out, [*whole[:3], whole[3] | {column: value}, *whole[4:]])
         before = contents(tmp_path)
         result = run(*args, expect=2)
-        assert f"id {whole[3]['id']!r}, generation 0, has no {column}" in result.output
+        assert f"line 4: {column} must be" in result.output
         assert contents(tmp_path) == before
+
+
+def test_a_row_that_lacks_columns_costs_no_work(job):
+    args, out = job
+    lacking = ("is_correct", "num_tokens", "verify_error", "acceptance_rate", "ended_by_eos")
+    write(out, [{k: v for k, v in row.items() if k not in lacking or i} for i, row in enumerate(read(out))])
+    assert "(0 new)" in run(*args).output
 
 
 def test_a_full_disk_is_one_line_that_says_how_to_go_on(tiny, tmp_path):
@@ -201,7 +207,7 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(tiny, tmp_path):
         text=True,
         preexec_fn=small,
     )
-    assert made.returncode == 2 and "Traceback" not in made.stderr, made.stderr
+    assert made.returncode == 1 and "Traceback" not in made.stderr, made.stderr
     assert "run the same command again to go on" in made.stderr.splitlines()[-1]
     assert 0 < len(read_whole(out)) < 10
     assert f"found {len(read_whole(out))} finished" in (result := run(*args)).output

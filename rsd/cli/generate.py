@@ -44,7 +44,11 @@ FLAGS = [
     click.option("--max-new-tokens", type=int, help="[2048]"),
     click.option("--num-generations", type=int, help="Traces a prompt [1]."),
     click.option("--seed", type=int, help="[0]"),
-    click.option("--verify", metavar="HOW", help="auto, boxed, math, none, or your own module:callable [auto]."),
+    click.option(
+        "--verify",
+        metavar="HOW",
+        help="auto, boxed, math, none, or your own module:callable, here or installed [auto].",
+    ),
     click.option("--answer-column", help="[answer, final_answer or solution]"),
     click.option(
         "--until-correct", is_flag=True, default=None, help="Sample a problem until --want of its traces are right."

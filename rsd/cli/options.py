@@ -1,7 +1,6 @@
 """What the commands share: kinds of values, flags, errors in one line."""
 
 import errno
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from rsd.strictjson import loads
 from rsd.terminal import echo
 
 Command = Callable[..., None]
@@ -47,7 +47,7 @@ class JsonObject(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
         try:
-            parsed = json.loads(value)
+            parsed = loads(value)
         except ValueError as e:
             self.fail(f"not JSON: {e}", param, ctx)
         if not isinstance(parsed, dict):
@@ -136,8 +136,9 @@ def one_line_errors(output: str = "", *, again: str = "") -> Iterator[None]:
     except ConnectionError as e:  # a server that is gone for good: what was made is there
         fail(f"{e}{again and '; '}{again}", code=1)
     except OSError as e:
-        room = f"; make room{and_again}" if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
-        fail(f"{e.filename or output}: {e.strerror or e}{room}")
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        room = f"; make room{and_again}" if full else ""
+        fail(f"{e.filename or output}: {e.strerror or e}{room}", code=1 if full else 2)
     except KeyboardInterrupt:
         click.echo(f"stopped{again and '; '}{again}", err=True)
         sys.exit(130)
