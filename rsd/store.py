@@ -19,9 +19,10 @@ from rsd.data import Row, digest
 from rsd.files import encode, first_row, locked, rewritten, synced, write_text
 from rsd.keep import flaw, is_right
 from rsd.strictjson import finite
-from rsd.trace import COLUMNS, Trace
+from rsd.trace import Trace
 
 Key = tuple[str, int]
+HEAD = b'{\n  "format": 1,'  # of a manifest
 SYNC = 5.0  # seconds of traces that a power cut may cost
 
 
@@ -91,8 +92,9 @@ class Store:
             ValueError: the files are another job's.
         """
         before = self._identity()
-        if before is None and not self._ours():
-            raise ValueError(f"{self.out} exists and has no manifest: it is not this job's; use another -o")
+        if not self._ours(torn=before is not None):
+            which = "has no manifest" if before is None else "is not what its manifest is of"
+            raise ValueError(f"{self.out} exists and {which}: it is not this job's; use another -o")
         if overwrite:
             return {}
         differing = (
@@ -149,7 +151,7 @@ class Store:
             manifest = json.loads(text)
             identity, settings = dict(manifest["identity"]), dict(manifest["settings"])
         except (ValueError, KeyError, TypeError, RecursionError) as e:
-            if text.strip(b"\0 \r\n") and not text.startswith(b'{\n  "format": 1,'):
+            if text.strip(b"\0 \r\n") and text[: len(HEAD)] != HEAD[: len(text)]:
                 raise ValueError(f"{self.manifest} is not a manifest of rsd; use another -o") from e
             return None
         # Manifests of old do not say whose they are: of an output that is not there yet, they are not.
@@ -158,10 +160,13 @@ class Store:
             raise ValueError(f"{self.manifest} and {self.sidecar} belong to {twin}: use another -o")
         return identity
 
-    def _ours(self) -> bool:
-        """Whether rows and sidecar begin as a job's do; or are empty."""
-        kinds = {self.out: COLUMNS, self.sidecar: ("id", "generation", "prompt_ids", "token_ids")}
-        return all(not f.stat().st_size or first_row(f).keys() >= set(columns) for f, columns in kinds.items())
+    def _ours(self, *, torn: bool) -> bool:
+        """Whether rows and sidecar begin as a job's do, or are empty, or hold (`torn`) no whole line."""
+        kinds = {self.out: ("prompt", "completion", "generation"), self.sidecar: ("generation", "token_ids")}
+        return all(
+            not f.stat().st_size or first_row(f).keys() >= set(columns) or (torn and not _lines(f))
+            for f, columns in kinds.items()
+        )
 
     def stored(self, keys: Collection[Key]) -> dict[Key, tuple[dict[str, Any], dict[str, Any]]]:
         """Rows and sidecar lines of these traces."""
@@ -305,6 +310,11 @@ def whole_lines(file: Path) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
                 if line.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("generation"), int):
                     yield row
+
+
+def _lines(file: Path) -> int:
+    with open(file, "rb") as f:
+        return sum(line.endswith(b"\n") for line in f)
 
 
 def _is_exactly(file: Path, keys: Collection[Key]) -> bool:

@@ -110,6 +110,15 @@ def test_only_a_jobs_rows_are_begun_anew_without_a_manifest(job, tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_rows_that_are_something_else_now_are_not_dropped(job, tmp_path):
+    args, out = job
+    write(out, [{"text": "a diary"}])
+    before = contents(tmp_path)
+    for flags in ([], ["--overwrite"]):
+        assert "it is not this job's" in run(*args, *flags, expect=2).output
+    assert contents(tmp_path) == before
+
+
 def test_one_manifest_serves_one_output(job, tmp_path):
     args, out = job
     before = contents(tmp_path)
