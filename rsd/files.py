@@ -26,6 +26,18 @@ def write_rows(rows: Iterable[Mapping[str, Any]], out: str | Path) -> None:
     os.replace(temporary, out)
 
 
+def write_text(out: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    temporary = Path(f"{out}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, out)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
 def locked(file: Path) -> BinaryIO:
     """A file opened for appending, that nobody else writes meanwhile.
 

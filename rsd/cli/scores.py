@@ -79,6 +79,7 @@ def compare(
         quiet()
         from rsd.compare import as_json, table
         from rsd.compare import compare as compare_traces
+        from rsd.files import write_text
         from rsd.job import progress
         from rsd.models import bundled
         from rsd.responses import read_responses
@@ -91,21 +92,21 @@ def compare(
                 baseline, candidate = str(bundled("teacher.jsonl")), _bundled_traces(folder)
             sides = [read_responses(baseline, config), read_responses(candidate, config, named=False)]
         scorer = load_scorer(config)
-        scored = [list(progress(scorer, side)) for side in sides]
+        # Only the page shows tokens: without one, a trace's scores are all that is kept of it.
+        scored = [[s if html_file else s.summary() for s in progress(scorer, side)] for side in sides]
         comparison = compare_traces(*scored, names=names)
+        echo(table(comparison))  # whatever becomes of the files
         if json_file:
-            Path(json_file).write_text(json.dumps(as_json(comparison), indent=1) + "\n", encoding="utf-8")
+            write_text(json_file, json.dumps(as_json(comparison), indent=1) + "\n")
+            echo(f"written to   {json_file}")
         if html_file:
             from rsd.report import html_report
 
             def decode(token: int) -> str:
                 return str(scorer.source.tokenizer.decode([token]))
 
-            Path(html_file).write_text(html_report(comparison, decode=decode), encoding="utf-8")
-    echo(table(comparison))
-    for file in (html_file, json_file):
-        if file:
-            echo(f"written to   {file}")
+            write_text(html_file, html_report(comparison, decode=decode))
+            echo(f"written to   {html_file}")
 
 
 def _bundled_traces(folder: str) -> str:
