@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,12 +65,6 @@ class Scored:
         """The text of each token; joined, the trace's."""
         ends = [*self.starts[1:].tolist(), len(self.text)]
         return [self.text[a:b] for a, b in zip(self.starts.tolist(), ends, strict=True)]
-
-    def summary(self) -> "Scored":
-        """Its metrics alone, without what there is of each token."""
-        kept = {k: v for k, v in self.response.row.items() if k == "is_correct"}
-        response = replace(self.response, row=kept, text="", token_ids=None, arrays=None)
-        return Scored(response=response, scoring=self.scoring, error=self.error, metrics=self.metrics)
 
     def columns(self) -> dict[str, Any]:
         """What is added to the row."""

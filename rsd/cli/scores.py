@@ -77,7 +77,7 @@ def compare(
         if html_file and html_file == json_file:
             raise ValueError(f"{html_file} cannot be both the report and the figures: name two files")
         quiet()
-        from rsd.compare import as_json, table
+        from rsd.compare import as_json, summary, table
         from rsd.compare import compare as compare_traces
         from rsd.files import write_text
         from rsd.job import progress
@@ -93,7 +93,7 @@ def compare(
             sides = [read_responses(baseline, config), read_responses(candidate, config, named=False)]
         scorer = load_scorer(config)
         # Only the page shows tokens: without one, a trace's scores are all that is kept of it.
-        scored = [[s if html_file else s.summary() for s in progress(scorer, side)] for side in sides]
+        scored = [[s if html_file else summary(s) for s in progress(scorer, side)] for side in sides]
         comparison = compare_traces(*scored, names=names)
         echo(table(comparison))  # whatever becomes of the files
         if json_file:
