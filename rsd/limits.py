@@ -1,4 +1,8 @@
-"""What a template may take: it is a program, and a model's is an untrusted one."""
+"""What a template may take: it is a program, and a model's is an untrusted one.
+
+The time bounds both kinds. The sizes bound the teacher's template alone: transformers compiles the chat templates,
+where one expression can still ask for all memory, as can a filter or method with a width in either.
+"""
 
 import ctypes
 import threading
