@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,13 @@ def compare(baseline: Sequence[Scored], candidate: Sequence[Scored], *, names: t
         splits=splits,
         notices=notices,
     )
+
+
+def summary(s: Scored) -> Scored:
+    """What `compare` reads of a scored trace: nothing of its tokens, which a page alone shows."""
+    row = {k: v for k, v in s.response.row.items() if k == "is_correct"}
+    response = replace(s.response, row=row, text="", token_ids=None, arrays=None)
+    return Scored(response=response, scoring=s.scoring, error=s.error, metrics=s.metrics)
 
 
 def alignment(sides: Sequence[Sequence[Scored]]) -> tuple[Callable[[Scored], str], str, list[str]]:

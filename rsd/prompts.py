@@ -41,10 +41,11 @@ def privileged(rows: Sequence[Row], config: GenerateConfig) -> list[Row]:
     if template is None:
         return list(rows)
     import jinja2
-    from jinja2.sandbox import SandboxedEnvironment
+
+    from rsd.limits import Bounded, in_time, joined
 
     try:
-        made = SandboxedEnvironment(undefined=jinja2.StrictUndefined).from_string(template)
+        made = Bounded(undefined=jinja2.StrictUndefined).from_string(template)
     except jinja2.TemplateError as e:
         raise ValueError(f"teacher-template: {e}") from e
 
@@ -53,7 +54,8 @@ def privileged(rows: Sequence[Row], config: GenerateConfig) -> list[Row]:
             return row
         *before, last = row.messages
         try:
-            text = made.render({**row.columns, **row.asked, "id": row.id, "prompt": last["content"]})
+            with in_time():
+                text = joined(made.generate({**row.columns, **row.asked, "id": row.id, "prompt": last["content"]}))
         except Exception as e:  # a row must not be able to end a job
             return replace(row, error=f"teacher-template: {e}".splitlines()[0])
         return replace(row, teacher=[*before, {**last, "content": text}])

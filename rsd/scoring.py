@@ -153,6 +153,7 @@ class Scorer:
             ids = []
         if not text.strip():
             raise ValueError("the trace is empty")
+        self.source.check_length(text, "the trace has")
         encoded = self.source.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         if ids and ids != encoded["input_ids"]:
             return text, ids, self._starts(ids)

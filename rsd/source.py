@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 
 from rsd import cache
 from rsd.adapters import Adapter
+from rsd.limits import in_time
 
 # The beginning of a thought, or a whole and empty one, that a chat template's prompt ends in.
 THOUGHT = re.compile(r"(?:<think>\s*)?(?:</think>\s*)?\Z")
@@ -100,12 +101,14 @@ class Source:
             if [m["role"] for m in messages] != ["user"]:
                 raise ValueError(f"the {self.role}'s tokenizer has no chat template: only a plain prompt can be read")
             text = messages[0]["content"]
-            ids = self.tokenizer.encode(text if thought is None else THOUGHT.sub("", text, 1) + thought)
-        elif thought is None:
-            ids = self._apply(messages, template_kwargs, add_generation_prompt=True)
+            text = text if thought is None else THOUGHT.sub("", text, 1) + thought
+            self.check_length(text)
+            ids = self.tokenizer.encode(text)
         else:
-            text = self._apply(messages, template_kwargs, add_generation_prompt=True, tokenize=False)
-            ids = self.tokenizer.encode(THOUGHT.sub("", text, 1) + thought, add_special_tokens=False)
+            text = self._apply(messages, template_kwargs, add_generation_prompt=True)
+            text = text if thought is None else THOUGHT.sub("", text, 1) + thought
+            self.check_length(text)
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
         if not ids:
             raise ValueError(f"the prompt has no tokens for the {self.role}")
         return list(ids)
@@ -122,18 +125,39 @@ class Source:
         if self.tokenizer.chat_template is None:
             ids = self.prompt_ids(messages, template_kwargs) + self.tokenizer.encode(answer, add_special_tokens=False)
             return [*ids, self.tokenizer.eos_token_id]
-        return list(self._apply([*messages, {"role": "assistant", "content": answer}], template_kwargs))
+        text = self._apply([*messages, {"role": "assistant", "content": answer}], template_kwargs)
+        self.check_length(text)
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def _apply(self, messages: list[dict[str, str]], template_kwargs: Mapping[str, Any], **how: Any) -> Any:
-        """What the chat template makes of messages: ids, or text. Raises ValueError."""
+    def check_length(self, text: str, what: str = "the prompt has") -> None:
+        """Refuse a text that is far too long for the context, without tokenizing all of it.
+
+        Its beginning alone must have twice as many tokens as the context holds: where it is cut, only the
+        tokens nearby may be others, so that no text that fits is refused.
+
+        Raises:
+            ValueError: it is too long.
+        """
+        size = 8 * self.context
+        while size < len(text):
+            if len(self.tokenizer.encode(text[:size], add_special_tokens=False)) > 2 * self.context:
+                raise ValueError(
+                    f"{what} more than {2 * self.context} tokens and the {self.role}'s context {self.context}: "
+                    "there is no room for a trace"
+                )
+            size *= 2
+
+    def _apply(self, messages: list[dict[str, str]], template_kwargs: Mapping[str, Any], **how: Any) -> str:
+        """The text that the chat template makes of messages. Raises ValueError."""
         kwargs = dict(template_kwargs)
         date = kwargs.pop(TODAY, None)
         try:
             template = self.tokenizer.get_chat_template()
             if self.dated:
                 template = _dated(DATE if date is None else datetime.date.fromisoformat(date)) + template
-            made = {"tokenize": True, "return_dict": False, "chat_template": template, **how, **kwargs}
-            return self.tokenizer.apply_chat_template(messages, **made)
+            made = {**how, **kwargs, "tokenize": False, "chat_template": template}
+            with in_time():
+                return str(self.tokenizer.apply_chat_template(messages, **made))
         except Exception as e:  # a template is a program
             system = messages[0]["role"] == "system"
             way_out = "; if it takes no system message, leave system-prompt out" if system else ""

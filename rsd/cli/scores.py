@@ -79,7 +79,7 @@ def compare(
         inputs = [file for file in (baseline, candidate) if file is not None]
         check_outputs([Output(file, of) for file, of in outputs if file is not None], inputs=inputs)
         quiet()
-        from rsd.compare import as_json, table
+        from rsd.compare import as_json, summary, table
         from rsd.compare import compare as compare_traces
         from rsd.models import bundled
         from rsd.responses import read_responses
@@ -93,10 +93,13 @@ def compare(
                 baseline, candidate = str(bundled("teacher.jsonl")), _bundled_traces(folder)
             sides = [read_responses(baseline, config), read_responses(candidate, config, named=False)]
         scorer = load_scorer(config)
-        scored = [list(progress(scorer, side)) for side in sides]
+        # Only the page shows tokens: without one, a trace's scores are all that is kept of it.
+        scored = [[s if html_file else summary(s) for s in progress(scorer, side)] for side in sides]
         comparison = compare_traces(*scored, names=names)
+        echo(table(comparison))  # whatever becomes of the files
         if json_file:
             write_text(json_file, json.dumps(as_json(comparison), indent=1) + "\n")
+            echo(f"written to   {json_file}")
         if html_file:
             from rsd.report import html_report
 
@@ -104,10 +107,7 @@ def compare(
                 return str(scorer.source.tokenizer.decode([token]))
 
             write_text(html_file, html_report(comparison, decode=decode))
-    echo(table(comparison))
-    for file in (html_file, json_file):
-        if file:
-            echo(f"written to   {file}")
+            echo(f"written to   {html_file}")
 
 
 def _bundled_traces(folder: str) -> str:
