@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rsd.scoring import METRICS, Scored, named, set_rsr
+from rsd.terminal import in_lines
 
 RESAMPLES = 2000
 SHOWN = 5  # best and worst rows
@@ -275,7 +276,7 @@ def table(c: Comparison) -> str:
         shown = ", ".join(f"{_line(p.key)} {_short(p.deltas['local_naturalness'], signed=True)}" for p in some)
         lines.append(f"{title:<22}{shown}")
     lines += ["", *textwrap.wrap(BY_CONSTRUCTION, 110)]
-    return "\n".join(lines)
+    return in_lines(lines)
 
 
 def _metric_lines(metrics: Mapping[str, Metric]) -> list[str]:

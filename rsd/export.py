@@ -18,6 +18,7 @@ from rsd.formats import FORMATS, WITH_TEMPLATE, Row, Tokens, answer, formatted, 
 from rsd.keep import KEEP, is_right, keep
 from rsd.readback import beside, key_of, read_traces
 from rsd.store import Key, Store
+from rsd.terminal import in_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class Export:
                 f"tokens       {whole - self.respelled} of {whole} rows give the sampled ids when they are tokenized, "
                 f"{self.respelled} others" + ("; --format token-ids keeps all" if self.respelled else "")
             )
-        return "\n".join(lines)
+        return in_lines(lines)
 
 
 def export(path: str | Path, config: ExportConfig) -> Export:

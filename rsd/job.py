@@ -23,7 +23,7 @@ from rsd.keep import keep as keep_rows
 from rsd.models import Source
 from rsd.schedule import Schedule
 from rsd.store import Key, Store, whole_lines
-from rsd.terminal import say
+from rsd.terminal import in_lines, say
 from rsd.vocabulary import SAME
 
 
@@ -71,7 +71,7 @@ class Summary:
         if t["errors"]:
             said = f"{t['errors']} rows have `error` set, the first: {t['first_error']}"
             lines.append(f"errors       {said}; the same command tries them again")
-        return "\n".join(lines)
+        return in_lines(lines)
 
 
 def run_job(

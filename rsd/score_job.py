@@ -16,7 +16,7 @@ from rsd import ours
 from rsd.files import Output, check_outputs, encode, locked, replacing
 from rsd.responses import Response
 from rsd.scoring import COLUMNS, METRICS, Scored, Scorer, named, set_rsr
-from rsd.terminal import say
+from rsd.terminal import in_lines, say
 
 
 def score_file(scorer: Scorer, todo: Sequence[Response], out: str | Path, *, overwrite: bool = False) -> "ScoreSummary":
@@ -79,7 +79,7 @@ class ScoreSummary:
             first = next(row for row in self.rows if row["score_error"] is not None)
             lines.append(f"errors       {self.errors} rows have `score_error`, the first: {first['score_error']}")
         lines.append(f"time         {self.seconds:.1f} s, {tokens} tokens in all")
-        return "\n".join(lines)
+        return in_lines(lines)
 
 
 def progress(scorer: Scorer, todo: Sequence[Response], *, initial: int = 0) -> Iterator[Scored]:

@@ -15,6 +15,7 @@ from rsd.models import dtype_of
 from rsd.responses import Response, read_responses
 from rsd.score_job import progress
 from rsd.scoring import METRICS, Scored, find_student, load_scorer, named, rules, stored
+from rsd.terminal import in_lines
 
 BY = {
     "ln": "local_naturalness",
@@ -223,4 +224,4 @@ def table(s: Selection) -> str:
         f"mix          {mix}",
         f"global log-prob would have chosen another response for {s.otherwise} ({s.otherwise / max(n, 1):.1%})",
     ]
-    return "\n".join(lines)
+    return in_lines(lines)

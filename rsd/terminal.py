@@ -1,19 +1,141 @@
-"""The one place through which everything printed goes."""
+"""The one place through which everything printed goes.
 
+Names, tokens, prompts and answers of servers stand in what is printed, and none of them may steer the terminal. While a
+command runs (`guarded`), both standard streams are `Screen`s, so that click's own messages, progress bars, warnings,
+logs and tracebacks are held to that as well; and no job is lost for want of somewhere to print to.
+"""
+
+import errno
+import io
+import os
+import sys
+import traceback
 import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import TextIO
 
 import click
 
+JOINERS = "\u200c\u200d"  # of letters and of emoji: nothing that is printed is hidden or moved by them
+INSTEAD = "\ufffd"
+
+
+def harmless(text: str, *, kept: str = "\n\t") -> str:
+    """Text in which nothing steers a terminal: no escapes, no marks that turn the writing round."""
+
+    def shown(c: str) -> bool:
+        return c.isprintable() or c in kept or c in JOINERS or unicodedata.category(c) == "Zs"
+
+    return "".join(c if shown(c) else INSTEAD for c in text)
+
+
+def one_line(text: object) -> str:
+    """A name that may stand in a line: it cannot begin another one."""
+    return harmless(str(text), kept="")
+
+
+def in_lines(lines: Iterable[object]) -> str:
+    """These lines and no more, whatever stands in them."""
+    return "\n".join(map(one_line, lines))
+
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Print text that may hold what stood in a file: nothing in it steers the terminal."""
-
-    def harmless(c: str) -> bool:
-        return c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"  # blanks that Python does not print
-
-    click.echo("".join(c if harmless(c) else "\ufffd" for c in text), err=err)
+    """Print text that may hold what stood in a file."""
+    click.echo(harmless(text), err=err)
 
 
 def say(line: str) -> None:
     """A line for the user beside what a command prints."""
-    echo(line, err=True)
+    echo(one_line(line), err=True)
+
+
+class Screen(io.TextIOBase):
+    """A standard stream for harmless text. What it cannot write it forgets: `failed` is the first reason.
+
+    Characters that its encoding lacks are escaped.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.failed: OSError | None = None
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.stream.encoding or "utf-8"
+
+    def write(self, text: str) -> int:
+        if not isinstance(text, str):
+            raise TypeError("a stream of text")
+        # A progress bar goes back to the beginning of its line.
+        written = harmless(text, kept="\n\t\r").encode(self.encoding, "backslashreplace").decode(self.encoding)
+        self._try(lambda: self.stream.write(written))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, what: object) -> None:
+        if self.failed is None:
+            try:
+                what()  # type: ignore[operator]
+            except OSError as e:
+                self.failed = e
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Standard streams that are `Screen`s.
+
+    Raises:
+        SystemExit: with 1, where all went well but standard output could not take what was printed.
+    """
+    streams, hook = (sys.stdout, sys.stderr), sys.excepthook
+    screens = [None if stream is None else Screen(stream) for stream in streams]  # None: it is closed
+    sys.stdout, sys.stderr = screens
+    out = screens[0]
+
+    def shown(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        print(harmless("".join(traceback.format_exception(kind, error, trace))), file=streams[1], end="")
+
+    sys.excepthook = shown
+    ended: BaseException | None = None
+    try:
+        yield
+    except BaseException as e:
+        ended = e
+        raise
+    finally:
+        for screen in screens:
+            if screen is not None:
+                screen.flush()
+        failed = out.failed if out is not None else None
+        if failed is not None and failed.errno != errno.EPIPE:
+            say(f"rsd: standard output: {failed.strerror or failed}")
+        sys.stdout, sys.stderr = streams
+        if not isinstance(ended, Exception):
+            sys.excepthook = hook
+        for screen in screens:
+            if screen is not None and screen.failed is not None:
+                _give_up(screen.stream)
+        if failed is not None and (ended is None or (isinstance(ended, SystemExit) and not ended.code)):
+            raise SystemExit(1)
+
+
+def _give_up(stream: TextIO) -> None:
+    """What a stream could not write is thrown away, or the interpreter would try once more as it ends, and complain."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        stream.flush()

@@ -216,7 +216,7 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(tiny, tmp_path):
         text=True,
         preexec_fn=small,
     )
-    assert made.returncode == 1 and "Traceback" not in made.stderr, made.stderr
+    assert made.returncode == 2 and "Traceback" not in made.stderr, made.stderr
     assert "run the same command again to go on" in made.stderr.splitlines()[-1]
     assert 0 < len(read_whole(out)) < 10
     assert f"found {len(read_whole(out))} finished" in (result := run(*args)).output

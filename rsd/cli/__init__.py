@@ -1,14 +1,25 @@
 """The command line. A command's heavy imports wait until it runs."""
 
+from typing import Any
+
 import click
 
 import rsd
 from rsd.cli.export import export
 from rsd.cli.generate import generate
 from rsd.cli.scores import compare, score, select
+from rsd.terminal import guarded
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """The commands; whatever they print, and click of them, is harmless."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with guarded():
+            return super().main(*args, **kwargs)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(rsd.__version__, prog_name="rsd")
 def main() -> None:
     """Reasoning traces tailored to a small model, by reverse speculative decoding (arXiv 2509.22230)."""

@@ -6,7 +6,7 @@ import click
 
 from rsd.cli.options import flags, given, one_line_errors, quiet
 from rsd.keep import KEEP
-from rsd.terminal import echo
+from rsd.terminal import echo, one_line
 
 FLAGS = [
     click.option(
@@ -68,6 +68,6 @@ def export(
             quiet()
         made = export_file(source, config)
         files = write(made, output)
-        echo(f"{made.text()}\nwritten to   {', '.join(str(file) for file in files.values())}")
+        echo(f"{made.text()}\nwritten to   {', '.join(map(one_line, files.values()))}")
         if push_to_hub:
             echo(f"pushed to    {push(made, files, push_to_hub, private=private)}")

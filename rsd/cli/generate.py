@@ -20,7 +20,7 @@ from rsd.cli.options import (
 )
 from rsd.config import PAPER, GenerateConfig
 from rsd.keep import KEEP
-from rsd.terminal import echo
+from rsd.terminal import echo, one_line
 
 
 def _or_none(_: click.Context, __: click.Parameter, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -140,7 +140,7 @@ def generate(
             _show_first(generator, source)
             return
         summary = run_job(generator, source, output, limit=limit, overwrite=overwrite, keep=keep)
-    echo(f"{summary.text()}\nwritten to   {output}")
+    echo(f"{summary.text()}\nwritten to   {one_line(output)}")
     sys.exit(1 if summary.totals["errors"] else 0)
 
 
@@ -161,7 +161,7 @@ def _show_first(generator: Any, source: str) -> None:
             plain = isinstance(value, str) and value.isprintable()
             echo(f"{name.replace('_', '-'):<22} {value if plain else json.dumps(value, ensure_ascii=False)}")
     for line in (*generator.notices, generator.memory().text):
-        echo(line)
+        echo(one_line(line))
     for model, ids in ((student, prompt.student + prompt.prefix), (teacher, prompt.teacher)):
-        echo(f"--- the {model.role}'s prompt, {len(ids)} tokens, row {row.id}")
+        echo(f"--- the {model.role}'s prompt, {len(ids)} tokens, row {one_line(row.id)}")
         echo(model.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from rsd.strictjson import loads
-from rsd.terminal import echo
+from rsd.terminal import echo, say
 
 Command = Callable[..., None]
 
@@ -136,11 +136,10 @@ def one_line_errors(output: str = "", *, again: str = "") -> Iterator[None]:
     except ConnectionError as e:  # a server that is gone for good: what was made is there
         fail(f"{e}{again and '; '}{again}", code=1)
     except OSError as e:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        room = f"; make room{and_again}" if full else ""
-        fail(f"{e.filename or output}: {e.strerror or e}{room}", code=1 if full else 2)
+        room = f"; make room{and_again}" if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        fail(f"{e.filename or output}: {e.strerror or e}{room}")
     except KeyboardInterrupt:
-        click.echo(f"stopped{again and '; '}{again}", err=True)
+        say(f"stopped{again and '; '}{again}")
         sys.exit(130)
 
 

@@ -10,7 +10,7 @@ import click
 from rsd.cli.options import SCORE_FLAGS, flags, given, one_line_errors, quiet
 from rsd.config import GenerateConfig, ScoreConfig
 from rsd.files import Output, check_outputs, write_text
-from rsd.terminal import echo, say
+from rsd.terminal import echo, one_line, say
 
 
 @click.command()
@@ -45,7 +45,7 @@ def score(source: str, output: str | None, overwrite: bool, **values: Any) -> No
         todo = read_responses(source, config)
         scorer = load_scorer(config)
         summary = score_file(scorer, todo, output, overwrite=overwrite)
-    echo(f"{summary.text()}\nwritten to   {output}")
+    echo(f"{summary.text()}\nwritten to   {one_line(output)}")
     sys.exit(1 if summary.errors else 0)
 
 
@@ -99,7 +99,7 @@ def compare(
         echo(table(comparison))  # whatever becomes of the files
         if json_file:
             write_text(json_file, json.dumps(as_json(comparison), indent=1) + "\n")
-            echo(f"written to   {json_file}")
+            echo(f"written to   {one_line(json_file)}")
         if html_file:
             from rsd.report import html_report
 
@@ -107,7 +107,7 @@ def compare(
                 return str(scorer.source.tokenizer.decode([token]))
 
             write_text(html_file, html_report(comparison, decode=decode))
-            echo(f"written to   {html_file}")
+            echo(f"written to   {one_line(html_file)}")
 
 
 def _bundled_traces(folder: str) -> str:
@@ -149,7 +149,7 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
         teachers = by_teacher(files, config)
         selection = select_responses(teachers, by=by, keep_incorrect=keep_incorrect)
         write(selection, output)
-    echo(f"{table(selection)}\nwritten to   {output}")
+    echo(f"{table(selection)}\nwritten to   {one_line(output)}")
     errors = sum(bool(s.error) for scored in teachers.values() for s in scored)
     if errors:
         echo(f"errors       {errors} responses could not be scored", err=True)
