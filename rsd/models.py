@@ -177,14 +177,14 @@ def find_served(url: str, model: str, tokenizer: str, *, trust_remote_code: bool
     Raises:
         ValueError: httpx is not installed, the tokenizer cannot be read, or there is no such server or model.
     """
-    from rsd.served import longest_context
+    from rsd.probe import longest_context
 
     path = _place(tokenizer)
     with reading(f"--teacher-tokenizer {tokenizer}"):
         speller = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         speller.encode("a b")
         generation = _generation(path, None) or GenerationConfig()
-    context = longest_context(url, model) or speller.model_max_length
+    context = longest_context(url, model, speller) or speller.model_max_length
     ids = speller.get_vocab()
     config = PreTrainedConfig.from_dict(
         {

@@ -11,20 +11,23 @@ the log-prob of a token that is not among them is not known.
 """
 
 import asyncio
+import json
 import logging
+import math
 import os
 import random
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rsd.teacher import LOGITS, TOP, Contexts, Judged, Place
+from rsd.terminal import one_line
 
 try:
     import httpx
@@ -35,8 +38,11 @@ KEY = "RSD_TEACHER_API_KEY"  # the environment variable that holds the server's 
 TOGETHER = 64  # requests under way
 CONTEXTS = 64  # contexts of a request, if those of one row are not more
 TIMEOUT = httpx.Timeout(300, connect=10)  # seconds; a server that is stopped may never answer what it had begun
+WHOLE = 600.0  # seconds in which an answer must be there to its end, however it drips
+ANSWER, CONTEXT = 1 << 20, 1 << 16  # bytes of the largest answer: of any, and more for each context
 PATIENCE = 900  # seconds after which a request that fails again and again ends the job
 DELAYS = 0.25, 20.0  # seconds before the next try: at first, and at the most
+LIKELY = -3.0  # log-prob that an id of the padding behind a vocabulary never has
 LEAST = -9000.0  # servers send -9999 for minus infinity
 
 # Of a row, how many contexts were asked about, and the ids and log-probs after each; or why there are none.
@@ -129,7 +135,7 @@ class ServedTeacher:
         if self._client is None:
             # Servers close connections that are idle for some seconds; ours must be the first to.
             limits = httpx.Limits(max_connections=TOGETHER, keepalive_expiry=2)
-            self._client = httpx.AsyncClient(timeout=TIMEOUT, limits=limits, headers=authorization())
+            self._client = httpx.AsyncClient(timeout=TIMEOUT, limits=limits, headers=headers())
             self._slots = asyncio.Semaphore(TOGETHER)
         shared: list[list[list[list[int]]]] = []  # rows of each request
         for mine in prompts:
@@ -168,19 +174,19 @@ class ServedTeacher:
             after = None
             try:
                 async with self._slots:  # type: ignore[union-attr]
-                    response = await self._client.post(f"{self.url}/completions", json=body)  # type: ignore[union-attr]
-                if response.status_code == 200:
-                    return top_logprobs(response.json(), len(prompts), self.width)
-                why = refusal(response)
-                if response.status_code in (400, 413, 422):
+                    answer = await fetch(self._client, f"{self.url}/completions", body)  # type: ignore[arg-type]
+                if answer.status == 200:
+                    return top_logprobs(answer.json(), len(prompts), self.width)
+                why = answer.refusal()
+                if answer.status in (400, 413, 422):
                     return why
-                if response.status_code < 500 and response.status_code not in (408, 425, 429):
+                if not answer.passing:
                     raise ConnectionError(f"the teacher at {self.url} refuses: {why}")
-                after = response.headers.get("retry-after")
-            except httpx.TransportError as e:
-                why = f"{type(e).__name__}{f': {e}' if str(e) else ''}"
-            except (KeyError, TypeError, IndexError, AttributeError, ValueError) as e:
-                why = f"an answer that cannot be read ({type(e).__name__}: {e})"
+                after = answer.retry_after
+            except FAULTS as e:
+                why = fault(e)
+            except UNREADABLE as e:
+                why = f"an answer that cannot be read ({fault(e)})"
             if time.monotonic() - began > PATIENCE:
                 raise ConnectionError(f"the teacher at {self.url} has not answered for {PATIENCE} s: {why}")
             tries += 1
@@ -191,16 +197,78 @@ class ServedTeacher:
             delay = min(2 * delay, DELAYS[1])
 
 
-def authorization() -> dict[str, str]:
+def headers() -> dict[str, str]:
+    """Who we are, if the server wants to know; and that what is small anyway need not be compressed."""
     key = os.environ.get(KEY, "").strip()
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    return {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
+
+
+# A server that is not there, breaks off, or takes too long; and answers that are none. Both may pass.
+FAULTS = (httpx.TransportError, TimeoutError)
+UNREADABLE = (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError, RecursionError)
+
+
+def fault(e: BaseException) -> str:
+    said = one_line(" ".join(str(e).split()))[:300]
+    return f"{type(e).__name__}{f': {said}' if said else ''}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A server's answer to one request, whole."""
+
+    status: int
+    reason: str
+    body: bytes
+    retry_after: str | None
+
+    @property
+    def passing(self) -> bool:
+        """Asked later, the server may answer another thing."""
+        return self.status >= 500 or self.status in (408, 425, 429)
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def refusal(self) -> str:
+        """What the server says where it does not answer, in one line."""
+        try:
+            error = self.json()["error"]
+            said = str(error["message"] if isinstance(error, dict) else error)
+        except UNREADABLE:
+            said = self.reason
+        key = os.environ.get(KEY, "").strip()
+        said = said.replace(key, "***") if key else said
+        return f"{self.status} {one_line(' '.join(said.split()))[:300]}"
+
+
+async def fetch(client: httpx.AsyncClient, url: str, body: Mapping[str, Any] | None = None) -> Answer:
+    """The answer to a request; a POST if it has a body.
+
+    Raises:
+        httpx.TransportError, TimeoutError: there is none, or it is not whole in `WHOLE` seconds.
+        ValueError: it is larger than an answer to this can be, or compressed: then it might be.
+    """
+    most = ANSWER + CONTEXT * len(body["prompt"]) if body else ANSWER
+    async with asyncio.timeout(WHOLE), client.stream("POST" if body else "GET", url, json=body) as response:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise ValueError("it is compressed, which was not asked for")
+        parts, size = [], 0
+        async for part in response.aiter_raw():
+            size += len(part)
+            if size > most:
+                raise ValueError(f"it is larger than {most} bytes")
+            parts.append(part)
+        after = response.headers.get("retry-after")
+        return Answer(response.status_code, response.reason_phrase, b"".join(parts), after)
 
 
 def top_logprobs(answer: Any, count: int, width: int) -> list[tuple[list[int], list[float]]]:
     """Ids and log-probs after each of `count` prompts, from a completions answer.
 
     Raises:
-        KeyError, TypeError, ...: it is no such answer. ConnectionError: it names tokens by their text.
+        KeyError, TypeError, ...: it is no such answer. ConnectionError: it names tokens by their text, or tells fewer
+            than the teacher is to propose from, or tokens that a teacher of this width does not have.
     """
     choices = sorted(answer["choices"], key=lambda choice: choice["index"])
     if [choice["index"] for choice in choices] != list(range(count)):
@@ -213,55 +281,20 @@ def top_logprobs(answer: Any, count: int, width: int) -> list[tuple[list[int], l
                 "the teacher's server names tokens by their text, of which several may be equal: choose one that "
                 "knows return_tokens_as_token_ids, such as vLLM"
             )
-        known = {int(token[9:]): float(value) for token, value in top.items() if value > LEAST}
+        if len(top) < min(TOP, width):
+            raise ConnectionError(
+                f"the teacher's server tells {len(top)} of the {TOP} likeliest tokens, and of these the teacher is to "
+                f"propose: let it tell more (vLLM: --max-logprobs {TOP})"
+            )
+        told = {int(token[9:]): float(value) for token, value in top.items()}
+        if any(math.isnan(value) or value > 1e-3 for value in told.values()):
+            raise ValueError("log-probs that are none")
+        known = {i: value for i, value in told.items() if value > LEAST}
+        if any(value > LIKELY and not 0 <= i < width for i, value in known.items()):
+            raise ConnectionError(
+                f"the teacher's server says tokens beyond the {width} of its tokenizer here: name the served model's "
+                "own with --teacher-tokenizer"
+            )
         pairs = [(i, value) for i, value in known.items() if 0 <= i < width]
         read.append(([i for i, _ in pairs], [value for _, value in pairs]))
     return read
-
-
-def refusal(response: httpx.Response) -> str:
-    """What a server says of a request that it does not answer, in one line."""
-    try:
-        error = response.json()["error"]
-        said = str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError):
-        said = response.reason_phrase
-    said = " ".join(said.split())[:300]
-    key = os.environ.get(KEY, "").strip()
-    return f"{response.status_code} {said.replace(key, '***') if key else said}"
-
-
-def longest_context(url: str, model: str) -> int | None:
-    """The longest text that a served model takes, as far as its server says; asks once whether it is there at all.
-
-    Raises:
-        ValueError: there is no such server or model, or it does not let us in, or does not tell tokens by id.
-    """
-    parts = urlsplit(url)
-    if parts.username or parts.password or parts.query:
-        raise ValueError(f"--teacher: no keys in the address; put the key into the environment as {KEY}")
-    url = url.rstrip("/")
-    try:
-        with httpx.Client(timeout=httpx.Timeout(60, connect=10), headers=authorization()) as client:
-            listed = client.get(f"{url}/models")
-            if listed.status_code in (401, 403):
-                hint = "" if authorization() else f" (no key in the environment: {KEY})"
-                raise ValueError(f"--teacher {url}: {refusal(listed)}{hint}")
-            if listed.status_code != 200:
-                raise ValueError(f"--teacher {url}: {refusal(listed)}; the address ends in /v1, usually")
-            models = {str(m["id"]): m for m in listed.json()["data"]}
-            if model not in models:
-                raise ValueError(f"--teacher-model {model}: the server has {', '.join(models) or 'none'}")
-            body = {"model": model, "prompt": [[0]], "max_tokens": 1, "temperature": 0, "logprobs": TOP}
-            probe = client.post(f"{url}/completions", json=body | {"return_tokens_as_token_ids": True})
-            if probe.status_code != 200:
-                raise ValueError(f"--teacher {url}: {refusal(probe)}")
-            top_logprobs(probe.json(), 1, 1)
-    except httpx.HTTPError as e:
-        raise ValueError(f"--teacher {url}: cannot be reached: {e or type(e).__name__}") from e
-    except ConnectionError as e:
-        raise ValueError(f"--teacher {url}: {e}") from e
-    except (KeyError, TypeError, IndexError, AttributeError) as e:
-        raise ValueError(f"--teacher {url}: it does not answer like an OpenAI-compatible server") from e
-    length = models[model].get("max_model_len")
-    return int(length) if length else None

@@ -1,5 +1,7 @@
 """A server of completions on loopback that answers as vLLM does, from a small model, and misbehaves when told to."""
 
+import functools
+import gzip
 import json
 import socket
 import time
@@ -10,7 +12,9 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ODD = {"nan": float("nan"), "infinite": float("inf"), "positive": 3.0, "text": "x", "huge": 10**400, "null": None}
 
 
 class Refused(Exception):
@@ -24,8 +28,9 @@ class Stub:
 
     stub.fail(429, "drop", ...) says what becomes of the next requests for completions, one each: a status; "drop"
     (half of the answer, then the connection is closed), "close" (no answer at all), "hang" (an answer after `hang`
-    seconds), "malformed" (half of the JSON), "bare" (no top log-probs). stub.stop() ends it with all its connections
-    and stub.start() brings it back on the same port. `text` is always empty, and generation_config decides no draw.
+    seconds), "malformed" (half of the JSON), "bare" (no top log-probs), "drip" (a byte now and then), "flood" and
+    "bomb" (a huge answer, as it is or compressed), or one of `ODD` (such a log-prob). stub.stop() ends it with all its
+    connections and stub.start() brings it back on the same port. `text` is always empty, and generation_config decides no draw.
     """
 
     def __init__(self, folder: Path, *, name: str | None = None, key: str | None = None, max_model_len: int = 4096):
@@ -37,6 +42,8 @@ class Stub:
         self.retry_after: float | None = None
         self.hang = 5.0
         self.keys = "token_id:{}"
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tells = 20  # log-probs, at the most
         self.bodies: list[dict] = []  # the requests for completions that were read, whatever became of them
         self.peak = self.in_flight = self.port = 0
         self.counts, self.forward = Lock(), Lock()
@@ -82,6 +89,10 @@ class Stub:
 
     def check(self, body: dict) -> list[list[int]]:
         prompts, top, limit = body.get("prompt") or [], body.get("logprobs") or 0, self.max_model_len
+        if isinstance(prompts, str):
+            if self.tokenizer is None:
+                raise Refused("This server takes token ids alone.", "prompt")
+            prompts = [self.tokenizer.encode(prompts)]
         if body.get("model", self.name) != self.name:
             text = f"The model `{body['model']}` does not exist. Valid aliases: {self.name}."
             raise Refused(text, "model", 404, "NotFoundError")
@@ -118,10 +129,14 @@ class Stub:
             drawn = torch.multinomial(odds, 1, generator=self.generator)[:, 0] if temperature else logits.argmax(-1)
         choices = []
         for index, (row, token) in enumerate(zip(logits.log_softmax(-1), drawn.tolist(), strict=True)):
-            ranked = row.topk(body.get("logprobs") or 0).indices.tolist()
+            ranked = row.topk(min(body.get("logprobs") or 0, self.tells)).indices.tolist()
             top = {self.keys.format(i): row[i].item() for i in [token, *ranked]}  # the drawn one first, and only once
             lists = {"text_offset": [0], "token_logprobs": [row[token].item()], "tokens": [f"token_id:{token}"]}
-            choice = {"index": index, "text": "", "logprobs": lists | {"top_logprobs": [top]}}
+            tops = [top]
+            if body.get("echo"):
+                lists["tokens"] = [f"token_id:{i}" for i in prompts[index]] + lists["tokens"]
+                tops = [None] * len(prompts[index]) + tops
+            choice = {"index": index, "text": "", "logprobs": lists | {"top_logprobs": tops}}
             choice |= {"finish_reason": "stop" if token in self.ends else "length"}
             choice |= {"stop_reason": token if token in self.ends[1:] else None, "token_ids": None}
             choices.append(choice | {"prompt_logprobs": None, "prompt_token_ids": None, "routed_experts": None})
@@ -158,12 +173,24 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, value: dict, status: int = 200, fault: object = None) -> None:
         whole = json.dumps(value).encode()
         body = whole[: len(whole) // 2] if fault == "malformed" else whole
+        if fault == "bomb":  # 200 MB of blanks in 200 kB
+            body, whole = gzip.compress(whole + b" " * 200_000_000), whole
+        if fault == "flood":
+            body = whole + b" " * 50_000_000
         self.send_response(status)
+        if fault == "bomb":
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         if status in (429, 503) and self.stub.retry_after is not None:
             self.send_header("Retry-After", f"{self.stub.retry_after:g}")
         self.end_headers()
+        if fault == "drip":
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                if self.stub.stopped.wait(0.1):
+                    return
         self.wfile.write(body[: len(body) // 2] if fault == "drop" else body)
         self.close_connection |= fault == "drop"
 
@@ -199,6 +226,11 @@ class Handler(BaseHTTPRequestHandler):
             value = stub.completions(body)
             for choice in value["choices"] if fault == "bare" else []:
                 choice["logprobs"]["top_logprobs"] = None
+            if fault in ODD:
+                told = value["choices"][0]["logprobs"]["top_logprobs"][0]
+                told[next(iter(told))] = ODD[fault]
+            if fault == "deep":
+                value["choices"] = functools.reduce(lambda inner, _: [inner], range(900), 1)
             self.answer(value, fault=fault)
         except Refused as refused:
             self.answer(refused.body, refused.status)

@@ -11,7 +11,7 @@ from conftest import read as lines
 from stub import Stub
 from transformers import AutoTokenizer
 
-from rsd import GenerateConfig, TraceGenerator, served
+from rsd import GenerateConfig, TraceGenerator, probe, served
 from rsd.cli import main
 from rsd.data import read_rows
 from rsd.models import bundled
@@ -23,6 +23,7 @@ SHORT = {"max_new_tokens": 40, "batch_size": 3, "verify": "none"}
 @pytest.fixture
 def stub(monkeypatch):
     monkeypatch.setattr(served, "DELAYS", (0.02, 0.2))
+    monkeypatch.setattr(probe, "STARTING", 0)
     monkeypatch.delenv(served.KEY, raising=False)
     with Stub(bundled("teacher"), name="teacher") as one:
         yield one
@@ -67,7 +68,7 @@ def test_a_block_is_part_of_one_request(stub):
     generator = TraceGenerator(config(stub, batch_size=4, block_size=8))
     generator.run(ROWS)
     books = generator.pace.books()
-    asked = [body for body in stub.bodies if body["prompt"] != [[0]]]
+    asked = stub.bodies[2:]  # the first two find out about the server
     assert all(body["max_tokens"] == 1 and body["logprobs"] == 20 for body in asked)
     assert all(body["return_tokens_as_token_ids"] is True for body in asked)
     # A request a round, and at the most one more for spellings that no draft held.
