@@ -7,11 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
 from transformers import PreTrainedTokenizerBase
 
 from rsd import served
-from rsd.served import FAULTS, KEY, UNREADABLE, Answer, fault, fetch, headers, top_logprobs
+from rsd.served import FAULTS, KEY, UNREADABLE, Answer, fault, fetch, headers, httpx, top_logprobs
 from rsd.teacher import TOP
 from rsd.terminal import one_line, say
 

@@ -30,7 +30,8 @@ class Stub:
     (half of the answer, then the connection is closed), "close" (no answer at all), "hang" (an answer after `hang`
     seconds), "malformed" (half of the JSON), "bare" (no top log-probs), "drip" (a byte now and then), "flood" and
     "bomb" (a huge answer, as it is or compressed), or one of `ODD` (such a log-prob). stub.stop() ends it with all its
-    connections and stub.start() brings it back on the same port. `text` is always empty, and generation_config decides no draw.
+    connections and stub.start() brings it back on the same port. `text` is always empty, and generation_config decides
+    no draw.
     """
 
     def __init__(self, folder: Path, *, name: str | None = None, key: str | None = None, max_model_len: int = 4096):
