@@ -110,7 +110,7 @@ def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool,
         source = Source(role, name, path, commit or revision, config, tokenizer, generation, adapter, load_in)
         _check_values(source)
         tokenizer.encode("a b")
-        source.ends, source.context, source.fingerprint()
+        source.ends, source.fingerprint()
     return source
 
 
@@ -158,6 +158,8 @@ def _check_values(source: Source) -> None:
         value = getattr(config, name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
             raise ValueError(f"its configuration's {name} is {value!r}: a whole number from 1 to {most} is expected")
+    if source.context < 1:
+        raise ValueError(f"its configuration leaves a context of {source.context} positions")
 
 
 def _check_quantising(path: str, config: PreTrainedConfig) -> None:

@@ -42,7 +42,7 @@ def privileged(rows: Sequence[Row], config: GenerateConfig) -> list[Row]:
         return list(rows)
     import jinja2
 
-    from rsd.limits import Bounded, in_time, joined
+    from rsd.limits import Bounded, in_time
 
     try:
         made = Bounded(undefined=jinja2.StrictUndefined).from_string(template)
@@ -55,7 +55,7 @@ def privileged(rows: Sequence[Row], config: GenerateConfig) -> list[Row]:
         *before, last = row.messages
         try:
             with in_time():
-                text = joined(made.generate({**row.columns, **row.asked, "id": row.id, "prompt": last["content"]}))
+                text = made.render({**row.columns, **row.asked, "id": row.id, "prompt": last["content"]})
         except Exception as e:  # a row must not be able to end a job
             return replace(row, error=f"teacher-template: {e}".splitlines()[0])
         return replace(row, teacher=[*before, {**last, "content": text}])

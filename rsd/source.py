@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 
 from rsd import cache
 from rsd.adapters import Adapter
-from rsd.limits import in_time
+from rsd.limits import chat_template, in_time
 
 # The beginning of a thought, or a whole and empty one, that a chat template's prompt ends in.
 THOUGHT = re.compile(r"(?:<think>\s*)?(?:</think>\s*)?\Z")
@@ -138,7 +138,7 @@ class Source:
         Raises:
             ValueError: it is too long.
         """
-        size = 8 * self.context
+        size = max(1024, 8 * self.context)
         while size < len(text):
             if len(self.tokenizer.encode(text[:size], add_special_tokens=False)) > 2 * self.context:
                 raise ValueError(
@@ -155,9 +155,11 @@ class Source:
             template = self.tokenizer.get_chat_template()
             if self.dated:
                 template = _dated(DATE if date is None else datetime.date.fromisoformat(date)) + template
-            made = {**how, **kwargs, "tokenize": False, "chat_template": template}
+            # As `apply_chat_template` does, which compiles templates without bounds.
+            given = {"tools": None, "documents": None, "add_generation_prompt": False, **how}
+            given |= {**self.tokenizer.special_tokens_map, **kwargs}
             with in_time():
-                return str(self.tokenizer.apply_chat_template(messages, **made))
+                return chat_template(template).render(messages=messages, **given)
         except Exception as e:  # a template is a program
             system = messages[0]["role"] == "system"
             way_out = "; if it takes no system message, leave system-prompt out" if system else ""

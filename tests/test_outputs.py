@@ -383,7 +383,7 @@ import time
 from rsd.files import write_rows
 
 def rows():
-    for i in range(10**9):
+    for i in range(10**6):
         yield {"new": "x" * 1000}
         if i == 1000:
             print("begun", flush=True)
@@ -391,7 +391,15 @@ def rows():
 write_rows(rows(), "out.jsonl")
 """
     args = [sys.executable, "-c", code]
-    job = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment())
+    job = subprocess.Popen(
+        args,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+        # The suite may itself run where interrupts are ignored, which would be inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert job.stdout.readline() == b"begun\n"
     job.send_signal(sent)
     assert job.wait() != 0
