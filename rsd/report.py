@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rsd.compare import BY_CONSTRUCTION, Comparison, Pair, mean
+from rsd.files import replacing
 from rsd.plots import LN, number, plots
 from rsd.scoring import METRICS, Scored
 from rsd.tracefile import TraceFile, page_json
@@ -25,6 +26,13 @@ LABELS = {
     "num_steps": ("Steps", "a trace"),
     "tokens_per_step": ("Tokens a step", "longer steps score better"),
 }
+
+
+def write_report(out: str | Path, comparison: Comparison, traces: TraceFile) -> None:
+    """Write the report, as `replacing` does, without holding all of it."""
+    with replacing(out) as file:
+        for piece in html_report(comparison, traces):
+            file.write(piece.encode())
 
 
 def html_report(comparison: Comparison, traces: TraceFile, *, tokens: int = 300_000) -> Iterator[str]:

@@ -11,7 +11,7 @@ import click
 
 from rsd.cli.options import SCORE_FLAGS, flags, given, one_line_errors, quiet
 from rsd.config import GenerateConfig, ScoreConfig
-from rsd.files import Output, check_outputs, place, replacing, write_text
+from rsd.files import Output, check_outputs, place, write_text
 from rsd.terminal import echo, say
 
 if TYPE_CHECKING:
@@ -116,11 +116,9 @@ def compare(
                 write_text(json_file, json.dumps(as_json(comparison), indent=1) + "\n")
                 echo(f"written to   {json_file}")
             if html_file:
-                from rsd.report import html_report
+                from rsd.report import write_report
 
-                with replacing(html_file) as file:
-                    for piece in html_report(comparison, traces):
-                        file.write(piece.encode())
+                write_report(html_file, comparison, traces)
                 echo(f"written to   {html_file}")
 
 
