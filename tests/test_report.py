@@ -5,8 +5,11 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -22,6 +25,7 @@ from rsd.models import bundled
 from rsd.report import LABELS, html_report
 from rsd.responses import read_responses, responses
 from rsd.scoring import METRICS, Scored, Scorer, load_scorer
+from rsd.tracefile import TraceFile
 
 NAMES = ("teacher.jsonl", "rsd.jsonl")
 LN = "local_naturalness"
@@ -94,6 +98,16 @@ def load(browser, tmp_path) -> Iterator[Callable[[str], Any]]:
     assert browser.get_log("browser") == []
 
 
+def page(c: Comparison, *, decode: Callable[[int], str], tokens: int = 300_000) -> str:
+    """The report of traces that are all in memory."""
+    with tempfile.TemporaryDirectory() as folder, closing(TraceFile(Path(folder), decode)) as traces:
+        pairs = [
+            replace(p, baseline=[traces.keep(s) for s in p.baseline], candidate=[traces.keep(s) for s in p.candidate])
+            for p in c.pairs
+        ]
+        return "".join(html_report(replace(c, pairs=pairs), traces, tokens=tokens))
+
+
 def many(side: list[Scored], count: int) -> list[Scored]:
     """Scored traces under new ids."""
     return [
@@ -146,7 +160,7 @@ SIDES = (lambda pair: pair.baseline, lambda pair: pair.candidate)
 
 
 def test_summary_is_the_comparison(load, comparison, decode):
-    driver = load(html_report(comparison, decode=decode))
+    driver = load(page(comparison, decode=decode))
     assert driver.title == "rsd compare: rsd.jsonl against teacher.jsonl"
     assert BY_CONSTRUCTION in texts(driver, "aside")[0]
     facts = dict(zip(texts(driver, ".facts dt"), texts(driver, ".facts dd"), strict=True))
@@ -180,7 +194,7 @@ def test_splits_and_errors_are_shown(sides, decode):
 
     baseline, candidate = map(graded, sides)
     candidate[0] = replace(candidate[0], error="the <trace> is empty", metrics={})
-    html = html_report(compare(baseline, candidate, names=NAMES), decode=decode)
+    html = page(compare(baseline, candidate, names=NAMES), decode=decode)
     assert "Right on both sides" in html and "Wrong on both sides" in html and html.count("<table") == 3
     assert html.count("<td>69.6 %</td>") == 2  # 16 of the 23 that were scored on both sides
     assert "the &lt;trace&gt; is empty" in html
@@ -188,7 +202,7 @@ def test_splits_and_errors_are_shown(sides, decode):
 
 def test_plots_are_valid_and_cover_all(comparison, sides, decode):
     def plots(c: Comparison, tokens: int = 0) -> list[ElementTree.Element]:
-        html = html_report(c, decode=decode, tokens=tokens)
+        html = page(c, decode=decode, tokens=tokens)
         assert not re.search(r"\b(nan|inf)\b", re.sub(r"<script.*", "", html, flags=re.S))
         return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg viewBox[^>]*role=.*?</svg>", html, re.S)]
 
@@ -214,11 +228,11 @@ def test_plots_are_valid_and_cover_all(comparison, sides, decode):
     many_pairs = compare(many(sides[0], 1100), many(sides[0], 1100), names=NAMES)
     found = plots(many_pairs)
     assert len(list(found[2].iter("circle"))) == 1000
-    assert "Shown are 1000 of 1100 problems" in html_report(many_pairs, decode=decode, tokens=0)
+    assert "Shown are 1000 of 1100 problems" in page(many_pairs, decode=decode, tokens=0)
 
 
 def test_sorting_and_paging(load, comparison, decode):
-    driver = load(html_report(comparison, decode=decode))
+    driver = load(page(comparison, decode=decode))
     gain = [p.key for p in comparison.ranked()]
     assert texts(driver, "#status") == ["problems 1\u201310 of 24"]
     assert texts(driver, ".problem h3") == gain[:10]
@@ -240,7 +254,7 @@ def test_sorting_and_paging(load, comparison, decode):
 
 
 def test_search(load, comparison, decode):
-    driver = load(html_report(comparison, decode=decode))
+    driver = load(page(comparison, decode=decode))
 
     def everything(p) -> str:
         return "\n".join([p.key, p.prompt, *(s.text for s in [*p.baseline, *p.candidate])]).lower()
@@ -262,7 +276,7 @@ def test_search(load, comparison, decode):
 def test_tokens_are_marked_as_they_were_made(load, comparison, decode):
     from selenium.webdriver import ActionChains
 
-    driver = load(html_report(comparison, decode=decode))
+    driver = load(page(comparison, decode=decode))
     read = """return [...document.querySelectorAll('.trace')].map(t => [...t.children].map(e => [
         e.textContent, e.classList.contains('own'), e.classList.contains('step'),
         Number(e.style.getPropertyValue('--h'))]))"""
@@ -330,7 +344,7 @@ def test_arrays_of_other_tokens_are_not_shown(sides, scorer, decode):
     first = sides[1][0]
     arrays = replace(first.response.arrays, token_ids=first.response.arrays.token_ids + 1)
     other = scorer.score(replace(first.response, arrays=arrays))
-    traces = parsed(html_report(compare(sides[0], [other, *sides[1][1:]], names=NAMES), decode=decode))
+    traces = parsed(page(compare(sides[0], [other, *sides[1][1:]], names=NAMES), decode=decode))
     assert {p["id"] for p in traces["problems"] if "own" not in p["sides"][1][0]} == {first.response.id}
 
 
@@ -338,7 +352,7 @@ def test_several_generations(load, sides, decode):
     others = [
         replace(s, response=replace(t.response, generation=i)) for t in sides[1][:2] for i, s in enumerate(sides[1][:6])
     ]
-    driver = load(html_report(compare(sides[0], others, names=NAMES), decode=decode))
+    driver = load(page(compare(sides[0], others, names=NAMES), decode=decode))
     assert texts(driver, ".meta option")[:4] == [f"trace {i} of 6" for i in (1, 2, 3, 4)]
     assert "the first 4 traces" in texts(driver, "main")[0]
     choose(driver, ".meta select", "2", "change")
@@ -370,7 +384,7 @@ def test_hostile_text_is_only_text(load, scorer, decode):
     names = ("<b>.jsonl", "\"><img src=x onerror=document.title='owned'>\udcff.jsonl")
     made = compare(scored, scored, names=names)
     made = replace(made, notices=["<b>notice</b>"])
-    driver = load(html_report(made, decode=lambda i: "</script><b>"))
+    driver = load(page(made, decode=lambda i: "</script><b>"))
     assert driver.title == shown(f"rsd compare: {names[1]} against {names[0]}")
     assert texts(driver, "h1") == [shown(f"{names[1]} against {names[0]}")]
     assert driver.execute_script("return document.querySelectorAll('img, header b, figure b, main bdi *').length") == 0
@@ -389,14 +403,14 @@ def test_hostile_text_is_only_text(load, scorer, decode):
 
 def test_a_thousand_problems(load, sides, decode, capsys):
     made = compare(many(sides[0], 1000), many(sides[1], 1000), names=NAMES)
-    driver = load(html_report(made, decode=decode))
+    driver = load(page(made, decode=decode))
     assert len(texts(driver, ".problem")) == 10 and texts(driver, "#status") == ["problems 1\u201310 of 1000"]
     timing = driver.execute_script("return performance.getEntriesByType('navigation')[0].loadEventEnd")
     with capsys.disabled():
         print(f"[1000 problems loaded in {timing:.0f} ms]", end=" ")
     assert texts(driver, "#sampled") == []
 
-    html = html_report(made, decode=decode, tokens=20_000)
+    html = page(made, decode=decode, tokens=20_000)
     embedded = [p["id"] for p in parsed(html)["problems"]]
     size = {p.key: sum(len(s.token_ids) for s in [*p.baseline, *p.candidate]) for p in made.pairs}
     assert 18_000 < sum(size[key] for key in embedded) <= 20_000
@@ -407,11 +421,11 @@ def test_a_thousand_problems(load, sides, decode, capsys):
     assert f"Heat maps of {len(embedded)} of 1000 problems" in texts(driver, "#sampled")[0]
     assert texts(driver, "#status") == [f"problems 1\u201310 of {len(embedded)}"]
     assert "over 1000 problems" in " ".join(texts(driver, ".lead")[0].split())
-    assert parsed(html_report(made, decode=decode, tokens=0))["problems"] == []
+    assert parsed(page(made, decode=decode, tokens=0))["problems"] == []
 
 
 def test_narrow_and_in_print(load, comparison, decode):
-    driver = load(html_report(comparison, decode=decode))
+    driver = load(page(comparison, decode=decode))
     try:
         device = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
@@ -428,6 +442,6 @@ def test_narrow_and_in_print(load, comparison, decode):
 
 
 def test_it_is_one_file_without_a_network(comparison, decode):
-    html = html_report(comparison, decode=decode)
+    html = page(comparison, decode=decode)
     assert "default-src 'none'" in html
     assert not re.search(r"https?:|url\(|@import|innerHTML|\bsrc=", html)

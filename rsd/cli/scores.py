@@ -3,14 +3,20 @@
 import json
 import sys
 import tempfile
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rsd.cli.options import SCORE_FLAGS, flags, given, one_line_errors, quiet
 from rsd.config import GenerateConfig, ScoreConfig
-from rsd.files import Output, check_outputs, write_text
+from rsd.files import Output, check_outputs, place, write_text
 from rsd.terminal import echo, one_line, say
+
+if TYPE_CHECKING:
+    from rsd.responses import Response
+    from rsd.scoring import Scored, Scorer
 
 
 @click.command()
@@ -83,7 +89,6 @@ def compare(
         from rsd.compare import compare as compare_traces
         from rsd.models import bundled
         from rsd.responses import read_responses
-        from rsd.score_job import progress
         from rsd.scoring import load_scorer
 
         with tempfile.TemporaryDirectory() as folder:
@@ -93,21 +98,39 @@ def compare(
                 baseline, candidate = str(bundled("teacher.jsonl")), _bundled_traces(folder)
             sides = [read_responses(baseline, config), read_responses(candidate, config, named=False)]
         scorer = load_scorer(config)
-        # Only the page shows tokens: without one, a trace's scores are all that is kept of it.
-        scored = [[s if html_file else summary(s) for s in progress(scorer, side)] for side in sides]
-        comparison = compare_traces(*scored, names=names)
-        echo(table(comparison))  # whatever becomes of the files
-        if json_file:
-            write_text(json_file, json.dumps(as_json(comparison), indent=1) + "\n")
-            echo(f"written to   {one_line(json_file)}")
-        if html_file:
-            from rsd.report import html_report
 
-            def decode(token: int) -> str:
-                return str(scorer.source.tokenizer.decode([token]))
+        def decode(token: int) -> str:
+            return str(scorer.source.tokenizer.decode([token]))
 
-            write_text(html_file, html_report(comparison, decode=decode))
-            echo(f"written to   {one_line(html_file)}")
+        with ExitStack() as stack:
+            keep = summary
+            if html_file:  # only the page shows tokens
+                from rsd.tracefile import TraceFile
+
+                traces = stack.enter_context(closing(TraceFile(place(html_file).parent, decode)))
+                keep = traces.keep
+            scored = [_scored(scorer, side, keep) for side in sides]
+            comparison = compare_traces(*scored, names=names)
+            echo(table(comparison))  # whatever becomes of the files
+            if json_file:
+                write_text(json_file, json.dumps(as_json(comparison), indent=1) + "\n")
+                echo(f"written to   {one_line(json_file)}")
+            if html_file:
+                from rsd.report import write_report
+
+                write_report(html_file, comparison, traces)
+                echo(f"written to   {one_line(html_file)}")
+
+
+def _scored(scorer: "Scorer", side: "list[Response]", keep: "Callable[[Scored], Scored]") -> "list[Scored]":
+    """What is kept of each trace; its text is let go as soon as it is scored."""
+    from rsd.score_job import progress
+
+    made = []
+    for i, s in enumerate(progress(scorer, side)):
+        made.append(keep(s))
+        side[i] = made[i].response
+    return made
 
 
 def _bundled_traces(folder: str) -> str:
