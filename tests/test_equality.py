@@ -93,6 +93,7 @@ def test_integers_are_the_same_when_they_are_equal(a, b):
 @given(st.integers(0, 999), st.integers(1, 98), st.integers(2, 99))
 def test_white_space_between_digits_is_not_deleted(whole, n, d):
     assume(n < d)
+    assume((whole + Fraction(n, d)) != Fraction(int(f"{whole}{n}"), d))  # 1 1/10 is 11/10
     assert same(f"{whole} {n}/{d}", f"{whole}{n}/{d}") is False
     assert same(f"{whole} {n}/{d}", f"{whole * d + n}/{d}") is True
     assert same(f"{whole} {n}", f"{whole}{n}") is False
