@@ -25,18 +25,25 @@ import torch
 from common import Pair, bundled_pair, interleaved, machine, ratio, write
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.config import Sampling
+from rsd.config import BUNDLED_TEACHER, Sampling
 from rsd.data import read_rows
 from rsd.engine import Engine, Request
-from rsd.models import bundled
+from rsd.models import bundled, find
+from rsd.probe import longest_context
 from rsd.sampling import row_key
-from rsd.served import ServedTeacher, longest_context
+from rsd.served import ServedTeacher
 
 RATIOS = [("blocks", "published"), ("blocks", "lockstep"), ("lockstep", "published")]
 
 
 def engine(pair: Pair, args: argparse.Namespace, rows: int, block: int | None) -> Engine:
-    width, context = pair.teacher.config.vocab_size, longest_context(args.url, args.model) or 4096
+    tokenizer = find("teacher", BUNDLED_TEACHER, None, trust_remote_code=False).tokenizer
+    context = longest_context(args.url, args.model, tokenizer) or 4096
+    width = pair.teacher.config.vocab_size
+    width, context = (
+        pair.teacher.config.vocab_size,
+        longest_context(args.url, args.model, pair.teacher_tokenizer) or 4096,
+    )
     teacher = ServedTeacher(args.url, args.model, width=width, context=context - 1)
     sampling = Sampling()
     return Engine(

@@ -82,6 +82,8 @@ class Screen(io.TextIOBase):
                 what()  # type: ignore[operator]
             except OSError as e:
                 self.failed = e
+            except ValueError:
+                self.failed = OSError(errno.EBADF, "it is closed")
 
     def isatty(self) -> bool:
         return self.stream.isatty()
@@ -106,7 +108,8 @@ def guarded() -> Iterator[None]:
     out = screens[0]
 
     def shown(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        print(harmless("".join(traceback.format_exception(kind, error, trace))), file=streams[1], end="")
+        if streams[1] is not None:  # print would take standard output in its place
+            print(harmless("".join(traceback.format_exception(kind, error, trace))), file=streams[1], end="")
 
     sys.excepthook = shown
     ended: BaseException | None = None

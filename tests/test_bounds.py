@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 from conftest import TEMPLATE, read, write
 from jobs import FLAGS, pair, run
+from real import tokenizer
 from test_compare import NATURAL, WORDY, row
 from test_scoring import command
 
@@ -158,6 +160,13 @@ def assert_renders_as_ever(one):
 @pytest.mark.parametrize("name", ["bundled-student", "bundled-teacher", "bundled-llama"])
 def test_bounded_templates_make_what_they_ever_made(name):
     assert_renders_as_ever(find("student", name, None, trust_remote_code=False))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "gemma3", "deepseek_v3", "smollm2"])  # others have none
+def test_bounded_templates_make_what_they_ever_made_of_real_ones(name):
+    one = find("student", "bundled-student", None, trust_remote_code=False)
+    assert_renders_as_ever(replace(one, tokenizer=tokenizer(name), name=name))
 
 
 def test_a_page_that_cannot_be_written_costs_neither_table_nor_figures(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Nothing that stands in a file, a name or an answer steers the terminal, and no work is lost for want of one."""
 
+import errno
 import json
 import os
 import pty
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsd.models import bundled
-from rsd.terminal import harmless, one_line
+from rsd.terminal import Screen, harmless, one_line
 
 TITLE = "\x1b]0;owned\x07"
 BAD = re.compile("[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -169,3 +170,20 @@ def test_a_comparison_that_cannot_be_printed_is_written(tmp_path):
     assert made.returncode == 1 and page.exists() and json.loads(figures.read_text())["aligned_by"] == "prompt"
     made = started("compare", source, source, cwd=tmp_path, wrapped="| head -1")
     assert b"Traceback" not in made.stderr and b"Exception ignored" not in made.stderr
+
+
+def test_a_stream_that_is_closed_meanwhile_takes_nothing_and_breaks_nothing(tmp_path):
+    stream = (tmp_path / "out").open("w")
+    screen = Screen(stream)
+    screen.write("before\n")
+    stream.close()
+    screen.write("after\n")
+    screen.flush()
+    assert (tmp_path / "out").read_text() == "before\n"
+    assert screen.failed is not None and screen.failed.errno == errno.EBADF
+
+
+def test_an_uncaught_error_does_not_go_to_standard_output_where_the_other_is_closed():
+    program = "from rsd.terminal import guarded\nwith guarded():\n    raise RuntimeError('odd')"
+    run = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2))
+    assert run.returncode == 1 and run.stdout == b""

@@ -135,6 +135,8 @@ def one_line_errors(output: str = "", *, again: str = "") -> Iterator[None]:
         raise
     except ConnectionError as e:  # a server that is gone for good: what was made is there
         fail(f"{e}{again and '; '}{again}", code=1)
+    except MemoryError:
+        fail(f"out of memory{again and '; '}{again}", code=1)
     except OSError as e:
         room = f"; make room{and_again}" if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
         fail(f"{e.filename or output}: {e.strerror or e}{room}")
