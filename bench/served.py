@@ -40,10 +40,6 @@ def engine(pair: Pair, args: argparse.Namespace, rows: int, block: int | None) -
     tokenizer = find("teacher", BUNDLED_TEACHER, None, trust_remote_code=False).tokenizer
     context = longest_context(args.url, args.model, tokenizer) or 4096
     width = pair.teacher.config.vocab_size
-    width, context = (
-        pair.teacher.config.vocab_size,
-        longest_context(args.url, args.model, pair.teacher_tokenizer) or 4096,
-    )
     teacher = ServedTeacher(args.url, args.model, width=width, context=context - 1)
     sampling = Sampling()
     return Engine(
