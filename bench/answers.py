@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from rsd.verify import Verifier
+from rsd.answers.verifier import Verifier
 
 PAIRS = Path(__file__).parent.parent / "tests" / "answers.jsonl"
 

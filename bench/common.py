@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.config import Acceptance, Sampling
-from rsd.data import read_rows
-from rsd.engine import Engine, Request
-from rsd.models import bundled, find, load
-from rsd.packed import pack
-from rsd.sampling import acceptable, drafter, row_key, target, warp
-from rsd.vocabulary import Vocabulary, meet
+from rsd.decoding.engine import Engine, Request
+from rsd.decoding.sampling import acceptable, drafter, row_key, target, warp
+from rsd.models.loading import bundled, find, load
+from rsd.models.packed import pack
+from rsd.pair.vocabulary import Vocabulary, meet
+from rsd.traces.rows import read_rows
 
 
 @dataclass(frozen=True, eq=False)

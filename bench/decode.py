@@ -29,7 +29,7 @@ import transformers
 from common import SHAPES, Pair, Planted, bundled_pair, interleaved, machine, ratio, write
 from transformers import GenerationConfig
 
-from rsd.engine import Engine
+from rsd.decoding.engine import Engine
 
 RATIOS = [
     ("own", "generate"),

@@ -119,7 +119,7 @@ def train(task: dict[str, Any], size: Size) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    from rsd.models import bundled
+    from rsd.models.loading import bundled
 
     started = time.monotonic()
     gpu = torch.cuda.is_available()
@@ -194,7 +194,7 @@ def solve(model: Any, tokenizer: Any, asked: list[dict[str, str]]) -> np.ndarray
     """Which problems a model solves greedily."""
     import torch
 
-    from rsd.answers import after_thinking, boxed
+    from rsd.answers.normalise import after_thinking, boxed
 
     ids = [
         tokenizer.apply_chat_template(

@@ -9,8 +9,8 @@ import argparse
 import torch
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.data import read_rows
-from rsd.models import bundled, load
+from rsd.models.loading import bundled, load
+from rsd.traces.rows import read_rows
 
 
 def main() -> None:

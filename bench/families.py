@@ -16,12 +16,12 @@ from common import write
 from scipy.stats import spearmanr
 
 from rsd import GenerateConfig, TraceGenerator
+from rsd.analysis.select import BY, select
 from rsd.config import ScoreConfig
-from rsd.data import read_rows
-from rsd.models import bundled
-from rsd.responses import responses
-from rsd.scoring import METRICS, Scored, load_scorer, set_rsr
-from rsd.selection import BY, select
+from rsd.models.loading import bundled
+from rsd.scoring.responses import responses
+from rsd.scoring.scorer import METRICS, Scored, load_scorer, set_rsr
+from rsd.traces.rows import read_rows
 
 SETS = {"raw": 0.0, "rsd": 0.01, "own": 1.0}  # the threshold that makes them
 COMPARED = ("local_naturalness", "global_logprob", "rsr", "aslec_drop")

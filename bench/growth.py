@@ -20,7 +20,7 @@ import torch
 from common import Pair, bundled_pair, interleaved, machine, ratio, write
 from transformers import DynamicCache
 
-from rsd.engine import Engine
+from rsd.decoding.engine import Engine
 
 SAMPLE = 48  # forwards of a bare stretch that are timed, spread over it
 

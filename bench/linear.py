@@ -1,4 +1,5 @@
-"""The matrix product of a linear layer for few columns: torch's own against oneDNN's packed weights (rsd/packed.py).
+"""The matrix product of a linear layer for few columns: torch's own against oneDNN's packed weights
+(rsd/models/packed.py).
 
 Many different matrices one after another, as a model's layers are, so that each comes from memory and not from
 a cache. What a block of drafts needs is that eight columns cost what one costs.
@@ -14,7 +15,7 @@ from collections.abc import Callable
 import torch
 from common import interleaved, machine, ratio
 
-from rsd.packed import PackedLinear
+from rsd.models.packed import PackedLinear
 
 
 def main() -> None:

@@ -18,11 +18,11 @@ from transformers import DynamicCache, PreTrainedModel
 
 from rsd import GenerateConfig
 from rsd.config import Acceptance, Sampling
-from rsd.data import read_rows
-from rsd.engine import Engine, Request
-from rsd.models import bundled, find, load
-from rsd.sampling import row_key
-from rsd.vocabulary import meet
+from rsd.decoding.engine import Engine, Request
+from rsd.decoding.sampling import row_key
+from rsd.models.loading import bundled, find, load
+from rsd.pair.vocabulary import meet
+from rsd.traces.rows import read_rows
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ import torch
 from common import machine, write
 from fetch import PROBLEMS, SMOLLM2
 
-from rsd import gguf
+from rsd.models import gguf
 
 TEMPLATE = "{{ prompt }}\n\nA correct solution: {{ solution }}\n\nExplain it step by step."
 SETS = {"rsd": "0.01", "student": "1", "teacher": "0"}  # and their thresholds

@@ -23,10 +23,10 @@ from common import SHAPES, interleaved, ratio, write
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from rsd.config import ScoreConfig, Scoring
-from rsd.models import load
-from rsd.naturalness import Reader
-from rsd.packed import pack
-from rsd.scoring import find_student
+from rsd.models.loading import load
+from rsd.models.packed import pack
+from rsd.scoring.naturalness import Reader
+from rsd.scoring.scorer import find_student
 
 TOKENS, STEP = 4000, 20
 

@@ -26,12 +26,12 @@ from common import Pair, bundled_pair, interleaved, machine, ratio, write
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.config import BUNDLED_TEACHER, Sampling
-from rsd.data import read_rows
-from rsd.engine import Engine, Request
-from rsd.models import bundled, find
-from rsd.probe import longest_context
-from rsd.sampling import row_key
-from rsd.served import ServedTeacher
+from rsd.decoding.engine import Engine, Request
+from rsd.decoding.probe import longest_context
+from rsd.decoding.sampling import row_key
+from rsd.decoding.served_teacher import ServedTeacher
+from rsd.models.loading import bundled, find
+from rsd.traces.rows import read_rows
 
 RATIOS = [("blocks", "published"), ("blocks", "lockstep"), ("lockstep", "published")]
 

@@ -27,8 +27,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rsd.spelling import BLANK
-from rsd.vocabulary import Reading, Vocabulary, meet
+from rsd.pair.spelling import BLANK
+from rsd.pair.vocabulary import Reading, Vocabulary, meet
 
 HERE = Path(__file__).parent
 NAMES = ("qwen3", "llama3", "llama2", "gemma3", "deepseek_v3", "gptoss", "smollm2")

@@ -23,9 +23,9 @@ from overhead import bare_seconds, lockstep_seconds
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from rsd.config import Acceptance, Sampling
-from rsd.engine import Engine, Request
-from rsd.packed import pack
-from rsd.vocabulary import Vocabulary
+from rsd.decoding.engine import Engine, Request
+from rsd.models.packed import pack
+from rsd.pair.vocabulary import Vocabulary
 
 VOCABULARY, HIDDEN, PROMPT = 151_936, 1024, 40
 

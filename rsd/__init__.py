@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 from rsd.config import GenerateConfig, ScoreConfig
 
 if TYPE_CHECKING:
-    from rsd.generator import TraceGenerator
-    from rsd.scoring import score
-    from rsd.trace import Trace
+    from rsd.generation.generator import TraceGenerator
+    from rsd.scoring.scorer import score
+    from rsd.traces.trace import Trace
 
 __version__ = "0.1.0"
 __all__ = ["GenerateConfig", "ScoreConfig", "Trace", "TraceGenerator", "__version__", "score"]
@@ -16,15 +16,15 @@ __all__ = ["GenerateConfig", "ScoreConfig", "Trace", "TraceGenerator", "__versio
 def __getattr__(name: str) -> Any:
     # torch and transformers take seconds to import; `rsd --help` must not wait for them.
     if name == "TraceGenerator":
-        from rsd.generator import TraceGenerator
+        from rsd.generation.generator import TraceGenerator
 
         return TraceGenerator
     if name == "Trace":
-        from rsd.trace import Trace
+        from rsd.traces.trace import Trace
 
         return Trace
     if name == "score":
-        from rsd.scoring import score
+        from rsd.scoring.scorer import score
 
         return score
     raise AttributeError(f"module 'rsd' has no attribute {name!r}")

@@ -111,7 +111,7 @@ class Loading:
 class Scoring:
     """What a trace is scored by (Local Naturalness, arXiv 2510.03988).
 
-    steps: what a step is, see `rsd.steps`.
+    steps: what a step is, see `rsd.scoring.steps`.
     window: how much of the trace before a step is in its context, beside the prompt: a number of steps
         ("4", as in the paper's first version) or a share of the steps before it, rounded up ("20%",
         its second version; the rounding is ours).

@@ -5,8 +5,8 @@ An output, and every file that comes beside it (card, testing rows, sidecar, man
 - none of the command's inputs, under whatever name, nor an input's sidecar or manifest, nor another of its outputs;
 - no file of a job of `rsd generate`, unless the command is that job;
 - a regular file or nothing: no folder, device, pipe or socket. Of a link, what it names; the link stays;
-- where a file with content is there, one that this output's command made, as that command recognises it (`rsd.ours`),
-  and, if the command has --overwrite, only with it.
+- where a file with content is there, one that this output's command made, as that command recognises it
+  (`rsd.traces.ours`), and, if the command has --overwrite, only with it.
 
 `check_outputs` sees to that before any work is done. Files are written whole or not at all (`replacing`), or
 appended to while nobody else writes them (`locked`).

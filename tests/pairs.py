@@ -22,10 +22,10 @@ from transformers import (
 )
 
 from rsd.config import Acceptance, Sampling
-from rsd.engine import Engine, Finished, Request
-from rsd.proposals import Proposals
-from rsd.sampling import row_key
-from rsd.vocabulary import Vocabulary
+from rsd.decoding.engine import Engine, Finished, Request
+from rsd.decoding.proposals import Proposals
+from rsd.decoding.sampling import row_key
+from rsd.pair.vocabulary import Vocabulary
 
 CONFIGS = {
     "llama": LlamaConfig,

@@ -16,10 +16,10 @@ from jobs import files, run
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rsd.adapters import split
 from rsd.cli import main
 from rsd.config import GenerateConfig
-from rsd.models import bundled, find, load
+from rsd.models.adapters import split
+from rsd.models.loading import bundled, find, load
 
 IDS = torch.arange(40)[None]
 LAYERS = ["q_proj", "v_proj", "down_proj"]

@@ -6,7 +6,7 @@ from jobs import FLAGS, pair, run
 from pairs import decode, random_model, twin_vocabulary
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, RwkvConfig
 
-from rsd.models import find
+from rsd.models.loading import find
 
 
 def test_each_of_several_eos_ids_ends_a_trace(tiny, tmp_path):

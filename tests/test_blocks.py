@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.config import Acceptance, Sampling
-from rsd.data import read_rows
-from rsd.engine import Engine, Request
-from rsd.graph import DraftLoop
-from rsd.models import bundled
-from rsd.pace import CHOICES, Pace
-from rsd.packed import PackedLinear, pack
-from rsd.sampling import acceptable, row_key, target, warp
+from rsd.decoding.block_size import CHOICES, Pace
+from rsd.decoding.cuda_graph import DraftLoop
+from rsd.decoding.engine import Engine, Request
+from rsd.decoding.sampling import acceptable, row_key, target, warp
+from rsd.models.loading import bundled
+from rsd.models.packed import PackedLinear, pack
+from rsd.traces.rows import read_rows
 
 SETTINGS = [
     (temperature, threshold, trials, *filters)

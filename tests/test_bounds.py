@@ -13,13 +13,13 @@ from real import tokenizer
 from test_compare import NATURAL, WORDY, row
 from test_scoring import command
 
-from rsd import limits
 from rsd.config import BUNDLED_STUDENT, GenerateConfig, ScoreConfig
-from rsd.data import Row
-from rsd.models import find
-from rsd.prompts import privileged
-from rsd.responses import responses
-from rsd.scoring import load_scorer
+from rsd.models import limits
+from rsd.models.loading import find
+from rsd.pair.prompts import privileged
+from rsd.scoring.responses import responses
+from rsd.scoring.scorer import load_scorer
+from rsd.traces.rows import Row
 
 ENDLESS = "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}"
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from pairs import USUAL, decode, random_model, requests, spelled_vocabulary, table_model, twin_vocabulary
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rsd import teacher as passes
-from rsd.candidates import likeliest, placed, union
 from rsd.config import Acceptance, Sampling
-from rsd.engine import Engine
-from rsd.sampling import DRAFT, acceptable, drafter, draw, row_key, target, uniforms, verify, warp
+from rsd.decoding import teacher as passes
+from rsd.decoding.candidates import likeliest, placed, union
+from rsd.decoding.engine import Engine
+from rsd.decoding.sampling import DRAFT, acceptable, drafter, draw, row_key, target, uniforms, verify, warp
 
 PROMPTS = [[3, 1, 4], [1, 5], [9, 2, 6, 5], [3, 5, 8], [9, 7, 9], [3, 2, 3, 8]]
 
@@ -128,7 +128,7 @@ def test_however_many_rows_a_pass_may_judge_the_traces_are_the_same(top_k, monke
     made = []
     for columns in (1000, 9, 1):
         monkeypatch.setattr(passes, "LOGITS", 4 * 21 * columns)
-        monkeypatch.setattr("rsd.rounds.WIDE", 4 * 24 * columns)
+        monkeypatch.setattr("rsd.decoding.round.WIDE", 4 * 24 * columns)
         made.append({i: f.token_ids.tolist() for i, f in decode(teacher, student, PROMPTS, **asked).items()})
     assert made[0] == made[1] == made[2]
 

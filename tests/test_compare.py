@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_1samp
 from test_scoring import command
 
+from rsd.analysis.compare import SHOWN, as_json, bootstrap, compare, sign_test, table
 from rsd.cli import main
-from rsd.compare import SHOWN, as_json, bootstrap, compare, sign_test, table
 from rsd.config import ScoreConfig
-from rsd.responses import responses
-from rsd.scoring import METRICS, load_scorer, set_rsr
+from rsd.scoring.responses import responses
+from rsd.scoring.scorer import METRICS, load_scorer, set_rsr
 
 NATURAL = ["<think>\n6+5=11. 11*3=33.\n</think>\n\n\\boxed{33}", "<think>\n15+2=17. 17*2=34.\n</think>\n\n\\boxed{34}"]
 WORDY = "<think>\nOkay, let me think. To start: 6 plus 5 is 11.\nThen: 11 times 3 is 33.\n</think>\n\nSo \\boxed{33}."
@@ -276,7 +276,7 @@ def test_select_uses_scores_that_are_there(tmp_path, monkeypatch):
     again = [f.with_suffix(".scored.jsonl") for f in files]
     scored_rows = read(again[0])
     write(again[0], [r for r in scored_rows if not r["score_error"]])
-    monkeypatch.setattr("rsd.selection.load_scorer", None)
+    monkeypatch.setattr("rsd.analysis.select.load_scorer", None)
     command("select", *again, "-o", tmp_path / "again.jsonl")
     assert read(tmp_path / "again.jsonl") == read(out)
     # Other rules, an edited text or an edited score are scored anew.

@@ -11,7 +11,7 @@ from conftest import rsd, write
 from safetensors.torch import load_file, save_file
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.models import bundled
+from rsd.models.loading import bundled
 
 WEIGHTS, TENSOR = "model.safetensors", "model.layers.1.mlp.up_proj.weight"
 ANY = object()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsd.data import prepare, read_rows
+from rsd.traces.rows import prepare, read_rows
 
 
 @pytest.mark.parametrize("column", ["prompt", "question", "problem"])

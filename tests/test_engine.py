@@ -8,9 +8,9 @@ import torch
 from pairs import CONFIGS, decode, random_model, spelled_vocabulary, table_model, twin_vocabulary
 from scipy.stats import chisquare
 
-from rsd.cache import unfold
 from rsd.config import Acceptance, Sampling
-from rsd.sampling import target
+from rsd.decoding.sampling import target
+from rsd.models.kv_cache import unfold
 
 PROMPTS = [[1], [2, 3, 4, 5, 6, 7, 8], [9, 9], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [2, 3, 4, 5, 6, 7, 8], [11, 12, 13]]
 
@@ -254,7 +254,7 @@ def test_extreme_thresholds_are_the_models_alone():
 @pytest.mark.parametrize("at_once", [1, 16])  # alone, a prompt of one token leaves nothing read
 def test_a_broken_row_harms_no_other(at_once, monkeypatch):
     # Reading token 7 gives NaN; the slot of a broken row is refilled, and its NaN must not leak.
-    monkeypatch.setattr("rsd.engine.AT_ONCE", at_once)
+    monkeypatch.setattr("rsd.decoding.engine.AT_ONCE", at_once)
     table = torch.zeros(8, 8)
     table[:, 7] = -50.0
     sound, broken = table_model(table), table_model(table)

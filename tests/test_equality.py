@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rsd.equality import LONGEST, same
-from rsd.verify import Verifier
+from rsd.answers.equality import LONGEST, same
+from rsd.answers.verifier import Verifier
 
 PAIRS = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").read_text("utf-8").splitlines()]
 EQUAL = sum(pair["equal"] for pair in PAIRS)

@@ -19,9 +19,9 @@ from jobs import by_key, files, run
 from transformers import AutoTokenizer
 
 from rsd.cli import main
-from rsd.data import read_rows
-from rsd.keep import keep
-from rsd.models import bundled
+from rsd.models.loading import bundled
+from rsd.traces.filters import keep
+from rsd.traces.rows import read_rows
 
 FORMATS = ["prompt-completion", "messages", "sharegpt", "alpaca", "token-ids"]
 

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from rsd.compare import compare
+from rsd.analysis.compare import compare
+from rsd.analysis.report import write_report
+from rsd.analysis.tracefile import TraceFile
 from rsd.config import ScoreConfig
-from rsd.data import read_rows
-from rsd.models import bundled
-from rsd.naturalness import Reading
-from rsd.report import write_report
-from rsd.responses import responses
-from rsd.scoring import Scored, load_scorer
-from rsd.tracefile import TraceFile
+from rsd.models.loading import bundled
+from rsd.scoring.naturalness import Reading
+from rsd.scoring.responses import responses
+from rsd.scoring.scorer import Scored, load_scorer
+from rsd.traces.rows import read_rows
 
 REPEATED = 10  # times a trace's tokens are
 

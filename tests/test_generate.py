@@ -19,7 +19,7 @@ from jobs import FLAGS, PROBLEMS, by_key, files, pair, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.trace import COLUMNS
+from rsd.traces.trace import COLUMNS
 
 
 def test_the_rows_and_the_sidecar(tiny, tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from conftest import environment, write
 from jobs import files
 
-from rsd.data import read_rows
-from rsd.models import bundled
+from rsd.models.loading import bundled
+from rsd.traces.rows import read_rows
 
 # Names that the judge, a library of its, or Python itself looks for when it starts.
 LIBRARIES = "json random sympy gmpy2 math_verify mpmath logging sitecustomize usercustomize rsd".split()
@@ -64,7 +64,7 @@ def test_a_users_module_is_found_there_and_what_it_imports_is_not_shadowed(litte
 
 
 def judged(folder, how, **env):
-    code = f"from rsd.verify import Verifier\nprint(Verifier({how!r}).submit('', {{}}, None).result(60))"
+    code = f"from rsd.answers.verifier import Verifier\nprint(Verifier({how!r}).submit('', {{}}, None).result(60))"
     command = [sys.executable, "-P", "-c", code]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment() | env).stdout
 
@@ -107,7 +107,7 @@ def started(folder, code):
 
 def test_a_judge_in_the_middle_of_a_case_ends_when_its_job_is_killed(tmp_path):
     code = (
-        "import time\nfrom rsd.verify import Verifier\n"
+        "import time\nfrom rsd.answers.verifier import Verifier\n"
         "Verifier('slow:judge', case_limit=600).submit('', {}, None)\ntime.sleep(600)"
     )
     job, below = started(tmp_path, code)
@@ -121,7 +121,7 @@ def test_a_judge_in_the_middle_of_a_case_ends_when_its_job_is_killed(tmp_path):
 
 def test_a_case_that_takes_too_long_ends_with_all_that_it_started(tmp_path):
     code = (
-        "import time\nfrom rsd.verify import Verifier\n"
+        "import time\nfrom rsd.answers.verifier import Verifier\n"
         "said = Verifier('slow:judge', case_limit=1.5).submit('', {}, None).result()\n"
         "open('said', 'w').write(str(said.error))\ntime.sleep(600)"
     )

@@ -10,7 +10,7 @@ from jobs import by_key, files, run
 from pairs import decode, table_model
 
 from rsd.config import Acceptance, Sampling
-from rsd.loops import EVERY, SPAN, TIMES, loops
+from rsd.decoding.loops import EVERY, SPAN, TIMES, loops
 
 GREEDY = Sampling(temperature=0.0)
 

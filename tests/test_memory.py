@@ -10,8 +10,8 @@ from conftest import environment
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.memory import KEEP_FREE, MOST_ROWS, Need, estimate, free_bytes, need
-from rsd.models import bundled
+from rsd.models.loading import bundled
+from rsd.models.memory import KEEP_FREE, MOST_ROWS, Need, estimate, free_bytes, need
 
 
 def test_the_estimate_is_what_a_model_takes():
@@ -56,7 +56,7 @@ import resource, sys, torch
 sys.path.append({tests!r})
 from pairs import decode, random_model, requests, twin_vocabulary
 from rsd.config import Acceptance, Sampling
-from rsd.engine import Engine
+from rsd.decoding.engine import Engine
 torch.set_num_threads(1)
 from transformers import Qwen3Config, AutoModelForCausalLM
 models = []

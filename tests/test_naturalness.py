@@ -11,10 +11,10 @@ from pairs import random_model, table_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, MistralConfig
 
-import rsd.naturalness
+import rsd.scoring.naturalness
 from rsd.config import Scoring
-from rsd.naturalness import LOGITS, Reader, documents
-from rsd.scoring import metrics
+from rsd.scoring.naturalness import LOGITS, Reader, documents
+from rsd.scoring.scorer import metrics
 
 VOCAB = 40
 SMALL = {
@@ -73,7 +73,7 @@ def random_trace(rng, tokens):
 @pytest.mark.parametrize("small", [{}, {"COLUMNS": 24, "CHUNK": 7, "EAGER_CHUNK": 7, "LOGITS": 5 * VOCAB, "SLOTS": 60}])
 def test_equal_to_one_forward_a_step(kind, small, monkeypatch):
     for name, value in small.items():
-        monkeypatch.setattr(rsd.naturalness, name, value)
+        monkeypatch.setattr(rsd.scoring.naturalness, name, value)
     student = model(kind)
     plain = model(kind)
     reader = Reader(student)
@@ -92,7 +92,7 @@ def test_equal_to_one_forward_a_step(kind, small, monkeypatch):
 
 
 def test_a_step_longer_than_everything_that_is_read_at_once(monkeypatch):
-    monkeypatch.setattr(rsd.naturalness, "COLUMNS", 16)
+    monkeypatch.setattr(rsd.scoring.naturalness, "COLUMNS", 16)
     student = model("qwen3")
     rng = np.random.default_rng(1)
     tokens = rng.integers(0, VOCAB, 100).tolist()

@@ -15,11 +15,11 @@ from jobs import FLAGS, files, pair, run
 from rsd import GenerateConfig, TraceGenerator
 from rsd.cli import main
 from rsd.config import ScoreConfig
-from rsd.data import prepare, read_rows
 from rsd.files import encode
-from rsd.keep import KEEP, keep
-from rsd.responses import read_sidecar, responses
-from rsd.trace import COLUMNS
+from rsd.scoring.responses import read_sidecar, responses
+from rsd.traces.filters import KEEP, keep
+from rsd.traces.rows import prepare, read_rows
+from rsd.traces.trace import COLUMNS
 
 
 def strict(text):

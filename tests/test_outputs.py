@@ -17,9 +17,9 @@ from click.testing import CliRunner
 from conftest import environment, read, rsd, write
 
 from rsd.cli import main
-from rsd.data import read_rows
 from rsd.files import place, replacing, write_rows, write_text
-from rsd.models import bundled
+from rsd.models.loading import bundled
+from rsd.traces.rows import read_rows
 
 KEEP = "--keep", "all"
 ROWS = {"score": "scored.jsonl", "select": "best.jsonl", "export": "set.jsonl"}
@@ -314,7 +314,9 @@ def test_a_copy_under_another_name_stays_when_scores_are_made_anew(folder):
 
 def test_a_write_protected_file_and_folder_are_left_alone(whole):
     # Root may write them: the process gives up being root, once it has what is imported late and only root may read.
-    code = "import difflib, os, sys, rsd.ours; from rsd.cli import main; os.geteuid() or os.setuid(65534); main()"
+    code = (
+        "import difflib, os, sys, rsd.traces.ours; from rsd.cli import main; os.geteuid() or os.setuid(65534); main()"
+    )
     with tempfile.TemporaryDirectory() as name:  # pytest's folders are of one user alone
         folder = Path(name)
         for file in (*PAIR, "best.jsonl"):

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.config import ScoreConfig
-from rsd.models import bundled
-from rsd.responses import read_responses
-from rsd.scoring import load_scorer
+from rsd.models.loading import bundled
+from rsd.scoring.responses import read_responses
+from rsd.scoring.scorer import load_scorer
 
 ROWS = [{"id": f"p{i}", "problem": f"{i} plus {i}?", "solution": f"It is {2 * i}.", "n": i} for i in range(4)]
 

@@ -10,7 +10,7 @@ from pairs import decode, random_model, spelled_vocabulary, table_model
 from test_engine import fits
 
 from rsd.config import Acceptance, Sampling
-from rsd.sampling import acceptable, target, warp
+from rsd.decoding.sampling import acceptable, target, warp
 
 # The teacher has the ids 0 to 4. Two spellings begin alike, one goes on where another ends, one repeats a piece.
 SPELLED = {5: [1, 2], 6: [1, 2, 3], 7: [4, 0], 8: [3, 3, 1]}

@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, Q
 
 from rsd.cli import main
 from rsd.config import GenerateConfig
-from rsd.memory import need
-from rsd.models import find, load
-from rsd.packed import PackedLinear
+from rsd.models.loading import find, load
+from rsd.models.memory import need
+from rsd.models.packed import PackedLinear
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from real import TOKENIZERS, part, smollm2, tokenizer
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.models import find
+from rsd.models.loading import find
 
 pytestmark = pytest.mark.real
 ROW = {"id": "a", "question": "Tom has  3 pens.\tHow many?\nSay it in <b>words</b>, é 数."}

@@ -9,7 +9,7 @@ from test_real_vocabularies import without
 from transformers import PreTrainedModel
 
 from rsd.config import Acceptance, Sampling
-from rsd.vocabulary import Vocabulary, meet
+from rsd.pair.vocabulary import Vocabulary, meet
 
 pytestmark = pytest.mark.real
 

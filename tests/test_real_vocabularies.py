@@ -10,7 +10,7 @@ from real import TOKENIZERS, tokenizer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rsd.vocabulary import Reading, Vocabulary, meet
+from rsd.pair.vocabulary import Reading, Vocabulary, meet
 
 pytestmark = pytest.mark.real
 

@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.compare import BY_CONSTRUCTION, Comparison, compare
+from rsd.analysis.compare import BY_CONSTRUCTION, Comparison, compare
+from rsd.analysis.report import LABELS, html_report
+from rsd.analysis.tracefile import TraceFile
 from rsd.config import ScoreConfig
-from rsd.data import read_rows
-from rsd.job import run_job
-from rsd.models import bundled
-from rsd.report import LABELS, html_report
-from rsd.responses import read_responses, responses
-from rsd.scoring import METRICS, Scored, Scorer, load_scorer
-from rsd.tracefile import TraceFile
+from rsd.generation.job import run_job
+from rsd.models.loading import bundled
+from rsd.scoring.responses import read_responses, responses
+from rsd.scoring.scorer import METRICS, Scored, Scorer, load_scorer
+from rsd.traces.rows import read_rows
 
 NAMES = ("teacher.jsonl", "rsd.jsonl")
 LN = "local_naturalness"

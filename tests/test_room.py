@@ -9,8 +9,8 @@ import torch
 from pairs import decode, random_model, requests, spelled_vocabulary
 
 from rsd.config import Acceptance, Sampling
-from rsd.engine import Engine
-from rsd.graph import DraftLoop
+from rsd.decoding.cuda_graph import DraftLoop
+from rsd.decoding.engine import Engine
 
 # Id 23 is spelled in three pieces, so that some rows are interrupted in the midst of it.
 VOCABULARY = spelled_vocabulary(24, {22: [4], 23: [1, 2, 3]})

@@ -12,7 +12,7 @@ from pairs import proposed
 from scipy.stats import chisquare, kstest
 
 from rsd.config import Acceptance, Sampling
-from rsd.sampling import acceptable, drafter, draw, row_key, target, uniforms, verify, warp
+from rsd.decoding.sampling import acceptable, drafter, draw, row_key, target, uniforms, verify, warp
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0)
 

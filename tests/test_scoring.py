@@ -15,10 +15,10 @@ from jobs import run as generate
 import rsd
 from rsd.cli import main
 from rsd.config import ScoreConfig
-from rsd.models import bundled
-from rsd.responses import Arrays, responses
-from rsd.scoring import COLUMNS, METRICS, load_scorer, token_steps
-from rsd.steps import split
+from rsd.models.loading import bundled
+from rsd.scoring.responses import Arrays, responses
+from rsd.scoring.scorer import COLUMNS, METRICS, load_scorer, token_steps
+from rsd.scoring.steps import split
 
 QUESTION = "What is 6 times 7?"
 THINKING, ANSWER = "6*7=42. So it is 42.", "\\boxed{42}"

@@ -8,11 +8,11 @@ from transformers import BloomConfig, FalconConfig, GPTNeoConfig
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.cache import CachedModel
 from rsd.config import ScoreConfig
-from rsd.models import find
-from rsd.scoring import load_scorer
-from rsd.selfcheck import check_decoding
+from rsd.models.kv_cache import CachedModel
+from rsd.models.loading import find
+from rsd.models.selfcheck import check_decoding
+from rsd.scoring.scorer import load_scorer
 
 LONGROPE = {
     "rope_type": "longrope",

@@ -11,10 +11,12 @@ from conftest import read as lines
 from stub import Stub
 from transformers import AutoTokenizer
 
-from rsd import GenerateConfig, TraceGenerator, probe, served
+from rsd import GenerateConfig, TraceGenerator
 from rsd.cli import main
-from rsd.data import read_rows
-from rsd.models import bundled
+from rsd.decoding import probe
+from rsd.decoding import served_teacher as served
+from rsd.models.loading import bundled
+from rsd.traces.rows import read_rows
 
 ROWS = read_rows(bundled("problems.jsonl"))[:4]
 SHORT = {"max_new_tokens": 40, "batch_size": 3, "verify": "none"}

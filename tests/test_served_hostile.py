@@ -8,8 +8,10 @@ import pytest
 from stub import ODD, Stub
 from test_served import ROWS, assert_same, command, config, local, stub  # noqa: F401 (fixtures)
 
-from rsd import TraceGenerator, probe, served
-from rsd.models import bundled
+from rsd import TraceGenerator
+from rsd.decoding import probe
+from rsd.decoding import served_teacher as served
+from rsd.models.loading import bundled
 
 
 @pytest.mark.parametrize("fault", ["flood", "bomb", "deep", *ODD])

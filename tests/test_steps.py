@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rsd.steps import STEPS, split
+from rsd.scoring.steps import STEPS, split
 
 
 def texts(text: str, steps: str) -> list[str]:

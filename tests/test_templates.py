@@ -15,7 +15,7 @@ from torch import full
 from transformers import AutoTokenizer, GenerationConfig
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.models import find
+from rsd.models.loading import find
 
 HEAD = "<|im_start|>assistant\n"
 ROWS = [{"id": "a", "prompt": "1 plus 1?"}]

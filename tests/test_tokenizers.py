@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.config import Acceptance, Sampling
-from rsd.data import read_rows
-from rsd.models import bundled
-from rsd.vocabulary import Reading, meet
+from rsd.models.loading import bundled
+from rsd.pair.vocabulary import Reading, meet
+from rsd.traces.rows import read_rows
 
 CORPUS = [
     "The trays hold 12 rolls, and 345 of 6789 are left. Therefore x = 12.5 and y2 > 30; so f(x) = \\frac{1}{2}.",

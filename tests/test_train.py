@@ -16,8 +16,8 @@ from real import part
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rsd.cli import main
-from rsd.data import read_rows
-from rsd.models import bundled
+from rsd.models.loading import bundled
+from rsd.traces.rows import read_rows
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from jobs import by_key, files, run
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.data import Row, read_rows
-from rsd.keep import flaw, keep
-from rsd.models import bundled
-from rsd.schedule import Schedule
+from rsd.generation.schedule import Schedule
+from rsd.models.loading import bundled
+from rsd.traces.filters import flaw, keep
+from rsd.traces.rows import Row, read_rows
 
 PROBLEMS = read_rows(bundled("problems.jsonl"))[:24]
 # The bundled student alone, which answers about every second problem right.

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jobs import FLAGS, files, pair, run
 
-from rsd.answers import after_thinking, boxed, one_think_close, reference
-from rsd.verify import Judgement, Verifier
+from rsd.answers.normalise import after_thinking, boxed, one_think_close, reference
+from rsd.answers.verifier import Judgement, Verifier
 
 INSIDE = st.recursive(
     st.text(alphabet="ab1 \\$,.", max_size=4).filter(lambda s: not s.endswith("\\")),
@@ -228,7 +228,7 @@ def test_a_worker_does_not_outlive_the_job_even_in_the_middle_of_a_case(tmp_path
         "import pathlib, time\ndef judge(text, row):\n    pathlib.Path('begun').touch()\n    time.sleep(600)\n"
     )
     code = (
-        "import time\nfrom rsd.verify import Verifier\n"
+        "import time\nfrom rsd.answers.verifier import Verifier\n"
         "Verifier('slow:judge', case_limit=1).submit('', {}, None)\ntime.sleep(600)"
     )
     job = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rsd.vocabulary import Reading, meet
+from rsd.pair.vocabulary import Reading, meet
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 

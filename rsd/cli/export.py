@@ -5,8 +5,8 @@ from typing import Any
 import click
 
 from rsd.cli.options import flags, given, one_line_errors, quiet
-from rsd.keep import KEEP
 from rsd.terminal import echo, one_line
+from rsd.traces.filters import KEEP
 
 FLAGS = [
     click.option(
@@ -44,11 +44,11 @@ def export(
       rsd export traces.jsonl --test-share 0.05 --push-to-hub owner/name --private
     """
     with one_line_errors(output or source):
-        from rsd import ours
-        from rsd.card import check_repo_id, push
-        from rsd.export import ExportConfig, parquet_library, write, written
-        from rsd.export import export as export_file
+        from rsd.dataset.card import check_repo_id, push
+        from rsd.dataset.export import ExportConfig, parquet_library, write, written
+        from rsd.dataset.export import export as export_file
         from rsd.files import Output, check_outputs, place
+        from rsd.traces import ours
 
         config = ExportConfig(**given(values))
         if output is None:

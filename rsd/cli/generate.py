@@ -19,8 +19,8 @@ from rsd.cli.options import (
     quiet,
 )
 from rsd.config import PAPER, GenerateConfig
-from rsd.keep import KEEP
 from rsd.terminal import echo, one_line
+from rsd.traces.filters import KEEP
 
 
 def _or_none(_: click.Context, __: click.Parameter, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -130,9 +130,9 @@ def generate(
             values["score"] = True
         config = GenerateConfig(**(PAPER if preset == "paper" else {}) | given(values))
         quiet()
-        from rsd.generator import TraceGenerator
-        from rsd.job import run_job
-        from rsd.models import bundled
+        from rsd.generation.generator import TraceGenerator
+        from rsd.generation.job import run_job
+        from rsd.models.loading import bundled
 
         source = source or str(bundled("problems.jsonl"))
         generator = TraceGenerator(config)
@@ -145,8 +145,8 @@ def generate(
 
 
 def _show_first(generator: Any, source: str) -> None:
-    from rsd import data
     from rsd.config import FREE_SETTINGS
+    from rsd.traces import rows as data
 
     teacher, student, _ = generator.find()
     row = generator.prepare(data.read_rows(source)[:1])[0]

@@ -15,8 +15,8 @@ from rsd.files import Output, check_outputs, place, write_text
 from rsd.terminal import echo, one_line, say
 
 if TYPE_CHECKING:
-    from rsd.responses import Response
-    from rsd.scoring import Scored, Scorer
+    from rsd.scoring.responses import Response
+    from rsd.scoring.scorer import Scored, Scorer
 
 
 @click.command()
@@ -39,14 +39,14 @@ def score(source: str, output: str | None, overwrite: bool, **values: Any) -> No
     if output is None:
         output = f"{source.removesuffix('.jsonl')}.scored.jsonl"
     with one_line_errors(output, again="run the same command again to go on"):
-        from rsd import ours
+        from rsd.traces import ours
 
         config = ScoreConfig(**given(values))
         check_outputs([Output(output, ours.scored if overwrite else None)], inputs=[source])
         quiet()
-        from rsd.responses import read_responses
-        from rsd.score_job import score_file
-        from rsd.scoring import load_scorer
+        from rsd.scoring.job import score_file
+        from rsd.scoring.responses import read_responses
+        from rsd.scoring.scorer import load_scorer
 
         todo = read_responses(source, config)
         scorer = load_scorer(config)
@@ -76,7 +76,7 @@ def compare(
       rsd compare raw.jsonl traces.jsonl --student Qwen/Qwen3-0.6B --html report.html
     """
     with one_line_errors(html_file or json_file or ""):
-        from rsd import ours
+        from rsd.traces import ours
 
         config = ScoreConfig(**given(values))
         if (baseline is None) != (candidate is None):
@@ -85,11 +85,11 @@ def compare(
         inputs = [file for file in (baseline, candidate) if file is not None]
         check_outputs([Output(file, of) for file, of in outputs if file is not None], inputs=inputs)
         quiet()
-        from rsd.compare import as_json, summary, table
-        from rsd.compare import compare as compare_traces
-        from rsd.models import bundled
-        from rsd.responses import read_responses
-        from rsd.scoring import load_scorer
+        from rsd.analysis.compare import as_json, summary, table
+        from rsd.analysis.compare import compare as compare_traces
+        from rsd.models.loading import bundled
+        from rsd.scoring.responses import read_responses
+        from rsd.scoring.scorer import load_scorer
 
         with tempfile.TemporaryDirectory() as folder:
             names = baseline or "bundled raw traces", candidate or "bundled RSD traces"
@@ -105,7 +105,7 @@ def compare(
         with ExitStack() as stack:
             keep = summary
             if html_file:  # only the page shows tokens
-                from rsd.tracefile import TraceFile
+                from rsd.analysis.tracefile import TraceFile
 
                 traces = stack.enter_context(closing(TraceFile(place(html_file).parent, decode)))
                 keep = traces.keep
@@ -116,7 +116,7 @@ def compare(
                 write_text(json_file, json.dumps(as_json(comparison), indent=1) + "\n")
                 echo(f"written to   {one_line(json_file)}")
             if html_file:
-                from rsd.report import write_report
+                from rsd.analysis.report import write_report
 
                 write_report(html_file, comparison, traces)
                 echo(f"written to   {one_line(html_file)}")
@@ -124,7 +124,7 @@ def compare(
 
 def _scored(scorer: "Scorer", side: "list[Response]", keep: "Callable[[Scored], Scored]") -> "list[Scored]":
     """What is kept of each trace; its text is let go as soon as it is scored."""
-    from rsd.score_job import progress
+    from rsd.scoring.job import progress
 
     made = []
     for i, s in enumerate(progress(scorer, side)):
@@ -134,9 +134,9 @@ def _scored(scorer: "Scorer", side: "list[Response]", keep: "Callable[[Scored], 
 
 
 def _bundled_traces(folder: str) -> str:
-    from rsd.generator import TraceGenerator
-    from rsd.job import run_job
-    from rsd.models import bundled
+    from rsd.generation.generator import TraceGenerator
+    from rsd.generation.job import run_job
+    from rsd.models.loading import bundled
 
     out = f"{folder}/traces.jsonl"
     run_job(TraceGenerator(GenerateConfig()), bundled("problems.jsonl"), out)
@@ -161,13 +161,13 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
       rsd select r1.jsonl qwq.jsonl gemini.jsonl --student Qwen/Qwen3-0.6B -o best.jsonl
     """
     with one_line_errors(output):
-        from rsd import ours
+        from rsd.traces import ours
 
         config = ScoreConfig(**given(values))
         check_outputs([Output(output, ours.selected)], inputs=files, overwrite=overwrite)
         quiet()
-        from rsd.selection import by_teacher, table, write
-        from rsd.selection import select as select_responses
+        from rsd.analysis.select import by_teacher, table, write
+        from rsd.analysis.select import select as select_responses
 
         teachers = by_teacher(files, config)
         selection = select_responses(teachers, by=by, keep_incorrect=keep_incorrect)

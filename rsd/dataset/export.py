@@ -1,0 +1,280 @@
+"""Files that train as they are: traces filtered, de-duplicated, split and written in a trainer's format."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+
+from rsd.dataset.card import card
+from rsd.dataset.formats import FORMATS, WITH_TEMPLATE, Row, Tokens, answer, formatted, prefix
+from rsd.dataset.readback import beside, key_of, read_traces
+from rsd.files import encode, place, replacing, synced
+from rsd.terminal import in_lines
+from rsd.traces import ours
+from rsd.traces.filters import KEEP, is_right, keep
+from rsd.traces.rows import digest
+from rsd.traces.store import Key, Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What is exported, and how.
+
+    keep, max_fallback_rate: see `keep.keep`.
+    test_share, seed: the share of problems that are set apart for testing; which ones depends on the seed
+        and their prompts alone, so that all traces of a prompt are on one side.
+    prefix_tokens: of each unsolved problem, the first so many tokens of one trace, without an end, for
+        prefix tuning; labelled `is_prefix`. 0 is none.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    format: Literal["prompt-completion", "messages", "sharegpt", "alpaca", "token-ids"] = "prompt-completion"
+    keep: Literal["all", "correct", "shortest-correct", "best-ln"] = "correct"
+    max_fallback_rate: float = 1.0
+    test_share: float = 0.0
+    seed: int = 0
+    prefix_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
+        if self.keep not in KEEP:
+            raise ValueError(f"keep must be one of {', '.join(KEEP)}, not {self.keep!r}")
+        if not 0 <= self.max_fallback_rate <= 1:
+            raise ValueError(f"max-fallback-rate is a share: choose one in [0, 1], not {self.max_fallback_rate}")
+        if not 0 <= self.test_share < 1:
+            raise ValueError(f"test-share must be at least 0 and below 1, not {self.test_share}")
+        if self.prefix_tokens < 0:
+            raise ValueError(f"prefix-tokens must be 0 (none) or positive, not {self.prefix_tokens}")
+        if self.prefix_tokens and self.format != "token-ids":
+            raise ValueError(
+                "prefix-tokens needs --format token-ids: a trainer ends a text with an EOS, and a prefix has no end"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Export:
+    """What was exported, and the books: `rows` are the train and test rows and all that was `dropped`.
+
+    prefixes: how many of the rows are prefixes. sources: lines of the input, prefixes not counted.
+    respelled: of the rows in a text format, how many the student's tokenizer spells with other ids than
+        were sampled; None where that is not known, and `notices` say why.
+    """
+
+    config: ExportConfig
+    train: Sequence[Row]
+    test: Sequence[Row]
+    sources: int
+    dropped: Mapping[str, int]
+    problems: int
+    unsolved: int
+    prefixes: int
+    respelled: int | None
+    manifest: Mapping[str, Any]
+    notices: Sequence[str]
+
+    def text(self) -> str:
+        c = self.config
+        lines = [f"notice: {n}" for n in self.notices]
+        lines.append(f"rows         {self.sources} read, {len(self.train)} for training, {len(self.test)} for testing")
+        if self.prefixes:
+            lines.append(f"prefixes     {self.prefixes} of them, {c.prefix_tokens} tokens of unsolved problems' traces")
+        if self.dropped:
+            lines.append("left out     " + ", ".join(f"{n} {why}" for why, n in self.dropped.items()))
+        lines.append(f"problems     {self.problems}, {self.unsolved} of them without a correct trace")
+        if self.respelled is not None:
+            whole = len(self.train) + len(self.test)
+            lines.append(
+                f"tokens       {whole - self.respelled} of {whole} rows give the sampled ids when they are tokenized, "
+                f"{self.respelled} others" + ("; --format token-ids keeps all" if self.respelled else "")
+            )
+        return in_lines(lines)
+
+
+def export(path: str | Path, config: ExportConfig) -> Export:
+    """Read a file of traces and make what is to be written.
+
+    Raises:
+        ValueError: it holds no traces of ours, none is kept, or the format needs tokens that are not there.
+    """
+    rows, torn = read_traces(Path(path))
+    tokens, broken, manifest = beside(path)
+    problems: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        problems[str(row["id"])].append(row)
+    unsolved = [of for of in problems.values() if _unsolved(of, config)]
+    kept, dropped = keep(rows, config.keep, max_fallback_rate=config.max_fallback_rate)
+    first: dict[str, Row] = {}
+    for row in sorted(kept, key=lambda row: (str(row["id"]), row["generation"])):
+        first.setdefault(_text(row), row)
+    chosen = {id(row) for row in first.values()}
+    distinct = [row for row in kept if id(row) in chosen]  # in the order of the file; which ones, does not depend on it
+    dropped |= {why: n for why, n in (("duplicates", len(kept) - len(distinct)), ("torn lines", torn)) if n}
+    if config.format == "token-ids" and (bad := [key_of(row) for row in rows if key_of(row) in broken]):
+        (name, generation), sidecar = bad[0], Store.files(path)[0].name
+        raise ValueError(f"{sidecar}, row {name!r}, generation {generation}: {broken[bad[0]]}")
+    if config.format == "token-ids" and (missing := sum(key_of(row) not in tokens for row in distinct)):
+        raise ValueError(
+            f"{path}: token-ids needs every trace's tokens, and {missing} are not in {Store.files(path)[0].name}: "
+            "export the file that rsd generate wrote, or choose another format"
+        )
+    template_kwargs = kwargs_of(manifest)
+    made = [(row, formatted(row, config.format, tokens.get(key_of(row)), template_kwargs)) for row in distinct]
+    prefixes = []
+    if config.prefix_tokens:
+        known = [[row for row in of if row.get("error") is None and key_of(row) in tokens] for of in unsolved]
+        begun = [min(of, key=key_of) for of in known if of]
+        prefixes = [(row, prefix(row, config.prefix_tokens, tokens[key_of(row)])) for row in begun]
+        made = [(row, {**out, "is_prefix": False}) for row, out in made] + prefixes
+    if len({type(row["id"]) for row, _ in made}) > 1:  # a column of a table has one type
+        made = [(row, {**out, "id": str(row["id"])}) for row, out in made]
+    if not made:
+        books = ", ".join(f"{n} {why}" for why, n in dropped.items())
+        raise ValueError(f"{path}: nothing is left to export ({books}); --keep all keeps what is not verified, too")
+    respelled: int | None = None
+    notices: list[str] = []
+    if config.format != "token-ids":
+        respelled, notices = _respelled(distinct, tokens, manifest, config.format)
+        if template_kwargs and config.format not in WITH_TEMPLATE:
+            notices.append(
+                f"{config.format} has no place for the job's chat_template_kwargs {json.dumps(template_kwargs)}: "
+                "a trainer must be told"
+            )
+        elif not manifest:
+            notices.append("there is no manifest here: chat_template_kwargs of the job, if it had any, are not known")
+    return Export(
+        config=config,
+        train=[out for row, out in made if not _for_testing(row, config)],
+        test=[out for row, out in made if _for_testing(row, config)],
+        sources=len(rows) + torn,
+        dropped=dropped,
+        problems=len(problems),
+        unsolved=len(unsolved),
+        prefixes=len(prefixes),
+        respelled=respelled,
+        manifest=manifest,
+        notices=notices,
+    )
+
+
+def kwargs_of(manifest: Row) -> dict[str, Any]:
+    """What a job gave to the chat template."""
+    kwargs = manifest.get("identity", {}).get("chat_template_kwargs")
+    return kwargs if isinstance(kwargs, dict) else {}
+
+
+def _text(row: Row) -> str:
+    return digest([row["prompt"], answer(row)])
+
+
+def _unsolved(rows: Sequence[Row], config: ExportConfig) -> bool:
+    """Whether a problem's traces were verified, and none is right."""
+    right = any(is_right(row, max_fallback_rate=config.max_fallback_rate) for row in rows)
+    return not right and any(row.get("is_correct") is not None for row in rows)
+
+
+def _for_testing(row: Row, config: ExportConfig) -> bool:
+    place = int(digest([config.seed, row["prompt"]]), 16) / 16**16
+    return place < config.test_share
+
+
+def _respelled(
+    rows: Sequence[Row], tokens: Mapping[Key, Tokens], manifest: Row, format: str
+) -> tuple[int | None, list[str]]:
+    """How many rows a trainer that applies the student's chat template reads as other ids than were sampled.
+
+    The template is given what the format's rows say. What it puts after the EOS, such as a line break, does not
+    count; where the loss begins does, if the trainer finds that by the prompt.
+    """
+    if not all(key_of(row) in tokens for row in rows):
+        return None, ["whether these texts give the sampled ids again is not checked: some rows have no tokens here"]
+    from rsd.models.loading import find
+
+    try:
+        model = manifest["student"]
+        places = [model, *([model["adapter"]] if "adapter" in model else [])]
+        path = "+".join(p["path"] if Path(p["path"]).exists() else p["name"] for p in places)
+        student = find("student", path, model["revision"], trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, OSError) as e:
+        return None, [f"whether these texts give the sampled ids again is not checked: the student cannot be read: {e}"]
+    kwargs = kwargs_of(manifest) if format in WITH_TEMPLATE else {}
+    count = 0
+    for row in rows:
+        t = tokens[key_of(row)]
+        sampled = np.concatenate([t.prompt_ids, t.prefix_ids, t.token_ids]).tolist()
+        try:
+            ids = student.training_ids(row["prompt"], answer(row), kwargs)
+            elsewhere = (
+                format == "prompt-completion" and student.prompt_ids(row["prompt"], kwargs) != t.prompt_ids.tolist()
+            )
+        except Exception:  # a template may refuse what another one made
+            ids, elsewhere = [], True
+        after = str(student.tokenizer.decode(ids[len(sampled) :]))
+        count += elsewhere or ids[: len(sampled)] != sampled or bool(after.strip())
+    return count, []
+
+
+def written(out: str | Path) -> dict[str, Path]:
+    """The files of an export: its training rows, its testing rows and its card."""
+    out = Path(out)
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"{out}: name a file that ends in .jsonl or .parquet")
+    return {"train": out, "test": out.with_suffix(f".test{out.suffix}"), "card": out.with_suffix(".md")}
+
+
+def write(made: Export, out: str | Path) -> dict[str, Path]:
+    """Write the files of an export, each whole or not at all; by split, and the card.
+
+    Raises:
+        ValueError: the name has another end than .jsonl or .parquet, or parquet is not installed.
+    """
+    files = written(out)
+    before = files["test"]
+    if not made.test:
+        files.pop("test")
+    text = card(made, {name: file.name for name, file in files.items() if name != "card"})
+    with ExitStack() as stack:  # which ends with the last: the training rows come first
+        to = {name: stack.enter_context(replacing(files[name])) for name in reversed(files)}
+        to["card"].write(text.encode("utf-8", "backslashreplace"))
+        for name in files.keys() - {"card"}:
+            rows = made.train if name == "train" else made.test
+            if files[name].suffix == ".parquet":
+                _parquet(rows, to[name], out)
+            else:
+                to[name].writelines(map(encode, rows))
+        for file in to.values():
+            synced(file)
+        # Rows that an earlier export set apart for testing may train now: not for a moment are both there.
+        if before.is_file() and ours.test_split(before):
+            place(before).unlink()
+    return files
+
+
+def _parquet(rows: Sequence[Row], file: BinaryIO, out: str | Path) -> None:
+    pyarrow, parquet = parquet_library()
+    # A lone surrogate, which JSON can hold, is no text for parquet.
+    whole = json.loads(json.dumps(rows).encode("ascii"), object_hook=_clean)
+    try:
+        parquet.write_table(pyarrow.Table.from_pylist(whole), file)
+    except (pyarrow.ArrowException, OverflowError) as e:
+        raise ValueError(f"{out}: parquet cannot hold this: {e}; write .jsonl") from e
+
+
+def _clean(value: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in value.items()}
+
+
+def parquet_library() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as e:
+        raise ValueError("parquet needs pyarrow: pip install 'rsd[parquet]', or write .jsonl") from e
+    return pyarrow, parquet

@@ -1,0 +1,123 @@
+"""Reading back what a job wrote: its rows, with whatever is the matter with them, their tokens, its manifest."""
+
+import json
+import reprlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsd.dataset.formats import Row, Tokens
+from rsd.traces.columns import oddity
+from rsd.traces.store import Key, Store, whole_lines
+
+
+def read_traces(path: Path) -> tuple[list[Row], int]:
+    """The rows of a file, and whether a last line that a killed job has torn was left out (0 or 1)."""
+    try:
+        with open(path, "rb") as file:
+            lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read: {e.strerror}") from e
+    rows: list[Row] = []
+    wrong: list[tuple[int, str]] = []
+    torn = 0
+    for number, line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            if (number, line) == lines[-1] and not line.endswith(b"\n"):
+                torn = 1
+                continue
+            row = None
+        if (what := _not_ours(row)) is not None:
+            wrong.append((number, what))
+        else:
+            rows.append(row)
+    if wrong:
+        number, what = wrong[0]
+        raise ValueError(
+            f"{path}, line {number}: {what}; {len(wrong)} of {len(lines)} lines are no rows of rsd generate"
+        )
+    if not rows:
+        raise ValueError(f"{path}: holds no rows of rsd generate")
+    return rows, torn
+
+
+def _not_ours(row: Any) -> str | None:
+    """Why a line is no row that rsd wrote; what of our columns may be missing, is not known."""
+    if not isinstance(row, dict):
+        return "not a JSON object"
+    if (what := oddity(row)) is not None:
+        return what
+    if row.get("generation") is None:
+        return "generation is missing"
+    for column in ("prompt", "completion"):
+        turns = row.get(column)
+        if not isinstance(turns, list) or not all(map(_is_turn, turns)):
+            return f"{column} must be a list of {{'role': string, 'content': string}}"
+        if row.get("error") is None and not turns:
+            return f"{column} is empty"
+    return None
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and all(isinstance(turn.get(c), str) for c in ("role", "content"))
+
+
+def beside(path: str | Path) -> tuple[dict[Key, Tokens], dict[Key, str], Row]:
+    """The tokens and the manifest of the job that made a file, or the one that it was scored or filtered from.
+
+    Between them, what is wrong with the tokens that are none.
+    """
+    base = str(path).removesuffix(".jsonl")
+    for name in (base, base.removesuffix(".kept").removesuffix(".scored")):
+        sidecar, file = Store.files(f"{name}.jsonl")
+        if sidecar.exists() or file.exists():
+            tokens: dict[Key, Tokens] = {}
+            broken: dict[Key, str] = {}
+            manifest = _manifest(file)
+            widths = manifest.get("widths")
+            width = widths.get("student") if isinstance(widths, dict) else None
+            for line in whole_lines(sidecar):
+                if "id" not in line:  # a line that is not ours
+                    continue
+                columns = [line.get(c) or [] for c in Tokens._fields]
+                checked = zip(Tokens._fields, columns, strict=True)
+                what = next((what for c, ids in checked if (what := _no_ids(c, ids, width))), None)
+                if what is None:
+                    tokens[key_of(line)] = Tokens(*(np.array(ids, dtype=np.int64) for ids in columns))
+                else:
+                    broken[key_of(line)] = what
+            return tokens, broken, manifest
+    return {}, {}, {}
+
+
+def _no_ids(column: str, ids: Any, width: Any) -> str | None:
+    """Why these are no token ids of a student of this width, where that is known; only a prefix may be empty."""
+    if not isinstance(ids, list):
+        return f"{column} must be a list of token ids"
+    if not ids:
+        return None if column == "prefix_ids" else f"{column} is empty"
+    least = width if type(width) is int else 2**31  # wider than any vocabulary
+    if set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) < least:
+        return None
+    first = next(i for i in ids if type(i) is not int or not 0 <= i < least)
+    known = f" (the student has {width} tokens)" if type(width) is int else ""
+    return f"{column} holds {reprlib.repr(first)}, which is no token id{known}"
+
+
+def _manifest(file: Path) -> Row:
+    """What a job says of itself; nothing, if that is no manifest."""
+    with suppress(OSError, ValueError, RecursionError):
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(manifest, dict) and all(
+            isinstance(manifest.get(c), dict) for c in ("teacher", "student", "identity")
+        ):
+            return manifest
+    return {}
+
+
+def key_of(row: Row) -> Key:
+    return str(row["id"]), row["generation"]

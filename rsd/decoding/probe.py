@@ -1,0 +1,120 @@
+"""What a server is asked before a job: whether it has the model, tells what is needed, and reads as we write."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+from transformers import PreTrainedTokenizerBase
+
+from rsd.decoding import served_teacher as served
+from rsd.decoding.served_teacher import FAULTS, KEY, UNREADABLE, Answer, fault, fetch, headers, httpx, top_logprobs
+from rsd.decoding.teacher import TOP
+from rsd.terminal import one_line, say
+
+STARTING = 30.0  # seconds in which a server that is just starting may come to answer
+TIMEOUT = httpx.Timeout(60, connect=10)
+# Text that tokenizers cut differently.
+SAMPLE = "Let x_1 = 12.5: a na\u00efve caf\u00e9 sells 1,234 \u6f22\u5b57 cups.\n\n    return \\boxed{x**2}  # done"
+
+
+def longest_context(url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The longest text that a served model takes, as far as its server says.
+
+    Args:
+        tokenizer: the model's, as we have it.
+
+    Raises:
+        ValueError: there is no such server or model, or it does not let us in, or does not tell the likeliest tokens,
+            as many as are needed, by their ids; or its tokenizer is another one.
+    """
+    parts = urlsplit(url)
+    if parts.username or parts.password or parts.query:
+        raise ValueError(f"--teacher: no keys in the address; put the key into the environment as {KEY}")
+    with ThreadPoolExecutor(1) as thread:  # whose caller may be running a loop already
+        return thread.submit(lambda: asyncio.run(_asked(url.rstrip("/"), model, tokenizer))).result()
+
+
+async def _asked(url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    until = time.monotonic() + STARTING
+    async with httpx.AsyncClient(timeout=TIMEOUT, headers=headers()) as client:
+        try:
+            listed = await _patiently(client, f"{url}/models", None, until)
+            if listed.status in (401, 403):
+                hint = "" if "Authorization" in headers() else f" (no key in the environment: {KEY})"
+                raise ValueError(f"--teacher {url}: {listed.refusal()}{hint}")
+            if listed.status != 200:
+                raise ValueError(f"--teacher {url}: {listed.refusal()}; the address ends in /v1, usually")
+            models = {str(m["id"]): m for m in _read(listed, url)["data"]}
+            if model not in models:
+                has = one_line(", ".join(models))[:300] or "none"
+                raise ValueError(f"--teacher-model {model}: the server has {has}")
+            ids = tokenizer.encode("1 + 1 =", add_special_tokens=False)
+            body = {"model": model, "prompt": [ids], "max_tokens": 1, "temperature": 0, "logprobs": TOP}
+            body["return_tokens_as_token_ids"] = True  # beside the token's text, which several may have
+            probe = await _patiently(client, f"{url}/completions", body, until)
+            if probe.status != 200:
+                raise ValueError(f"--teacher {url}: {probe.refusal()}")
+            top_logprobs(_read(probe, url), 1, max(tokenizer.get_vocab().values()) + 1)
+            echo = body | {"prompt": SAMPLE, "logprobs": 1, "echo": True}
+            _check_tokenizer(await _patiently(client, f"{url}/completions", echo, until), tokenizer)
+            length = models[model].get("max_model_len")
+            return int(length) if length else None
+        except FAULTS as e:
+            raise ValueError(f"--teacher {url}: cannot be reached: {fault(e)}") from e
+        except ConnectionError as e:
+            raise ValueError(f"--teacher {url}: {e}") from e
+        except (KeyError, TypeError, IndexError, AttributeError) as e:
+            raise ValueError(f"--teacher {url}: it does not answer like an OpenAI-compatible server") from e
+
+
+def _read(answer: Answer, url: str) -> Any:
+    try:
+        return answer.json()
+    except UNREADABLE as e:
+        raise ValueError(f"--teacher {url}: an answer that cannot be read ({fault(e)})") from e
+
+
+async def _patiently(client: httpx.AsyncClient, url: str, body: Mapping[str, Any] | None, until: float) -> Answer:
+    """An answer; what may pass is waited for, as a server that is loading its model says so, or says nothing yet."""
+    delay, told = served.DELAYS[0], False
+    while True:
+        try:
+            answer = await fetch(client, url, body)
+            if not answer.passing or time.monotonic() + delay > until:
+                return answer
+            why = answer.refusal()
+        except FAULTS as e:
+            if time.monotonic() + delay > until:
+                raise
+            why = fault(e)
+        except ValueError as e:
+            raise ValueError(f"--teacher {url}: an answer that cannot be read ({fault(e)})") from e
+        if not told:
+            say(f"waiting for the teacher's server, for {STARTING:g} s at the most: {why}")
+            told = True
+        await asyncio.sleep(delay)
+        delay = min(2 * delay, served.DELAYS[1])
+
+
+def _check_tokenizer(answer: Answer, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Whether the server read `SAMPLE` as our tokenizer does; a server that does not tell is taken at its word.
+
+    Raises:
+        ValueError: it did not.
+    """
+    try:
+        said: Sequence[str] = answer.json()["choices"][0]["logprobs"]["tokens"] if answer.status == 200 else []
+        theirs = [int(token.removeprefix("token_id:")) for token in said][:-1]  # the last one is its own
+    except UNREADABLE:
+        theirs = []
+    if not theirs:
+        say("notice: the server does not tell how it reads a text: --teacher-tokenizer could not be compared with it")
+        return
+    ours = [tokenizer.encode(SAMPLE, add_special_tokens=special) for special in (True, False)]
+    if theirs not in ours and theirs[1:] not in ours:  # servers may put a beginning of text where we do not
+        raise ValueError(
+            "the server reads a text as other tokens than --teacher-tokenizer does: name the served model's own"
+        )

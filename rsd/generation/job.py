@@ -1,0 +1,271 @@
+"""One job: rows in, files out, resumable, with a progress bar and a summary."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import rsd
+from rsd.config import FREE_SETTINGS
+from rsd.files import Output, check_outputs, place, write_rows
+from rsd.generation.generator import TraceGenerator
+from rsd.generation.schedule import Schedule
+from rsd.models.loading import Source
+from rsd.pair.vocabulary import SAME
+from rsd.terminal import in_lines, say
+from rsd.traces import ours
+from rsd.traces import rows as data
+from rsd.traces.filters import is_right
+from rsd.traces.filters import keep as keep_rows
+from rsd.traces.rows import Row
+from rsd.traces.store import Key, Store, whole_lines
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished job's files hold, and what this run added to them."""
+
+    totals: Mapping[str, Any]
+    new_rows: int
+    new_tokens: int
+    seconds: float
+    tokens_per_round: float  # committed to a row in a round, on average
+    left_out: float | None = None  # the share of the teacher's mass that is no token of the student's
+    kept: int | None = None  # rows in `kept_file`, where one was asked for
+    kept_file: Path | None = None
+
+    def text(self) -> str:
+        t = self.totals
+        reasons = ", ".join(f"{n} {reason}" for reason, n in t["finish_reasons"].items()) or "none"
+        lines = [f"rows         {t['rows']} ({self.new_rows} new), finished by: {reasons}"]
+        if t["tokens"]:
+            lines += [
+                f"tokens       {t['tokens']} ({t['tokens'] / t['rows']:.0f} a row)",
+                f"acceptance   {t['acceptance_rate']:.1%} (chance that one proposal of the teacher stands)",
+                f"fallback     {t['fallback_rate']:.1%} (tokens that are the student's own)",
+            ]
+        if self.left_out is not None:
+            lines.append(f"left out     {self.left_out:.1%} (of the teacher's mass: tokens that the student lacks)")
+        if self.new_rows:
+            speed = f"{self.new_tokens / self.seconds:.0f} tokens/s, {self.tokens_per_round:.1f} tokens a round"
+            lines.append(f"time         {self.seconds:.1f} s ({speed})")
+        if t["correct"] or t["wrong"] or t["verify_errors"]:
+            solved = f"{t['solved']} solved, {t['unsolved']} unsolved, {t['unknown']} not known"
+            lines += [
+                f"answers      {t['correct']} correct, {t['wrong']} wrong, {t['not_verified']} not verified",
+                f"problems     {t['problems']}: {solved}",
+            ]
+        if unfit := ", ".join(f"{n} {why}" for why, n in t["unfit"].items() if why != "error"):
+            lines.append(f"unfit        {unfit}")
+        if self.kept is not None:
+            lines.append(f"kept         {self.kept} rows, in {self.kept_file}")
+        if t["verify_errors"]:
+            said = f"{t['verify_errors']} rows have `verify_error` set, the first: {t['first_verify_error']}"
+            lines.append(f"not judged   {said}")
+        if t["errors"]:
+            said = f"{t['errors']} rows have `error` set, the first: {t['first_error']}"
+            lines.append(f"errors       {said}; the same command tries them again")
+        return in_lines(lines)
+
+
+def run_job(
+    generator: TraceGenerator,
+    source: str | Path,
+    out: str | Path,
+    *,
+    limit: int | None = None,
+    overwrite: bool = False,
+    keep: str | None = None,
+) -> Summary:
+    """Make the traces of a file's rows and store them; resumes what an earlier run left.
+
+    Args:
+        keep: write the rows that are kept (`keep.KEEP`) to a file beside `out`, when all are made.
+
+    Raises:
+        ValueError: bad input, a pair that does not fit, or an output of another job. Nothing is
+            written or lost then.
+    """
+    sidecar, job = Store.files(out)
+    kept = [Output(_kept_file(out), ours.kept)] if keep else []
+    check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
+    rows = generator.prepare(data.read_rows(source)[:limit])
+    manifest = _manifest(generator, source, out, limit)
+    with Store(out) as store:
+        return _run(generator, rows, store, manifest, overwrite=overwrite, keep=keep)
+
+
+def _run(
+    generator: TraceGenerator,
+    rows: Sequence[Row],
+    store: Store,
+    manifest: dict[str, Any],
+    *,
+    overwrite: bool,
+    keep: str | None,
+) -> Summary:
+    """The job, with its files locked."""
+    out, fallback = store.out, generator.config.max_fallback_rate
+    manifest["decoding"] = {} if overwrite else store.decoding()
+    done = store.made(manifest["identity"], rows, overwrite=overwrite, max_fallback_rate=fallback)
+    for notice in generator.notices:
+        say(notice)
+    say(generator.memory().text)
+    if store.lost:
+        _check_settings(generator, rows, store, done)
+    verdicts = _judged_again(generator, rows, store)
+    done |= {key: is_right(store.unjudged[key] | new, max_fallback_rate=fallback) for key, new in verdicts.items()}
+    schedule = generator.schedule(rows, done)
+    found = sum((str(r.id), g) in done for r in rows for g in range(generator.config.num_generations))
+    finished = not schedule.at_most
+    if finished:
+        say(f"{out} is finished: it holds all {found} traces of this job")
+    else:
+        if done:
+            say(f"resuming {out}: found {len(done)} finished traces, {schedule.at_most} to make at the most")
+        generator.load()
+    store.begin(manifest, done, overwrite=overwrite, verdicts=verdicts)
+    if overwrite and _kept_file(out).is_file() and ours.kept(_kept_file(out)):
+        place(_kept_file(out)).unlink()  # rows of traces that are no more: the tokens beside them will be others
+    if finished:  # a job may have been killed after its last trace and before its totals
+        totals = store.totals(max_fallback_rate=fallback)
+        store.end(manifest | {"totals": totals})
+        return Summary(totals, 0, 0, 0.0, 0.0, _left_out(manifest), *_keep(out, keep, fallback))
+    started, count, tokens, accepted, left_out = time.monotonic(), 0, 0, 0.0, 0.0
+    every = 0.1 if sys.stderr.isatty() else 10  # seconds; a log file needs fewer lines
+    total = found + schedule.at_most
+    with tqdm(total=total, initial=found, unit="trace", dynamic_ncols=True, mininterval=every) as bar:
+        for trace in generator.make(schedule):
+            store.append(trace)
+            count += 1
+            tokens += len(trace.token_ids)
+            accepted += float(trace.accepted.sum())
+            left_out += float(trace.left_out.sum())
+            rate = tokens / (time.monotonic() - started)
+            shown = [f"{rate:.0f} tok/s", f"acceptance {accepted / max(tokens, 1):.1%}"]
+            if generator.pace.row_rounds:
+                shown.append(f"{generator.pace.tokens_per_round:.1f} tokens a round")
+            bar.set_postfix_str(", ".join(shown), refresh=False)
+            bar.total = max(found + count, min(total, found + count + schedule.at_most))
+            bar.update()
+    seconds = time.monotonic() - started
+    totals = store.totals(max_fallback_rate=fallback)
+    books = {**generator.pace.books(), "left_out": {"tokens": tokens, "mass": left_out}}
+    manifest |= {"totals": totals, "decoding": _decoding(manifest["decoding"], books)}
+    store.end(manifest)
+    pace = generator.pace.tokens_per_round
+    return Summary(totals, count, tokens, seconds, pace, _left_out(manifest), *_keep(out, keep, fallback))
+
+
+def _judged_again(generator: TraceGenerator, rows: Sequence[Row], store: Store) -> dict[Key, dict[str, Any]]:
+    """New verdicts for stored rows that have none since what judges them failed: by key the columns that change."""
+    given = {str(row.id): row for row in rows}
+    todo = [(key, line) for key, line in store.unjudged.items() if key[0] in given]
+    if not todo:
+        return {}
+    say(f"judging {len(todo)} rows again, which have no verdict")
+    texts = ((given[key[0]], line["completion"][0]["content"]) for key, line in todo)
+    verdicts = {
+        key: {"is_correct": new.correct, "verify_error": new.error}
+        for (key, _), new in zip(todo, generator.judge_again(texts), strict=True)
+    }
+    return {key: new for key, new in verdicts.items() if any(store.unjudged[key].get(c) != new[c] for c in new)}
+
+
+def _check_settings(
+    generator: TraceGenerator, rows: Sequence[Row], store: Store, done: Mapping[Key, bool], *, tries: int = 3
+) -> None:
+    """Whether traces whose manifest is lost are of these settings: some are made again, and must be the same.
+
+    Raises:
+        ValueError: one is not.
+    """
+    places = {str(row.id): row for row in rows}
+    keys = [key for key in done if key[0] in places]
+    picked = {keys[i * (len(keys) - 1) // (tries - 1)] for i in range(tries)}
+    for key, (row, tokens) in store.stored(picked).items():
+        others = {(key[0], g): True for g in range(key[1])}
+        (trace,) = generator.make(Schedule([places[key[0]]], generations=key[1] + 1, want=None, done=others))
+        made = trace.row()
+        same = trace.tokens()["token_ids"] == tokens["token_ids"] and list(made) == list(row)
+        if not same or (row.get("verify_error") is None and made["is_correct"] != row.get("is_correct")):
+            raise ValueError(
+                f"{store.manifest} is lost, and these settings make another trace of id {key[0]!r}, generation "
+                f"{key[1]}, than {store.out} holds: use those that it was made with (float32 alone can tell), "
+                "another -o, or --overwrite to start anew"
+            )
+    say(f"notice: {store.manifest} was lost: {len(picked)} of its traces, made again, are the same, so the job goes on")
+
+
+def _left_out(manifest: Mapping[str, Any]) -> float | None:
+    """What the pair leaves of the teacher's mass, if its vocabularies are not the same."""
+    share = manifest["decoding"].get("left_out", {}).get("share")
+    return None if manifest["identity"]["vocabularies"] == SAME else share
+
+
+def _keep(out: str | Path, how: str | None, max_fallback_rate: float) -> tuple[int | None, Path | None]:
+    """Write the rows that are kept to OUT.kept.jsonl, whole or not at all; how many they are."""
+    if how is None:
+        return None, None
+    rows, _ = keep_rows(list(whole_lines(Path(out))), how, max_fallback_rate=max_fallback_rate)
+    write_rows(rows, _kept_file(out))
+    return len(rows), _kept_file(out)
+
+
+def _kept_file(out: str | Path) -> Path:
+    return Path(str(out).removesuffix(".jsonl") + ".kept.jsonl")
+
+
+def _decoding(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The books of several runs added up, and what they come to."""
+
+    def lists(name: str) -> list[int]:
+        return [a + b for a, b in zip_longest(before.get(name, []), now[name], fillvalue=0)]
+
+    sizes = Counter(before.get("block_sizes", {})) + Counter(now["block_sizes"])
+    judged, survived = lists("drafts_judged"), lists("drafts_survived")
+    was = before.get("left_out", {})
+    mass = {name: was.get(name, 0) + now["left_out"][name] for name in ("tokens", "mass")}
+    made = {name: before.get(name, 0) + now[name] for name in ("rounds", "row_rounds", "tokens")}
+    return {
+        "tokens_per_round": round(made["tokens"] / made["row_rounds"], 3) if made["row_rounds"] else None,
+        "left_out": mass | {"share": round(mass["mass"] / mass["tokens"], 6) if mass["tokens"] else None},
+        "survival": [round(s / j, 4) for s, j in zip(survived, judged, strict=True)],
+        **made,
+        "block_sizes": dict(sorted(sizes.items(), key=lambda item: int(item[0]))),
+        "drafts_judged": judged,
+        "drafts_survived": survived,
+    }
+
+
+def _manifest(generator: TraceGenerator, source: str | Path, out: str | Path, limit: int | None) -> dict[str, Any]:
+    teacher, student, _ = generator.find()
+
+    def place(name: str, path: str, revision: str | None) -> dict[str, Any]:
+        return {"name": name, "path": str(Path(path).resolve()) if Path(path).exists() else path, "revision": revision}
+
+    def described(model: Source) -> dict[str, Any]:
+        made = place(model.base, model.path, model.revision)
+        if model.adapter:
+            made["adapter"] = place(model.adapter.name, model.adapter.path, model.adapter.revision)
+        return made | ({"load_in": model.load_in} if model.load_in else {})
+
+    free = {name: getattr(generator.config, name) for name in FREE_SETTINGS}
+    return {
+        "format": 1,
+        "teacher": described(teacher),
+        "student": described(student),
+        "widths": {"teacher": teacher.width, "student": student.width},
+        "versions": {"rsd": rsd.__version__} | {name: version(name) for name in ("torch", "transformers", "numpy")},
+        "identity": generator.identity(),
+        "settings": free | {"input": str(source), "output": Path(out).name, "limit": limit},
+        "totals": None,
+        "decoding": {},
+    }

@@ -1,0 +1,319 @@
+"""Finding and loading a pair of models and tokenizers; the bundled pair; what identifies a model."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+import rsd
+from rsd.config import BUNDLED_LLAMA, BUNDLED_STUDENT, BUNDLED_TEACHER, GenerateConfig, Loading, Sampling
+from rsd.models import gguf
+from rsd.models import kv_cache as cache
+from rsd.models.adapters import CONFIG, find_adapter, merge, split
+from rsd.models.packed import pack
+from rsd.models.source import Source
+
+# What a generation config may hold that RSD has no place for, with the values that mean "off".
+PENALTIES: dict[str, Any] = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "exponential_decay_length_penalty": None,
+    "begin_suppress_tokens": None,
+    "bad_words_ids": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+}
+
+# The largest values of sizes that a configuration may name.
+SIZES = {"vocab_size": 1 << 24, "hidden_size": 1 << 20, "num_hidden_layers": 1 << 12}
+# What a generation config may hold of what is read here, if anything.
+GENERATION: dict[str, tuple[type | str, ...]] = {
+    "temperature": (int, float),
+    "top_p": (int, float),
+    "top_k": (int,),
+    "eos_token_id": (int, "ids"),
+    "suppress_tokens": ("ids",),
+}
+
+
+def bundled(name: str) -> Path:
+    """A bundled file or folder: beside this module in a wheel, in data/ in a checkout."""
+    package = Path(rsd.__file__).parent
+    inside = package / "bundled"
+    return (inside if inside.is_dir() else package.parent / "data") / name
+
+
+def _place(name: str) -> str:
+    """The folder of a bundled model; any other name as it is."""
+    inside = {BUNDLED_TEACHER: "teacher", BUNDLED_STUDENT: "student", BUNDLED_LLAMA: "llama"}.get(name)
+    return str(bundled(inside)) if inside else name
+
+
+def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool, load_in: str | None = None) -> Source:
+    """Read configuration and tokenizer of a directory, a GGUF file, a Hub id, a bundled model, or BASE+ADAPTER.
+
+    Args:
+        revision: the base's. load_in: 4bit or 8bit, to quantise the weights when they are loaded.
+
+    Raises:
+        ValueError: there is no such model, it cannot be read, or it is of a kind that cannot be decoded with;
+            or what reads its adapter or quantises its weights is not installed.
+    """
+    base, adapter_name = split(name)
+    path = _place(base)
+    if not (os.path.isdir(path) or gguf.is_gguf(path)) and (path.startswith((".", "/", "~")) or path.count("/") != 1):
+        raise ValueError(f"--{role} {name}: no such directory (and a Hub id has the form owner/name)")
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    adapter = None
+    with reading(f"--{role} {name}"):
+        if (Path(path) / CONFIG).is_file():  # transformers would load it, unmerged, where peft is installed
+            raise ValueError(f"{base} holds a PEFT adapter: name it after its base, as BASE+{base}")
+        config = gguf.read(AutoConfig, path) if gguf.is_gguf(path) else AutoConfig.from_pretrained(path, **options)
+        # The class of a model with code of its own is known when it is loaded: then the cache checks it.
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), PreTrainedModel)
+        cache.check(config, kind)
+        if load_in:
+            _check_quantising(path, config)
+        if adapter_name is not None:
+            if load_in or getattr(config, "quantization_config", None):
+                raise ValueError("an adapter cannot be merged into quantised weights: merge and save it first")
+            adapter = find_adapter(adapter_name, config, trust_remote_code=trust_remote_code)
+        if adapter and adapter.has_tokenizer:
+            tokenizer = AutoTokenizer.from_pretrained(adapter.path, trust_remote_code=trust_remote_code)
+        elif gguf.is_gguf(path):
+            tokenizer = gguf.tokenizer(path)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        generation = None if gguf.is_gguf(path) else _generation(path, revision)
+        if generation is None:
+            generation = GenerationConfig.from_model_config(config)
+        commit = getattr(config, "_commit_hash", None)
+        source = Source(role, name, path, commit or revision, config, tokenizer, generation, adapter, load_in)
+        _check_values(source)
+        tokenizer.encode("a b")
+        source.ends, source.fingerprint()
+    return source
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Whatever is raised while a model's files are read becomes a ValueError of one line.
+
+    They may hold anything, and there is nothing that cannot be raised then: tokenizers' panics are not even Exceptions.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as e:
+        raise ValueError(f"{name}: cannot be loaded: {_first_line(e)}") from e
+
+
+def _generation(path: str, revision: str | None) -> GenerationConfig | None:
+    """The generation config; None if there is none, but not if it cannot be read.
+
+    Raises:
+        ValueError: it is no JSON object, or values in it are of a wrong type.
+    """
+    file = "generation_config.json"
+    try:
+        made = GenerationConfig.from_pretrained(path, revision=revision or "main")
+    except OSError as e:
+        if (Path(path) / file).exists() or isinstance(e.__context__, ValueError):
+            raise ValueError(f"{file} cannot be read: {_first_line(e.__context__ or e)}") from e
+        return None
+    except (AttributeError, TypeError) as e:
+        raise ValueError(f"{file} is not an object of settings: {_first_line(e)}") from e
+    for name, kinds in GENERATION.items():
+        value = getattr(made, name)
+        several = type(value) is list and all(type(v) is int for v in value)
+        if value is not None and type(value) not in kinds and not (several and "ids" in kinds):
+            raise ValueError(f"{file}: {name} cannot be {value!r}")
+    return made
+
+
+def _check_values(source: Source) -> None:
+    """Raises ValueError for a size that no model has: what is made of it would take all memory, or all time."""
+    config = source.config.get_text_config()
+    for name, most in SIZES.items():
+        value = getattr(config, name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise ValueError(f"its configuration's {name} is {value!r}: a whole number from 1 to {most} is expected")
+    if source.context < 1:
+        raise ValueError(f"its configuration leaves a context of {source.context} positions")
+
+
+def _check_quantising(path: str, config: PreTrainedConfig) -> None:
+    """Raises ValueError where weights are quantised already, or bitsandbytes is not installed."""
+    if gguf.is_gguf(path) or getattr(config, "quantization_config", None):
+        raise ValueError("its weights are quantised already: load them as they are")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it notes what it lacks, and every cast of every layer
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as e:
+        raise ValueError("4bit and 8bit need bitsandbytes: pip install 'rsd[quantize]'") from e
+
+
+def find_served(url: str, model: str, tokenizer: str, *, trust_remote_code: bool) -> Source:
+    """A teacher behind a server: its tokenizer is read here, the rest is asked of the server.
+
+    Raises:
+        ValueError: httpx is not installed, the tokenizer cannot be read, or there is no such server or model.
+    """
+    from rsd.decoding.probe import longest_context
+
+    path = _place(tokenizer)
+    with reading(f"--teacher-tokenizer {tokenizer}"):
+        speller = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        speller.encode("a b")
+        generation = _generation(path, None) or GenerationConfig()
+    context = longest_context(url, model, speller) or speller.model_max_length
+    ids = speller.get_vocab()
+    config = PreTrainedConfig.from_dict(
+        {
+            "vocab_size": max(ids.values()) + 1,
+            "max_position_embeddings": min(context, 1 << 24) - 1,  # one is left for the token that is asked for
+            "eos_token_id": None,
+        }
+    )
+    digest = hashlib.blake2b(repr(sorted(ids.items())).encode(), digest_size=16).hexdigest()
+    return Source("teacher", model, url, f"served, tokenizer {digest}", config, speller, generation)
+
+
+def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedModel:
+    """Load the weights, in fp32 on a CPU and bf16 on a GPU unless asked otherwise; for inference alone.
+
+    Quantised layers compute in that type, and what is not quantised (embedding, head, norms) is loaded in it.
+
+    Args:
+        packed: on a CPU, the linear layers in oneDNN's layout (`packed`), which torch.compile cannot read.
+
+    Raises:
+        ValueError: the weights cannot be loaded, or are not safetensors and `allow_pickle` is off; or they are not the
+            configuration's: the model has tensors that are not there, and would be random, or there are others.
+    """
+    quantised: dict[str, Any] = {}
+    if source.load_in:
+        quantised["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{source.load_in}": True})
+    with reading(f"--{source.role} {source.name}"):
+        options: dict[str, Any] = {
+            "config": source.config,
+            "dtype": getattr(torch, dtype_of(config)),
+            "attn_implementation": config.attn_implementation,
+            "device_map": device_of(config, source.role),
+        }
+        if gguf.is_gguf(source.path):
+            model = gguf.load(source.path, **options)
+        else:
+            made: Any = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # said below, with names
+                revision=source.revision,
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=None if config.allow_pickle else True,
+                **options,
+                **quantised,
+            )
+            model, info = made
+            _check_tensors(info, passed_over=config.skip_check)
+        model.eval()
+        if source.adapter:
+            model = merge(model, source.adapter, allow_pickle=config.allow_pickle)
+        if source.load_in:
+            _try_out(model, source.load_in)
+    if packed:
+        pack(model)
+    return model.eval()
+
+
+def _check_tensors(info: Mapping[str, Any], *, passed_over: bool) -> None:
+    """Whether weights are those of the model: what transformers lacks of them it makes up at random.
+
+    It knows which may lack (a head that is the embedding) and which may be too many (layers for drafting, say), and
+    does not name these. Others that are too many may be layers that the configuration is silent about.
+
+    Args:
+        passed_over: those that are too many are left out.
+
+    Raises:
+        ValueError: some are missing, of another shape, or too many.
+    """
+    for name, what in (("missing", "have no"), ("mismatched", "have another shape of"), ("unexpected", "also hold")):
+        keys = sorted(k if isinstance(k, str) else k[0] for k in info[f"{name}_keys"])
+        if keys and not (name == "unexpected" and passed_over):
+            named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            way_out = "; --skip-check leaves these out" if name == "unexpected" else ""
+            raise ValueError(f"the weights {what} {named}: are they this configuration's?{way_out}")
+
+
+@torch.inference_mode()
+def _try_out(model: PreTrainedModel, load_in: str) -> None:
+    """Which shapes bitsandbytes cannot do on a device, it says only when it computes (4bit on some CPUs)."""
+    try:
+        model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    except RuntimeError as e:
+        raise ValueError(f"bitsandbytes cannot compute with its {load_in} weights here ({_first_line(e)})") from e
+
+
+def one_model(teacher: Source, student: Source, config: Loading) -> bool:
+    """Whether both roles have the same weights on the same device, so that these are loaded once."""
+
+    def weights(source: Source) -> tuple[Any, ...]:
+        place = os.path.realpath(source.path) if os.path.exists(source.path) else source.path
+        adapter = source.adapter and (os.path.realpath(source.adapter.path), source.adapter.revision)
+        return place, source.revision, adapter, source.load_in, device_of(config, source.role)
+
+    return weights(teacher) == weights(student)
+
+
+def device_of(config: Loading, role: str) -> str:
+    return config.device_of(role) or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_of(config: Loading) -> str:
+    """One for both models, since it shapes the traces."""
+    on_cpu = "cpu" in (device_of(config, "teacher"), device_of(config, "student"))
+    return config.dtype or ("float32" if on_cpu else "bfloat16")
+
+
+def sampling_of(config: GenerateConfig, student: Source) -> tuple[Sampling, list[str]]:
+    """The sampling values in force, and lines that say where they come from and what is ignored."""
+    given = student.generation.to_diff_dict()
+    defaults = {k: given[k] for k in ("temperature", "top_p", "top_k") if given.get(k) is not None}
+    values = config.sampling(defaults)
+    said = []
+    for name in ("temperature", "top_p", "top_k"):
+        source = "asked" if getattr(config, name) is not None else "student" if name in defaults else "default"
+        said.append(f"{name.replace('_', '-')} {getattr(values, name)} ({source})")
+    lines = ["sampling: " + ", ".join(said)]
+    ignored = [k for k, off in PENALTIES.items() if given.get(k) not in (None, off)]
+    if ignored:
+        lines.append(f"notice: ignored from the student's generation config: {', '.join(ignored)}")
+    return values, lines
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line, and where that only announces what follows, the next one, too."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]

@@ -1,0 +1,131 @@
+"""How many rows fit: what a pair's weights, caches and working tensors take, against what is free."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from rsd.config import Loading
+from rsd.models.loading import device_of, dtype_of, reading
+from rsd.models.source import Source
+
+MOST_ROWS = {"cpu": 32}  # more rows than that no longer pay on a CPU
+MOST_ROWS_ELSEWHERE = 128
+PROMPT = 512  # tokens assumed for a prompt, beside the longest trace
+KEEP_FREE = 0.1  # of the free memory, for what is not counted
+WIDE = 2  # tensors of float32 as wide as the vocabulary that a round holds for every row and draft, at the most
+QUANTISED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}  # bytes of a weight; 4bit has a scale for every 64
+DRAFTS = 8  # and drafts of a round with many rows
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that one model takes: once, and for every row of `tokens` tokens."""
+
+    device: str
+    weights: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    rows: int
+    text: str
+
+
+def need(
+    config: PreTrainedConfig,
+    *,
+    dtype: str,
+    device: str,
+    tokens: int,
+    trust_remote_code: bool = False,
+    load_in: str | None = None,
+) -> Need:
+    """What a model will take, from its configuration alone."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    size = getattr(torch, dtype).itemsize
+    c = config.get_text_config()
+    heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    weights = sum(p.numel() for p in model.parameters()) * size
+    if load_in:  # the linear layers but for the head, which stays as it is
+        linear = [m for m in model.modules() if type(m) is nn.Linear and m is not model.get_output_embeddings()]
+        weights -= int(sum(m.weight.numel() for m in linear) * (size - QUANTISED[load_in]))
+    if device == "cpu" and c.tie_word_embeddings:
+        weights += c.vocab_size * c.hidden_size * size  # the head is packed, the embedding is not
+    cache = 2 * c.num_hidden_layers * heads * head * size * tokens
+    return Need(device, weights, cache + WIDE * DRAFTS * c.vocab_size * 4)
+
+
+def need_of(source: Source, config: Loading, tokens: int) -> Need:
+    """What a model will take as `config` loads it.
+
+    Raises:
+        ValueError: no model can be built of its configuration.
+    """
+    with reading(f"--{source.role} {source.name}"):
+        return need(
+            source.config,
+            dtype=dtype_of(config),
+            device=device_of(config, source.role),
+            tokens=tokens,
+            trust_remote_code=config.trust_remote_code,
+            load_in=source.load_in,
+        )
+
+
+def estimate(*models: Need, tokens: int, rows: int | None, one: bool = False) -> Estimate:
+    """How many rows of `tokens` tokens fit into the free memory, unless `rows` is given.
+
+    Args:
+        one: the models are one, loaded once, with two caches.
+
+    Models on one device share it. A cache is only as large as its longest trace so far, so this is
+    what the longest traces need.
+    """
+    if one:
+        models = (models[0], replace(models[1], weights=0))
+    most, free_said = [], []
+    for device in dict.fromkeys(n.device for n in models):
+        on = [n for n in models if n.device == device]
+        free = free_bytes(device)
+        left = free * (1 - KEEP_FREE) - sum(n.weights for n in on)
+        most.append(min(int(left // sum(n.row for n in on)), MOST_ROWS.get(device, MOST_ROWS_ELSEWHERE)))
+        free_said.append(f"{_gb(free)} free on {device}")
+    fits = rows if rows is not None else max(1, min(most))
+    weights, row = (_gb(sum(sizes)) for sizes in ([n.weights for n in models], [n.row for n in models]))
+    once = " (one model in both roles, loaded once)" if one else ""
+    text = (
+        f"memory: weights {weights}{once}, and at the most {row} for each row of {tokens} tokens in "
+        f"{'both caches' if len(models) > 1 else 'the cache'}: {fits} rows at once ({', '.join(free_said)})"
+    )
+    if min(most) < 1:
+        text += "; this may not fit"
+    return Estimate(fits, text)
+
+
+def free_bytes(device: str) -> int:
+    """Free memory of a device; of the machine's memory no more than a container is allowed.
+
+    Raises:
+        ValueError: there is no such GPU.
+    """
+    if device.startswith("cuda") and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device}: torch sees {torch.cuda.device_count()} GPUs here; choose another, or cpu")
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        several = range(torch.cuda.device_count()) if device == "auto" else [torch.device(device)]
+        return sum(int(torch.cuda.mem_get_info(one)[0]) for one in several)
+    free = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (allowed := limit.read_text().strip()).isdigit():
+        free = min(free, int(allowed) - int(used.read_text()))
+    return max(free, 0)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2g} GB" if size < 1e10 else f"{size / 1e9:.0f} GB"

@@ -1,0 +1,321 @@
+"""How two tokenizers meet: which tokens are the same in both, and how the teacher reads the others.
+
+Three cases:
+
+- *the same tokens*, padded to any widths;
+- *one base*, where some added tokens (such as `<think>`) exist in only one of the two, as in the paper's pair
+  (arXiv 2509.22230). The teacher reads a student's one as its own tokenization of the token's text, with what is
+  next to it where these go together (the `>` and a line break), and it proposes one by spelling it (`proposals`).
+  Where the teacher alone has such words (its control tokens are none), the pair is treated like the next kind;
+- *different tokenizers*. A token of the teacher whose bytes are one token of the student proposes that; one whose
+  bytes are several proposes them one after the other (`midst`); an added token, the one with the same text; the
+  teacher's end, the student's. What is committed is read by the teacher as it would tokenize the bytes so far: its
+  last tokens may change with every token of the student's. Given that reading all is exact. The reading itself is an
+  approximation (the teacher may have cut its own tokens otherwise), and a student's token that the teacher would put
+  together from several of its own is never proposed as a whole. What is left out are the teacher's control tokens;
+  their mass is measured (`Finished.left_out`).
+
+Ids and bytes are exchanged, never decoded text: half a character cannot break a trace.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rsd.pair.spelling import NEEDED, Speller
+
+# Bytes before a blank from which on a tokenization is taken to stand, whatever follows; and how many of the
+# teacher's tokens are looked at for one.
+SETTLED, REACH = 4, 64
+SAME, DIFFERENT = "the same tokens", "different tokenizers"
+
+
+class Edit(NamedTuple):
+    """What a token of the student changes in the teacher's reading: of its ids `keep` stay, `new` follow.
+
+    fixed: the ids before this one are never read differently again.
+    """
+
+    keep: int
+    new: tuple[int, ...]
+    fixed: int
+
+
+class Reading:
+    """A context as the teacher reads it: its ids, of which the first `fixed` will never change."""
+
+    __slots__ = ("fixed", "ids")
+
+    def __init__(self, ids: Iterable[int] = (), fixed: int | None = None) -> None:
+        self.ids = list(ids)
+        self.fixed = len(self.ids) if fixed is None else fixed
+
+    def apply(self, edit: Edit) -> None:
+        del self.ids[edit.keep :]
+        self.ids += edit.new
+        self.fixed = edit.fixed
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """One pair's meeting.
+
+    shared: float [V], 1 where the student's token is one of the teacher's, too.
+    own: float [V], 0 at the student's own tokens and -inf at padding, and at tokens of bytes that the teacher lacks
+        (of no character that is assigned or prints): added to its logits.
+    theirs: int64 [V], the teacher's id of a shared token; None if all have the same id in both.
+    also: pairs (teacher's id, student's id) of further tokens of the teacher that are the same as a shared one.
+    spelled: the teacher's ids for the student's tokens that it lacks: all of these in one base, the added ones
+        in different tokenizers. several: the other way round, of different tokenizers, the student's ids for plain
+        tokens of the teacher's that are several of them.
+    merged: of the last piece of a spelling, such as the `>` of `</`, `think`, `>`, the teacher's further tokens that
+        begin with it (it and a line break), each with what is left of it in the student's ids.
+    case: what kind of pair it is. student_only, teacher_only: the added tokens that one side alone has.
+    spellers: the teacher's and the student's, where what is committed is read by its bytes. alike: only behind a
+        spelled token, since plain tokens are the same in both.
+    """
+
+    shared: Tensor
+    own: Tensor
+    theirs: Tensor | None = None
+    also: tuple[tuple[int, int], ...] = ()
+    spelled: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    several: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    merged: dict[int, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    case: str = SAME
+    student_only: tuple[str, ...] = ()
+    teacher_only: tuple[str, ...] = ()
+    spellers: tuple[Speller, Speller] | None = None
+    alike: bool = False
+
+    @property
+    def width(self) -> int:
+        """V, the padded width of the student's logits."""
+        return self.shared.shape[0]
+
+    def teacher_id(self, token: int) -> int:
+        """A shared token's id for the teacher."""
+        return token if self.theirs is None else int(self.theirs[token])
+
+    def of_teacher(self, ids: Collection[int]) -> set[int]:
+        """The student's tokens that are these ones of the teacher's."""
+        return {s for s in self.shared.nonzero()[:, 0].tolist() if self.teacher_id(s) in ids}
+
+    def edit(self, reading: Reading, token: int) -> Edit:
+        """What the student's next token changes in the teacher's reading."""
+        end = len(reading.ids)
+        if (spelled := self.spelled.get(token)) is not None:
+            return Edit(end, spelled, self._open(reading, spelled))
+        if self.spellers is None or (self.alike and reading.fixed == end):
+            return Edit(end, (token,), end + 1)
+        teacher, student = self.spellers
+        raw = student.bytes.get(token)
+        if raw is None:  # an added token that both have
+            return Edit(end, (self.teacher_id(token),), end + 1)
+        start = _settled(reading, teacher.bytes)
+        old = reading.ids[start:]
+        before = b"".join(teacher.bytes[i] for i in old)
+        new = teacher.encode(before + raw)
+        same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+        fixed = reading.fixed
+        if self.alike and (end - fixed >= REACH or (new == [*old, token] and teacher.cuts(before, raw))):
+            fixed = start + len(new)  # from here on both read the same
+        return Edit(start + same, tuple(new[same:]), fixed)
+
+    def _open(self, reading: Reading, spelled: tuple[int, ...]) -> int:
+        """From which id on a reading may change behind a token that the teacher spells."""
+        end = len(reading.ids)
+        if self.spellers is None or not self.spellers[0].bytes.keys() >= {*spelled}:
+            return end + len(spelled)
+        if self.alike and reading.fixed == end > 0:  # the id before it may go together with the first piece
+            raw = self.spellers[0].bytes.get(reading.ids[-1])
+            return end - (raw is not None and self.spellers[0].encode(raw) == reading.ids[-1:])
+        return reading.fixed
+
+    def read(self, reading: Reading, tokens: Iterable[int]) -> Reading:
+        """A reading, continued with the student's tokens, in place; returns it."""
+        for token in tokens:
+            reading.apply(self.edit(reading, token))
+        return reading
+
+    def for_teacher(self, ids: Iterable[int]) -> list[int]:
+        """The student's ids as the teacher reads them."""
+        return self.read(Reading(), ids).ids
+
+    def without(self, ids: Collection[int]) -> "Vocabulary":
+        """The same, where these ids of the student are never chosen by anyone."""
+        shared, own = self.shared.clone(), self.own.clone()
+        shared[list(ids)] = 0
+        own[list(ids)] = -torch.inf
+        return replace(self, shared=shared, own=own)
+
+    def describe(self) -> str:
+        words = f"{self.case}, {int(self.shared.sum())} shared tokens"
+        for side, tokens in (("student", self.student_only), ("teacher", self.teacher_only)):
+            if tokens:
+                shown = " ".join(tokens[:6]) + (" ..." if len(tokens) > 6 else "")
+                words += f", {len(tokens)} {'added ' if self.case == DIFFERENT else ''}only in the {side} ({shown})"
+        return words
+
+
+def _settled(reading: Reading, spelled: dict[int, bytes]) -> int:
+    """From which id on a reading may change with the next token: a blank that follows a word, some ids back.
+
+    It depends on the reading's ids alone, so that a trace does not depend on how it was cut into blocks.
+    """
+    first = max(reading.fixed, len(reading.ids) - REACH)
+    for start in range(len(reading.ids) - SETTLED, first, -1):
+        if spelled[reading.ids[start]][:1] in (b" ", b"\n") and spelled[reading.ids[start - 1]][-1:] not in b" \n":
+            return start
+    return first
+
+
+def token_ids(tokens: Iterable[str | int], tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids of tokens that are named by id or by their text.
+
+    Raises:
+        ValueError: one is no token of this tokenizer.
+    """
+    ids = set()
+    for token in tokens:
+        if isinstance(token, str):
+            spelled = tokenizer.encode(token, add_special_tokens=False)
+            if len(spelled) != 1:
+                raise ValueError(f"suppress: {token!r} is {len(spelled)} tokens of the student, not one")
+            ids.add(spelled[0])
+        elif 0 <= token < len(tokenizer):
+            ids.add(token)
+        else:
+            raise ValueError(f"suppress: the student has no token {token}; its ids end at {len(tokenizer) - 1}")
+    return ids
+
+
+def meet(
+    teacher: PreTrainedTokenizerBase,
+    student: PreTrainedTokenizerBase,
+    *,
+    teacher_width: int,
+    student_width: int,
+    teacher_eos: Sequence[int] = (),
+    student_eos: int | None = None,
+) -> Vocabulary:
+    """Compare two tokenizers' token -> id maps, added tokens included; the widths are the models' logits'.
+
+    Args:
+        teacher_eos, student_eos: tokens that end the teacher's text (the usual one first) and that the student
+            lacks stand for the student's own one.
+
+    Raises:
+        ValueError: a tokenizer holds more tokens than its model has logits, or two different tokenizers
+            are not both between tokens and bytes (see `spelling.Speller`).
+    """
+    theirs, ours = teacher.get_vocab(), student.get_vocab()
+    for side, vocab, width in (("teacher", theirs, teacher_width), ("student", ours, student_width)):
+        if max(vocab.values()) >= width:
+            raise ValueError(f"the {side}'s tokenizer has {max(vocab.values()) + 1} ids, its model only {width} logits")
+    added = {
+        side: {token.content: i for i, token in tok.added_tokens_decoder.items()}
+        for side, tok in (("student", student), ("teacher", teacher))
+    }
+    either = added["student"].keys() | added["teacher"].keys()
+    one_base = (ours.keys() ^ theirs.keys()) <= either and all(theirs.get(t, i) == i for t, i in ours.items())
+    # Words such as `</think>` that the teacher alone has as tokens: the student spells them.
+    kinds = teacher.added_tokens_decoder
+    words = {t: i for t, i in added["teacher"].items() if t not in ours and not kinds[i].special}
+    case = DIFFERENT if not one_base else SAME if ours.keys() == theirs.keys() else "one base, other added tokens"
+    spellers = None
+    if words or not one_base:
+        spellers = Speller(teacher, "teacher", words, vocab=theirs), Speller(student, "student", vocab=ours)
+    if spellers is None:
+        pairs = {i: i for t, i in ours.items() if t in theirs}
+        student_only = {t: i for t, i in ours.items() if t not in theirs}
+        teacher_only = {t: i for t, i in theirs.items() if t not in ours}
+        spellers = _of_one_base(teacher, student) if student_only else None
+        spelled = {i: tuple(teacher.encode(t, add_special_tokens=False)) for t, i in student_only.items()}
+        if spellers:
+            spelled = {i: tuple(spellers[0].encode(t.encode())) for t, i in student_only.items()}
+        also, several, unread = [], {}, []
+    else:
+        reads, writes = spellers
+        if not reads.single.keys() >= NEEDED:
+            raise ValueError(
+                f"the teacher's tokenizer has tokens for {len(reads.single)} of 256 single bytes, so that it cannot "
+                "read every text of the student's: choose one that is byte-level, or has bytes to fall back on"
+            )
+        student_only = {t: i for t, i in added["student"].items() if t not in added["teacher"]}
+        teacher_only = {t: i for t, i in added["teacher"].items() if t not in added["student"]}
+        unread = [i for i, raw in writes.bytes.items() if not {*raw} <= reads.single.keys()]
+        pairs = {i: reads.by_bytes[raw] for raw, i in writes.by_bytes.items() if raw in reads.by_bytes}
+        for i in unread:
+            pairs.pop(i, None)
+        pairs |= {i: added["teacher"][t] for t, i in added["student"].items() if t in added["teacher"]}
+        known = writes.bytes.keys() | pairs
+        spelled = {i: tuple(reads.encode(t.encode())) for t, i in ours.items() if i not in known}
+        known = set(pairs.values())
+        others = ((t, raw) for t, raw in reads.bytes.items() if t not in known)
+        also = [(t, writes.by_bytes[raw]) for t, raw in others if raw in writes.by_bytes]
+        lacking = {t: raw for t, raw in reads.bytes.items() if raw not in writes.by_bytes}
+        several = {t: tuple(writes.encode(raw)) for t, raw in lacking.items() if raw and {*raw} <= writes.single.keys()}
+    for i, pieces in spelled.items():
+        if not pieces:
+            raise ValueError(f"the teacher's tokenizer cannot spell the student's token {student.decode([i])!r}")
+    if student_eos is not None and (ends := sorted({*teacher_eos} - {*pairs.values()}, key=[*teacher_eos].index)):
+        if student_eos not in pairs:
+            pairs[student_eos] = ends.pop(0)
+            spelled.pop(student_eos, None)
+        also += [(t, student_eos) for t in ends]
+
+    own = torch.full((student_width,), -torch.inf)
+    own[list(ours.values())] = 0
+    own[unread] = -torch.inf
+    shared = torch.zeros(student_width)
+    shared[list(pairs)] = 1
+    to_teacher = torch.zeros(student_width, dtype=torch.long)
+    to_teacher[list(pairs)] = torch.tensor(list(pairs.values()))
+    return Vocabulary(
+        shared=shared,
+        own=own,
+        theirs=None if all(i == t for i, t in pairs.items()) else to_teacher,
+        also=tuple(also),
+        spelled=spelled,
+        several=several,
+        merged=_merged(spelled.values(), spellers, {*added["teacher"].values()}) if spellers else {},
+        case=case,
+        student_only=_ordered(student_only),
+        teacher_only=_ordered(teacher_only),
+        spellers=spellers,
+        alike=one_base and not words,
+    )
+
+
+def _of_one_base(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> tuple[Speller, Speller] | None:
+    """Spellers for what stands near a spelled token; none where tokens have no exact bytes."""
+    try:
+        spellers = Speller(teacher, "teacher"), Speller(student, "student")
+    except ValueError:
+        return None
+    return spellers if all(len(s.single) == 256 for s in spellers) else None
+
+
+def _merged(
+    spellings: Iterable[tuple[int, ...]], spellers: tuple[Speller, Speller], added: Collection[int]
+) -> dict[int, dict[int, tuple[int, ...]]]:
+    """See `Vocabulary.merged`."""
+    reads, writes = spellers
+    ends = {pieces[-1]: reads.bytes[pieces[-1]] for pieces in spellings if len(pieces) > 1}
+    merged: dict[int, dict[int, tuple[int, ...]]] = {piece: {} for piece in ends}
+    begin = tuple(ends.values())
+    for t, raw in reads.bytes.items():
+        if raw.startswith(begin) and t not in added:
+            for piece, end in ends.items():
+                if raw.startswith(end) and (left := raw[len(end) :]) and {*left} <= writes.single.keys():
+                    merged[piece][t] = tuple(writes.encode(left))
+    return merged
+
+
+def _ordered(tokens: dict[str, int]) -> tuple[str, ...]:
+    return tuple(sorted(tokens, key=tokens.__getitem__))

@@ -1,0 +1,349 @@
+"""Scoring responses under a student: text to ids and steps, the student's reading to scores, rows to files."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from rsd.config import BUNDLED_STUDENT, ScoreConfig, Scoring
+from rsd.models.loading import Source, dtype_of, find, load
+from rsd.models.selfcheck import check_decoding
+from rsd.scoring.naturalness import Reader, Reading
+from rsd.scoring.responses import Arrays, Response, responses
+from rsd.scoring.steps import RULES, split
+from rsd.traces.columns import is_number
+
+# The scores, and whether more of one is better (None: it is there to be read beside the others).
+METRICS: dict[str, bool | None] = {
+    "local_naturalness": True,
+    "global_logprob": True,
+    "perplexity": False,
+    "rsr": False,
+    "aslec_drop": True,
+    "low_prob_share": False,
+    "surprisal_p50": False,
+    "surprisal_p90": False,
+    "surprisal_p99": False,
+    "scored_tokens": None,
+    "num_steps": None,
+    "tokens_per_step": None,
+}
+COLUMNS = (*METRICS, "step_spans", "scoring", "score_error")
+RANK_CAP = 100  # of RSR
+
+
+def _no_ids() -> np.ndarray:
+    return np.empty(0, dtype=np.int32)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """A response and its scores, or the error that stands in their place.
+
+    metrics: by the names of `METRICS`; a score that is not defined for this trace is None.
+    text, token_ids: the trace without its final EOS. starts: the character at which each token begins.
+    spans: the steps as character offsets. steps: the index of each one's first token.
+    reading: the student's log-probs, one entry a token.
+    arrays: what `rsd generate` noted of these tokens, where its sidecar is there; see `responses.Arrays`.
+    """
+
+    response: Response
+    scoring: Mapping[str, Any]
+    error: str | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    text: str = ""
+    token_ids: np.ndarray = field(default_factory=_no_ids)
+    starts: np.ndarray = field(default_factory=_no_ids)
+    spans: Sequence[tuple[int, int]] = ()
+    steps: Sequence[int] = ()
+    reading: Reading | None = None
+    arrays: Arrays | None = None
+
+    def pieces(self) -> list[str]:
+        """The text of each token; joined, the trace's."""
+        ends = [*self.starts[1:].tolist(), len(self.text)]
+        return [self.text[a:b] for a, b in zip(self.starts.tolist(), ends, strict=True)]
+
+    def columns(self) -> dict[str, Any]:
+        """What is added to the row."""
+        spans = None if self.error else [list(span) for span in self.spans]
+        return {name: self.metrics.get(name) for name in METRICS} | {
+            "step_spans": spans,
+            "scoring": dict(self.scoring),
+            "score_error": self.error,
+        }
+
+
+class Scorer:
+    """A student, loaded, and what it scores by."""
+
+    def __init__(
+        self,
+        source: Source,
+        model: PreTrainedModel,
+        scoring: Scoring,
+        *,
+        dtype: str,
+        reading: Mapping[str, Any],
+    ) -> None:
+        """dtype: the model's. reading: as of `ScoreConfig.reading`."""
+        self.source, self.how = source, scoring
+        self.template_kwargs = reading.get("chat_template_kwargs", {})
+        self.reader = Reader(model)
+        self.scoring = rules(source, scoring, dtype=dtype, reading=reading)
+        vocabulary = source.tokenizer.get_vocab().values()
+        self.known = np.isin(np.arange(source.width), list(vocabulary))
+
+    def score(self, response: Response, *, prompt_ids: list[int] | None = None) -> Scored:
+        """Scores of one response; one that cannot be scored comes back with `error` set.
+
+        Args:
+            prompt_ids: the prompt as the student read it; by default the messages in its chat template.
+        """
+        error = response.error
+        if error is None:
+            try:
+                if prompt_ids is None:
+                    prompt_ids = self.source.prompt_ids(response.messages, self.template_kwargs)
+                return self._score(response, prompt_ids)
+            except Exception as e:  # a row must not be able to end a job
+                error = f"{e}".splitlines()[0] if f"{e}" else type(e).__name__
+        return Scored(response=response, scoring=self.scoring, error=error)
+
+    def _score(self, response: Response, prompt: list[int]) -> Scored:
+        text, ids, starts = self._tokens(response)
+        if len(prompt) + len(ids) > self.source.context:
+            raise ValueError(
+                f"prompt and trace have {len(prompt) + len(ids)} tokens, the student's context {self.source.context}"
+            )
+        spans, steps = token_steps(split(text, steps=self.how.steps), starts, len(text))
+        reading = self.reader.read(prompt, ids, steps, [self.how.first(i) for i in range(len(steps))])
+        broken = np.flatnonzero(~np.isfinite(reading.logprobs + reading.local))
+        if len(broken):
+            raise ValueError(f"the student gives token {broken[0]} (id {ids[broken[0]]}) no finite log-probability")
+        arrays = None if response.arrays is None else self._arrays(response.arrays, text, ids, starts)
+        return Scored(
+            response=response,
+            scoring=self.scoring,
+            metrics=metrics(reading, steps, self.how),
+            arrays=arrays,
+            text=text,
+            token_ids=np.array(ids, dtype=np.int32),
+            starts=np.array(starts, dtype=np.int32),
+            spans=spans,
+            steps=steps,
+            reading=reading,
+        )
+
+    def _tokens(self, response: Response) -> tuple[str, list[int], list[int]]:
+        """The trace's text, its ids without the final EOS, and the character at which each token begins."""
+        text, given = response.text, response.token_ids
+        if given is not None:
+            ids = self._without_eos(given)
+            if (unknown := self._unknown(ids)) is not None:
+                raise ValueError(f"token_ids holds {unknown}, which the student's tokenizer does not know")
+            decoded = self._decode(ids)
+            if text and decoded != text:
+                raise ValueError("token_ids do not spell the row's text with the student's tokenizer")
+            text = decoded
+        else:
+            ids = []
+        if not text.strip():
+            raise ValueError("the trace is empty")
+        self.source.check_length(text, "the trace has")
+        encoded = self.source.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        if ids and ids != encoded["input_ids"]:
+            return text, ids, self._starts(ids)
+        ids = self._without_eos(encoded["input_ids"])
+        starts = np.maximum.accumulate([0, *(a for a, _ in encoded["offset_mapping"][1:])])
+        if len(ids) < len(starts):
+            text = text[: starts[len(ids)]]
+        if not ids:
+            raise ValueError("the trace has no tokens")
+        return text, ids, starts[: len(ids)].tolist()
+
+    def _without_eos(self, ids: list[int]) -> list[int]:
+        return ids[:-1] if ids and ids[-1] in self.source.eos else list(ids)
+
+    def _unknown(self, ids: list[int]) -> int | None:
+        return next((i for i in ids if not (0 <= i < self.source.width and self.known[i])), None)
+
+    def _arrays(self, arrays: Arrays, text: str, ids: list[int], starts: list[int]) -> Arrays | None:
+        """The sidecar's arrays for the scored tokens; nothing is known of a token that was sampled otherwise
+        than the tokenizer spells it. None if the sidecar's ids do not spell the text: they are another student's.
+        """
+        sampled = self._without_eos(arrays.token_ids.tolist())
+        if sampled == ids:
+            at = np.arange(len(ids))
+        elif self._unknown(sampled) is not None or self._decode(sampled) != text:
+            return None
+        else:
+            place = {token: i for i, token in enumerate(zip(self._starts(sampled), sampled, strict=True))}
+            at = np.array([place.get(token, -1) for token in zip(starts, ids, strict=True)])
+        return Arrays(
+            token_ids=np.array(ids),
+            teacher_logprobs=np.where(at < 0, np.nan, arrays.teacher_logprobs[at]),
+            student_logprobs=np.where(at < 0, np.nan, arrays.student_logprobs[at]),
+            from_teacher=np.where(at < 0, -1, arrays.from_teacher[at]),
+            proposals=np.where(at < 0, -1, arrays.proposals[at]),
+        )
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.source.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+    def _starts(self, ids: list[int]) -> list[int]:
+        """The character at which each token begins, by decoding a token with the one before it.
+
+        A character whose bytes are split over several tokens is the first one of all but the first.
+        """
+        # A text may hold the very character that stands for bytes which are none yet.
+        replacement = self.source.tokenizer.encode("\ufffd", add_special_tokens=False)
+        starts, done, begin, end = [], 0, 0, 0  # the text of ids[:end] has `done` characters
+        before, partial = "", 0
+        for i in range(len(ids)):
+            starts.append(done + partial)
+            after = self._decode(ids[begin : i + 1])
+            whole = not after.endswith("\ufffd") or ids[max(0, i + 1 - len(replacement)) : i + 1] == replacement
+            partial = max(0, len(after if whole else after.rstrip("\ufffd")) - len(before))
+            if whole:
+                done, partial = done + partial, 0
+                begin, end = end, i + 1
+                before = self._decode(ids[begin:end])
+        return starts
+
+
+def token_steps(
+    spans: Sequence[tuple[int, int]], starts: Sequence[int], length: int
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Steps of tokens: a token belongs to the step of its first character.
+
+    Args:
+        spans: the steps as character offsets. starts: the character at which each token begins.
+
+    Returns:
+        The steps that a token begins in, as character offsets (a step without one is part of the step
+        before), and the index of each one's first token.
+    """
+    step = np.searchsorted([a for a, _ in spans], starts, side="right") - 1
+    firsts = np.flatnonzero(np.diff(step, prepend=-1))
+    begins = [0, *(spans[i][0] for i in step[firsts][1:])]
+    return list(zip(begins, [*begins[1:], length], strict=True)), firsts.tolist()
+
+
+def metrics(reading: Reading, steps: Sequence[int], scoring: Scoring) -> dict[str, float | None]:
+    """The scores of one trace from its tokens' log-probs (natural log).
+
+    LN and global log-prob: arXiv 2510.03988. RSR: 2601.14249. ASLEC-DROP: 2604.06834. The share of
+    improbable tokens is the diagnosis of 2509.22230. A score without a denominator is None.
+    """
+    logprobs, local = reading.logprobs.astype(float), reading.local.astype(float)
+    sizes = np.diff([*steps, len(logprobs)])
+    by_step = np.add.reduceat(local, steps) / sizes
+    later = np.ones(len(logprobs), bool)
+    later[list(steps)] = False
+    surprisal = -float(logprobs.sum())
+    p50, p90, p99 = np.percentile(-logprobs, [50, 90, 99])
+    mean = float(logprobs.mean())
+    values = {
+        "local_naturalness": by_step.mean() if scoring.weighting == "step" else local.mean(),
+        "global_logprob": mean,
+        "perplexity": math.exp(-mean) if mean > -700 else None,
+        "rsr": np.minimum(reading.ranks, RANK_CAP).sum() / surprisal if surprisal > 0 else None,
+        "aslec_drop": logprobs[later].mean() if later.any() else None,
+        "low_prob_share": (np.exp(logprobs) < scoring.threshold).mean(),
+        "surprisal_p50": p50,
+        "surprisal_p90": p90,
+        "surprisal_p99": p99,
+    }
+    rounded = {k: None if v is None else round(float(v), 6) for k, v in values.items()}
+    return rounded | {
+        "scored_tokens": len(logprobs),
+        "num_steps": len(steps),
+        "tokens_per_step": round(len(logprobs) / len(steps), 6),
+    }
+
+
+def set_rsr(scored: Iterable[Mapping[str, float | None]]) -> float | None:
+    """RSR of a set of traces (arXiv 2601.14249): the sum of their mean ranks over that of their mean surprisals."""
+    ranks = surprisals = 0.0
+    for m in scored:
+        if m["rsr"] is not None and m["global_logprob"] is not None:
+            ranks += m["rsr"] * -m["global_logprob"]
+            surprisals -= m["global_logprob"]
+    return ranks / surprisals if surprisals > 0 else None
+
+
+def named(scoring: Mapping[str, Any]) -> str:
+    """The rules of a score in words."""
+    return (
+        f"student {scoring['student']}, {scoring['steps']} steps, window {scoring['window']}, "
+        f"weighting by {scoring['weighting']}, improbable below {scoring['threshold']:g}"
+    )
+
+
+def rules(source: Source, scoring: Scoring, *, dtype: str, reading: Mapping[str, Any]) -> dict[str, Any]:
+    """What names a score, and all that it depends on beside the row."""
+    student = {"student": source.label, "fingerprint": source.fingerprint(), "dtype": dtype}
+    return student | asdict(scoring) | {"step_rules": RULES} | dict(reading)
+
+
+def stored(response: Response, scoring: Mapping[str, Any]) -> Scored | None:
+    """The scores that the row already has, if they were made by the same rules and, it seems, of the same text."""
+    row, made = response.row, {name: response.row.get(name) for name in METRICS}
+    try:
+        same = (
+            row["scoring"] == scoring and row["score_error"] is None and row["step_spans"][-1][1] == len(response.text)
+        )
+        spans = [(int(start), int(end)) for start, end in row["step_spans"]]
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return None
+    if response.error or not same or not all(v is None or is_number(v) for v in made.values()):
+        return None
+    return Scored(response=response, scoring=scoring, metrics=made, spans=spans)
+
+
+def find_student(config: ScoreConfig) -> Source:
+    """The student without its weights.
+
+    Raises:
+        ValueError: there is none, or its tokenizer gives no character offsets.
+    """
+    source = find("student", config.student, config.student_revision, trust_remote_code=config.trust_remote_code)
+    if not source.tokenizer.is_fast:
+        raise ValueError(f"--student {config.student}: scoring needs a fast tokenizer (a tokenizer.json)")
+    return source
+
+
+def load_scorer(config: ScoreConfig) -> Scorer:
+    """Load the student.
+
+    Raises:
+        ValueError: it cannot be loaded, or decoded.
+    """
+    source = find_student(config)
+    model = load(source, config)
+    if not config.skip_check:
+        check_decoding(model, f"--student {source.name}")
+    return Scorer(source, model, config.scoring(), dtype=dtype_of(config), reading=config.reading())
+
+
+def score(
+    rows: Iterable[Mapping[str, Any]], *, student: str = BUNDLED_STUDENT, **settings: Any
+) -> list[dict[str, Any]]:
+    """The rows, in order, with their scores under a student added (`COLUMNS`).
+
+    Args:
+        rows: in any format that `responses.responses` reads.
+        student: a directory or Hub id.
+        settings: of `ScoreConfig`, such as `window="20%"`.
+
+    Raises:
+        ValueError: the student cannot be loaded, a setting is out of range, or no row holds a response.
+    """
+    config = ScoreConfig(student=student, **settings)
+    todo = responses(list(rows), config)
+    scorer = load_scorer(config)
+    return [dict(r.row) | scorer.score(r).columns() for r in todo]
