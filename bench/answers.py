@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rsd.answers.verifier import Verifier
 
-PAIRS = Path(__file__).parent.parent / "tests" / "answers.jsonl"
+PAIRS = Path(__file__).parent.parent / "tests" / "answers" / "answers.jsonl"
 
 
 def ours(how: str) -> Callable[[str, str], bool]:

@@ -19,7 +19,8 @@ from rsd import GenerateConfig, TraceGenerator
 from rsd.config import Acceptance, Sampling
 from rsd.decoding.engine import Engine, Request
 from rsd.decoding.sampling import acceptable, drafter, row_key, target, warp
-from rsd.models.loading import bundled, find, load
+from rsd.models.bundled import bundled
+from rsd.models.loading import find, load
 from rsd.models.packed import pack
 from rsd.pair.vocabulary import Vocabulary, meet
 from rsd.traces.rows import read_rows

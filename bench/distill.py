@@ -119,7 +119,7 @@ def train(task: dict[str, Any], size: Size) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    from rsd.models.loading import bundled
+    from rsd.models.bundled import bundled
 
     started = time.monotonic()
     gpu = torch.cuda.is_available()

@@ -9,7 +9,8 @@ import argparse
 import torch
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.models.loading import bundled, load
+from rsd.models.bundled import bundled
+from rsd.models.loading import load
 from rsd.traces.rows import read_rows
 
 

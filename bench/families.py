@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from rsd import GenerateConfig, TraceGenerator
 from rsd.analysis.select import BY, select
 from rsd.config import ScoreConfig
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 from rsd.scoring.responses import responses
 from rsd.scoring.scorer import METRICS, Scored, load_scorer, set_rsr
 from rsd.traces.rows import read_rows

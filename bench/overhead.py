@@ -20,7 +20,8 @@ from rsd import GenerateConfig
 from rsd.config import Acceptance, Sampling
 from rsd.decoding.engine import Engine, Request
 from rsd.decoding.sampling import row_key
-from rsd.models.loading import bundled, find, load
+from rsd.models.bundled import bundled
+from rsd.models.loading import find, load
 from rsd.pair.vocabulary import meet
 from rsd.traces.rows import read_rows
 

@@ -30,7 +30,8 @@ from rsd.decoding.engine import Engine, Request
 from rsd.decoding.probe import longest_context
 from rsd.decoding.sampling import row_key
 from rsd.decoding.served_teacher import ServedTeacher
-from rsd.models.loading import bundled, find
+from rsd.models.bundled import bundled
+from rsd.models.loading import find
 from rsd.traces.rows import read_rows
 
 RATIOS = [("blocks", "published"), ("blocks", "lockstep"), ("lockstep", "published")]

@@ -3,7 +3,7 @@
     python bench/steps.py
     git show REVISION:rsd/steps.py > old.py && python bench/steps.py --splitter old.py
 
-The chains of thought, with their right steps, are in tests/steps.jsonl. They were written from what a reader
+The chains of thought, with their right steps, are in tests/scoring/steps.jsonl. They were written from what a reader
 calls a sentence: one that also ends with its line, while a displayed formula or a block of code, a table's
 head with the rule below it, and a tag with what it opens or closes are one piece. "Found" is the share of
 right boundaries that are made, "right" that of the made ones that are right, "whole" the share of texts in
@@ -17,12 +17,14 @@ from pathlib import Path
 
 from rsd.traces.rows import read_rows
 
-TABLE = Path(__file__).parent.parent / "tests" / "steps.jsonl"
+TABLE = Path(__file__).parent.parent / "tests" / "scoring" / "steps.jsonl"
 
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--splitter", default=str(Path(__file__).parent.parent / "rsd" / "steps.py"), help="a steps.py")
+    ap.add_argument(
+        "--splitter", default=str(Path(__file__).parent.parent / "rsd" / "scoring" / "steps.py"), help="a steps.py"
+    )
     ap.add_argument("--wrong", action="store_true", help="print the texts that are split otherwise")
     args = ap.parse_args()
     split = runpy.run_path(args.splitter)["split"]

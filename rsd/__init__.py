@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 from rsd.config import GenerateConfig, ScoreConfig
+from rsd.version import __version__
 
 if TYPE_CHECKING:
     from rsd.generation.generator import TraceGenerator
     from rsd.scoring.scorer import score
     from rsd.traces.trace import Trace
 
-__version__ = "0.1.0"
 __all__ = ["GenerateConfig", "ScoreConfig", "Trace", "TraceGenerator", "__version__", "score"]
 
 

@@ -10,6 +10,16 @@ from rsd.cli import main
 
 FLAGS = ["--max-new-tokens", "30", "--temperature", "1", "--top-k", "0", "--top-p", "1"]
 PROBLEMS = [{"id": f"p{i}", "problem": f"{i} plus {i}?", "answer": str(2 * i), "level": i} for i in range(10)]
+# Traces of one problem, for what is scored and compared.
+NATURAL = ["<think>\n6+5=11. 11*3=33.\n</think>\n\n\\boxed{33}", "<think>\n15+2=17. 17*2=34.\n</think>\n\n\\boxed{34}"]
+WORDY = "<think>\nOkay, let me think. To start: 6 plus 5 is 11.\nThen: 11 times 3 is 33.\n</think>\n\nSo \\boxed{33}."
+
+
+def command(*args, expect=0):
+    """Any command."""
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exit_code == expect, result.output + str(result.exception)
+    return result
 
 
 def run(*args, expect=0):
@@ -29,3 +39,7 @@ def files(out: Path) -> tuple[list[dict], list[dict], dict]:
 
 def by_key(rows):
     return {(r["id"], r["generation"]): r for r in rows}
+
+
+def row(i, text, **columns):
+    return {"id": f"p{i}", "prompt": f"Ana has {i} pens and finds 5 more. How many?", "completion": text} | columns

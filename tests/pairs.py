@@ -1,6 +1,8 @@
 """Small real models for the tests: random ones, and ones that look their logits up in a table."""
 
+import numpy as np
 import torch
+from scipy.stats import chisquare
 from transformers import (
     AfmoeConfig,
     AutoModelForCausalLM,
@@ -224,3 +226,26 @@ def decode(
     )
     todo = requests(prompts, max_new_tokens=max_new_tokens, vocabulary=vocabulary, seed=seed)
     return {f.request.tag: f for f in engine.run(todo)}
+
+
+def fits(tokens, probs):
+    """Whether a sample can come from a distribution (chi-square), and holds nothing impossible."""
+    seen, possible = np.bincount(tokens, minlength=len(probs)), probs > 0
+    expected = len(tokens) * probs[possible] / probs[possible].sum()
+    if seen[~possible].sum():
+        return False
+    seen, rare = seen[possible], expected < 3  # too few for the test: taken together
+    seen, expected = (np.array([*x[~rare], x[rare].sum()]) for x in (seen, expected))
+    likely = expected > 0
+    return likely.sum() == 1 or chisquare(seen[likely], expected[likely]).pvalue > 0.005
+
+
+def full_logits(model, prompt, tokens):
+    """Logits where `tokens` are predicted after `prompt`, by one plain forward without a cache."""
+    with torch.inference_mode():
+        return model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1].double()
+
+
+def full_logprobs(model, prompt, tokens):
+    logprobs = full_logits(model, prompt, tokens).log_softmax(-1)
+    return logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0].numpy()

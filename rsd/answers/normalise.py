@@ -20,14 +20,6 @@ def after_thinking(text: str, *, opened: bool = False) -> str | None:
     return None if opened or "<think>" in text else text
 
 
-def one_think_close(text: str, *, opened: bool = False) -> bool | None:
-    """Whether the thinking section is closed exactly once; None if the text has none."""
-    count = text.count("</think>")
-    if not count and not opened and "<think>" not in text:
-        return None
-    return count == 1
-
-
 def boxed(text: str) -> str | None:
     """What the last brace-matched `\\boxed{...}` holds; None if there is none."""
     open_braces: list[int] = []  # where the content of a box begins, or -1 for another brace

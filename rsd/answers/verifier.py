@@ -18,14 +18,15 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
-from rsd.answers import worker as judge
 from rsd.answers.equality import exactly, same
 from rsd.answers.normalise import after_thinking, boxed, reference
 from rsd.traces.rows import Row
 
 # Columns that hold a problem's answer, unless one is named.
+WORKER = Path(__file__).with_name("worker.py")  # started as a process of its own
 ANSWER_COLUMNS = ("answer", "final_answer", "solution")
 WORKERS = 2
 START_LIMIT, MATH_LIMIT, OWN_LIMIT = 120.0, 10.0, 60.0  # seconds: to start, for a case, of a user's function
@@ -191,7 +192,7 @@ class _Worker:
         named = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
         others = [p for p in map(os.path.abspath, sys.path) if p != here]
         self.process = subprocess.Popen(
-            [sys.executable, "-P", judge.__file__, how, str(os.getpid()), *([here] if ":" in how else []), *others],
+            [sys.executable, "-P", WORKER, how, str(os.getpid()), *([here] if ":" in how else []), *others],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(named), "PYTHONIOENCODING": "utf-8"},

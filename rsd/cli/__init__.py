@@ -4,11 +4,11 @@ from typing import Any
 
 import click
 
-import rsd
 from rsd.cli.export import export
 from rsd.cli.generate import generate
 from rsd.cli.scores import compare, score, select
 from rsd.terminal import guarded
+from rsd.version import __version__
 
 
 class Commands(click.Group):
@@ -20,7 +20,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(rsd.__version__, prog_name="rsd")
+@click.version_option(__version__, prog_name="rsd")
 def main() -> None:
     """Reasoning traces tailored to a small model, by reverse speculative decoding (arXiv 2509.22230)."""
 

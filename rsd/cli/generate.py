@@ -132,7 +132,7 @@ def generate(
         quiet()
         from rsd.generation.generator import TraceGenerator
         from rsd.generation.job import run_job
-        from rsd.models.loading import bundled
+        from rsd.models.bundled import bundled
 
         source = source or str(bundled("problems.jsonl"))
         generator = TraceGenerator(config)

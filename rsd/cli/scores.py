@@ -87,7 +87,7 @@ def compare(
         quiet()
         from rsd.analysis.compare import as_json, summary, table
         from rsd.analysis.compare import compare as compare_traces
-        from rsd.models.loading import bundled
+        from rsd.models.bundled import bundled
         from rsd.scoring.responses import read_responses
         from rsd.scoring.scorer import load_scorer
 
@@ -136,7 +136,7 @@ def _scored(scorer: "Scorer", side: "list[Response]", keep: "Callable[[Scored], 
 def _bundled_traces(folder: str) -> str:
     from rsd.generation.generator import TraceGenerator
     from rsd.generation.job import run_job
-    from rsd.models.loading import bundled
+    from rsd.models.bundled import bundled
 
     out = f"{folder}/traces.jsonl"
     run_job(TraceGenerator(GenerateConfig()), bundled("problems.jsonl"), out)

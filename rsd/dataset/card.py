@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rsd
 from rsd.dataset.formats import WITH_TEMPLATE
+from rsd.version import __version__
 
 if TYPE_CHECKING:
     from rsd.dataset.export import Export
@@ -65,7 +65,7 @@ def card(made: Export, files: Mapping[str, str], *, repo_id: str | None = None) 
         data,
         template_path=str(Path(__file__).with_name("card.md")),
         title=data.pretty_name,
-        version=rsd.__version__,
+        version=__version__,
         load=_load(files, repo_id),
         format=c.format,
         format_says=SAYS[c.format] + _template_says(c.format, identity.get("chat_template_kwargs")),

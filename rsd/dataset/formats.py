@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rsd.traces.trace import PROVENANCE
+
 FORMATS = ("prompt-completion", "messages", "sharegpt", "alpaca", "token-ids")
-# What every exported row says of its trace, whatever its format.
-PROVENANCE = ("id", "generation", "is_correct", "num_tokens", "acceptance_rate", "fallback_rate")
 SHAREGPT = {"user": "human", "assistant": "gpt"}
 # Those whose trainer, TRL, gives to the chat template what the column `chat_template_kwargs` holds.
 WITH_TEMPLATE = ("prompt-completion", "messages")

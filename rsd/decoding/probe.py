@@ -1,23 +1,51 @@
 """What a server is asked before a job: whether it has the model, tells what is needed, and reads as we write."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from rsd.decoding import served_teacher as served
 from rsd.decoding.served_teacher import FAULTS, KEY, UNREADABLE, Answer, fault, fetch, headers, httpx, top_logprobs
 from rsd.decoding.teacher import TOP
+from rsd.models.bundled import folder_of
+from rsd.models.loading import generation_config, reading
+from rsd.models.source import Source
 from rsd.terminal import one_line, say
 
 STARTING = 30.0  # seconds in which a server that is just starting may come to answer
 TIMEOUT = httpx.Timeout(60, connect=10)
 # Text that tokenizers cut differently.
 SAMPLE = "Let x_1 = 12.5: a na\u00efve caf\u00e9 sells 1,234 \u6f22\u5b57 cups.\n\n    return \\boxed{x**2}  # done"
+
+
+def find_served(url: str, model: str, tokenizer: str, *, trust_remote_code: bool) -> Source:
+    """A teacher behind a server: its tokenizer is read here, the rest is asked of the server.
+
+    Raises:
+        ValueError: httpx is not installed, the tokenizer cannot be read, or there is no such server or model.
+    """
+    path = folder_of(tokenizer)
+    with reading(f"--teacher-tokenizer {tokenizer}"):
+        speller = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        speller.encode("a b")
+        generation = generation_config(path, None) or GenerationConfig()
+    context = longest_context(url, model, speller) or speller.model_max_length
+    ids = speller.get_vocab()
+    config = PreTrainedConfig.from_dict(
+        {
+            "vocab_size": max(ids.values()) + 1,
+            "max_position_embeddings": min(context, 1 << 24) - 1,  # one is left for the token that is asked for
+            "eos_token_id": None,
+        }
+    )
+    digest = hashlib.blake2b(repr(sorted(ids.items())).encode(), digest_size=16).hexdigest()
+    return Source("teacher", model, url, f"served, tokenizer {digest}", config, speller, generation)
 
 
 def longest_context(url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> int | None:

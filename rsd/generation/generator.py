@@ -18,7 +18,7 @@ from rsd.decoding.sampling import row_key
 from rsd.decoding.teacher import TOP, Teacher
 from rsd.generation.pipeline import Requests
 from rsd.generation.schedule import Schedule
-from rsd.models.loading import dtype_of, find, find_served, load, one_model, sampling_of
+from rsd.models.loading import dtype_of, find, load, one_model, sampling_of
 from rsd.models.memory import PROMPT, Estimate, estimate, need_of
 from rsd.models.selfcheck import check_decoding
 from rsd.models.source import Source
@@ -70,6 +70,8 @@ class TraceGenerator:
             c = self.config
             code = c.trust_remote_code
             if c.served:
+                from rsd.decoding.probe import find_served  # needs httpx
+
                 name = str(c.teacher_model)
                 teacher = find_served(c.teacher, name, c.teacher_tokenizer or name, trust_remote_code=code)
             else:

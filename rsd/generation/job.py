@@ -12,7 +12,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-import rsd
 from rsd.config import FREE_SETTINGS
 from rsd.files import Output, check_outputs, place, write_rows
 from rsd.generation.generator import TraceGenerator
@@ -26,6 +25,7 @@ from rsd.traces.filters import is_right
 from rsd.traces.filters import keep as keep_rows
 from rsd.traces.rows import Row
 from rsd.traces.store import Key, Store, whole_lines
+from rsd.version import __version__
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def _manifest(generator: TraceGenerator, source: str | Path, out: str | Path, li
         "teacher": described(teacher),
         "student": described(student),
         "widths": {"teacher": teacher.width, "student": student.width},
-        "versions": {"rsd": rsd.__version__} | {name: version(name) for name in ("torch", "transformers", "numpy")},
+        "versions": {"rsd": __version__} | {name: version(name) for name in ("torch", "transformers", "numpy")},
         "identity": generator.identity(),
         "settings": free | {"input": str(source), "output": Path(out).name, "limit": limit},
         "totals": None,

@@ -1,6 +1,5 @@
-"""Finding and loading a pair of models and tokenizers; the bundled pair; what identifies a model."""
+"""Finding and loading models and tokenizers."""
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -20,11 +19,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-import rsd
-from rsd.config import BUNDLED_LLAMA, BUNDLED_STUDENT, BUNDLED_TEACHER, GenerateConfig, Loading, Sampling
-from rsd.models import gguf
-from rsd.models import kv_cache as cache
+from rsd.config import GenerateConfig, Loading, Sampling
+from rsd.models import gguf, kv_cache
 from rsd.models.adapters import CONFIG, find_adapter, merge, split
+from rsd.models.bundled import folder_of
 from rsd.models.packed import pack
 from rsd.models.source import Source
 
@@ -56,19 +54,6 @@ GENERATION: dict[str, tuple[type | str, ...]] = {
 }
 
 
-def bundled(name: str) -> Path:
-    """A bundled file or folder: beside this module in a wheel, in data/ in a checkout."""
-    package = Path(rsd.__file__).parent
-    inside = package / "bundled"
-    return (inside if inside.is_dir() else package.parent / "data") / name
-
-
-def _place(name: str) -> str:
-    """The folder of a bundled model; any other name as it is."""
-    inside = {BUNDLED_TEACHER: "teacher", BUNDLED_STUDENT: "student", BUNDLED_LLAMA: "llama"}.get(name)
-    return str(bundled(inside)) if inside else name
-
-
 def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool, load_in: str | None = None) -> Source:
     """Read configuration and tokenizer of a directory, a GGUF file, a Hub id, a bundled model, or BASE+ADAPTER.
 
@@ -80,7 +65,7 @@ def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool,
             or what reads its adapter or quantises its weights is not installed.
     """
     base, adapter_name = split(name)
-    path = _place(base)
+    path = folder_of(base)
     if not (os.path.isdir(path) or gguf.is_gguf(path)) and (path.startswith((".", "/", "~")) or path.count("/") != 1):
         raise ValueError(f"--{role} {name}: no such directory (and a Hub id has the form owner/name)")
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -91,7 +76,7 @@ def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool,
         config = gguf.read(AutoConfig, path) if gguf.is_gguf(path) else AutoConfig.from_pretrained(path, **options)
         # The class of a model with code of its own is known when it is loaded: then the cache checks it.
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), PreTrainedModel)
-        cache.check(config, kind)
+        kv_cache.check(config, kind)
         if load_in:
             _check_quantising(path, config)
         if adapter_name is not None:
@@ -104,7 +89,7 @@ def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool,
             tokenizer = gguf.tokenizer(path)
         else:
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        generation = None if gguf.is_gguf(path) else _generation(path, revision)
+        generation = None if gguf.is_gguf(path) else generation_config(path, revision)
         if generation is None:
             generation = GenerationConfig.from_model_config(config)
         commit = getattr(config, "_commit_hash", None)
@@ -129,7 +114,7 @@ def reading(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: cannot be loaded: {_first_line(e)}") from e
 
 
-def _generation(path: str, revision: str | None) -> GenerationConfig | None:
+def generation_config(path: str, revision: str | None) -> GenerationConfig | None:
     """The generation config; None if there is none, but not if it cannot be read.
 
     Raises:
@@ -172,32 +157,6 @@ def _check_quantising(path: str, config: PreTrainedConfig) -> None:
         import bitsandbytes  # noqa: F401
     except ImportError as e:
         raise ValueError("4bit and 8bit need bitsandbytes: pip install 'rsd[quantize]'") from e
-
-
-def find_served(url: str, model: str, tokenizer: str, *, trust_remote_code: bool) -> Source:
-    """A teacher behind a server: its tokenizer is read here, the rest is asked of the server.
-
-    Raises:
-        ValueError: httpx is not installed, the tokenizer cannot be read, or there is no such server or model.
-    """
-    from rsd.decoding.probe import longest_context
-
-    path = _place(tokenizer)
-    with reading(f"--teacher-tokenizer {tokenizer}"):
-        speller = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        speller.encode("a b")
-        generation = _generation(path, None) or GenerationConfig()
-    context = longest_context(url, model, speller) or speller.model_max_length
-    ids = speller.get_vocab()
-    config = PreTrainedConfig.from_dict(
-        {
-            "vocab_size": max(ids.values()) + 1,
-            "max_position_embeddings": min(context, 1 << 24) - 1,  # one is left for the token that is asked for
-            "eos_token_id": None,
-        }
-    )
-    digest = hashlib.blake2b(repr(sorted(ids.items())).encode(), digest_size=16).hexdigest()
-    return Source("teacher", model, url, f"served, tokenizer {digest}", config, speller, generation)
 
 
 def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from rsd.models import kv_cache as cache
+from rsd.models import kv_cache
 from rsd.models.adapters import Adapter
 from rsd.models.limits import chat_template, in_time
 
@@ -59,7 +59,7 @@ class Source:
 
     @property
     def context(self) -> int:
-        return cache.context(self.config)
+        return kv_cache.context(self.config)
 
     @cached_property
     def ends(self) -> list[int]:

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from rsd.dataset.formats import PROVENANCE
 from rsd.files import TOO_LONG, first_row
+from rsd.traces.trace import PROVENANCE
 
 SHAPES = (
     {"prompt", "completion"},

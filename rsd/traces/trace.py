@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rsd.answers.normalise import one_think_close
 from rsd.traces.rows import Messages, Row, digest
 
 if TYPE_CHECKING:  # these import torch, which readers of traces can do without
@@ -31,6 +30,8 @@ COLUMNS = (
     "fallback_rate",
     "error",
 )
+# What a row says of its trace; every exported row does, too, whatever its format.
+PROVENANCE = ("id", "generation", "is_correct", "num_tokens", "acceptance_rate", "fallback_rate")
 
 
 def _nothing() -> np.ndarray:
@@ -148,3 +149,11 @@ class Trace:
 def _logprobs(values: np.ndarray) -> list[float | None]:
     # JSON has neither NaN (no such token) nor -inf (a token that a model rules out).
     return [round(v, 6) if math.isfinite(v) else None for v in values.tolist()]
+
+
+def one_think_close(text: str, *, opened: bool = False) -> bool | None:
+    """Whether the thinking section is closed exactly once; None if the text has none."""
+    count = text.count("</think>")
+    if not count and not opened and "<think>" not in text:
+        return None
+    return count == 1

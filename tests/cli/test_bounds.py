@@ -8,10 +8,8 @@ from dataclasses import replace
 
 import pytest
 from conftest import TEMPLATE, read, write
-from jobs import FLAGS, pair, run
+from jobs import FLAGS, NATURAL, WORDY, command, pair, row, run
 from real import tokenizer
-from test_compare import NATURAL, WORDY, row
-from test_scoring import command
 
 from rsd.config import BUNDLED_STUDENT, GenerateConfig, ScoreConfig
 from rsd.models import limits

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import environment, rsd
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from rsd.analysis.compare import compare
 from rsd.analysis.report import write_report
 from rsd.analysis.tracefile import TraceFile
 from rsd.config import ScoreConfig
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 from rsd.scoring.naturalness import Reading
 from rsd.scoring.responses import responses
 from rsd.scoring.scorer import Scored, load_scorer

@@ -10,7 +10,7 @@ from conftest import environment
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 from rsd.models.memory import KEEP_FREE, MOST_ROWS, Need, estimate, free_bytes, need
 
 
@@ -83,7 +83,7 @@ print("rows", engine.rows)
 @pytest.mark.slow
 def test_a_process_that_may_have_no_more_memory_goes_on():
     # 64 rows of 512 slots take 1 GB in both caches; the process gets 400 MB.
-    script = SCRIPT.format(tests=str(Path(__file__).parent), spare=400_000_000)
+    script = SCRIPT.format(tests=str(Path(__file__).parents[1]), spare=400_000_000)
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment())
     assert result.returncode == 0, result.stderr
     assert 1 <= int(result.stdout.split()[1]) <= 32

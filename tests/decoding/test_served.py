@@ -15,7 +15,7 @@ from rsd import GenerateConfig, TraceGenerator
 from rsd.cli import main
 from rsd.decoding import probe
 from rsd.decoding import served_teacher as served
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 from rsd.traces.rows import read_rows
 
 ROWS = read_rows(bundled("problems.jsonl"))[:4]

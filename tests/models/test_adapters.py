@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rsd.cli import main
 from rsd.config import GenerateConfig
 from rsd.models.adapters import split
-from rsd.models.loading import bundled, find, load
+from rsd.models.bundled import bundled
+from rsd.models.loading import find, load
 
 IDS = torch.arange(40)[None]
 LAYERS = ["q_proj", "v_proj", "down_proj"]

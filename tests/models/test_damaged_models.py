@@ -11,7 +11,7 @@ from conftest import rsd, write
 from safetensors.torch import load_file, save_file
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 
 WEIGHTS, TENSOR = "model.safetensors", "model.layers.1.mlp.up_proj.weight"
 ANY = object()

@@ -9,14 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairs import decode, random_model, table_model
-from test_engine import fits, full_logprobs
+from pairs import decode, fits, full_logprobs, random_model, table_model
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.config import Acceptance, Sampling
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 from rsd.pair.vocabulary import Reading, meet
 from rsd.traces.rows import read_rows
 

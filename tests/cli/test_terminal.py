@@ -15,7 +15,7 @@ from conftest import environment, read, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 from rsd.terminal import Screen, harmless, one_line
 
 TITLE = "\x1b]0;owned\x07"

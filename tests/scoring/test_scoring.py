@@ -5,17 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from conftest import read, write
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from jobs import FLAGS, PROBLEMS, pair
+from jobs import FLAGS, PROBLEMS, command, pair
 from jobs import run as generate
 
 import rsd
-from rsd.cli import main
 from rsd.config import ScoreConfig
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 from rsd.scoring.responses import Arrays, responses
 from rsd.scoring.scorer import COLUMNS, METRICS, load_scorer, token_steps
 from rsd.scoring.steps import split
@@ -24,12 +22,6 @@ QUESTION = "What is 6 times 7?"
 THINKING, ANSWER = "6*7=42. So it is 42.", "\\boxed{42}"
 TEXT = f"<think>\n{THINKING}\n</think>\n\n{ANSWER}"
 USER, ASSISTANT = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": TEXT}
-
-
-def command(*args, expect=0):
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    assert result.exit_code == expect, result.output + str(result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")

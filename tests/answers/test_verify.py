@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jobs import FLAGS, files, pair, run
 
-from rsd.answers.normalise import after_thinking, boxed, one_think_close, reference
+from rsd.answers.normalise import after_thinking, boxed, reference
 from rsd.answers.verifier import Judgement, Verifier
+from rsd.traces.trace import one_think_close
 
 INSIDE = st.recursive(
     st.text(alphabet="ab1 \\$,.", max_size=4).filter(lambda s: not s.endswith("\\")),

@@ -19,7 +19,7 @@ from jobs import by_key, files, run
 from transformers import AutoTokenizer
 
 from rsd.cli import main
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 from rsd.traces.filters import keep
 from rsd.traces.rows import read_rows
 

@@ -11,7 +11,7 @@ from test_served import ROWS, assert_same, command, config, local, stub  # noqa:
 from rsd import TraceGenerator
 from rsd.decoding import probe
 from rsd.decoding import served_teacher as served
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 
 
 @pytest.mark.parametrize("fault", ["flood", "bomb", "deep", *ODD])

@@ -9,21 +9,14 @@ from click.testing import CliRunner
 from conftest import read, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jobs import NATURAL, WORDY, command, row
 from scipy.stats import binomtest, ttest_1samp
-from test_scoring import command
 
 from rsd.analysis.compare import SHOWN, as_json, bootstrap, compare, sign_test, table
 from rsd.cli import main
 from rsd.config import ScoreConfig
 from rsd.scoring.responses import responses
 from rsd.scoring.scorer import METRICS, load_scorer, set_rsr
-
-NATURAL = ["<think>\n6+5=11. 11*3=33.\n</think>\n\n\\boxed{33}", "<think>\n15+2=17. 17*2=34.\n</think>\n\n\\boxed{34}"]
-WORDY = "<think>\nOkay, let me think. To start: 6 plus 5 is 11.\nThen: 11 times 3 is 33.\n</think>\n\nSo \\boxed{33}."
-
-
-def row(i, text, **columns):
-    return {"id": f"p{i}", "prompt": f"Ana has {i} pens and finds 5 more. How many?", "completion": text} | columns
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from jobs import by_key, files, run
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.generation.schedule import Schedule
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 from rsd.traces.filters import flaw, keep
 from rsd.traces.rows import Row, read_rows
 

@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from pairs import decode, random_model, spelled_vocabulary, table_model
-from test_engine import fits
+from pairs import decode, fits, random_model, spelled_vocabulary, table_model
 
 from rsd.config import Acceptance, Sampling
 from rsd.decoding.sampling import acceptable, target, warp

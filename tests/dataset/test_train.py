@@ -16,10 +16,10 @@ from real import part
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rsd.cli import main
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 from rsd.traces.rows import read_rows
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from rsd.analysis.report import LABELS, html_report
 from rsd.analysis.tracefile import TraceFile
 from rsd.config import ScoreConfig
 from rsd.generation.job import run_job
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 from rsd.scoring.responses import read_responses, responses
 from rsd.scoring.scorer import METRICS, Scored, Scorer, load_scorer
 from rsd.traces.rows import read_rows

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.config import ScoreConfig
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 from rsd.scoring.responses import read_responses
 from rsd.scoring.scorer import load_scorer
 

@@ -5,37 +5,23 @@ import math
 import numpy as np
 import pytest
 import torch
-from pairs import CONFIGS, decode, random_model, spelled_vocabulary, table_model, twin_vocabulary
-from scipy.stats import chisquare
+from pairs import (
+    CONFIGS,
+    decode,
+    fits,
+    full_logits,
+    full_logprobs,
+    random_model,
+    spelled_vocabulary,
+    table_model,
+    twin_vocabulary,
+)
 
 from rsd.config import Acceptance, Sampling
 from rsd.decoding.sampling import target
 from rsd.models.kv_cache import unfold
 
 PROMPTS = [[1], [2, 3, 4, 5, 6, 7, 8], [9, 9], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [2, 3, 4, 5, 6, 7, 8], [11, 12, 13]]
-
-
-def fits(tokens, probs):
-    """Whether a sample can come from a distribution (chi-square), and holds nothing impossible."""
-    seen, possible = np.bincount(tokens, minlength=len(probs)), probs > 0
-    expected = len(tokens) * probs[possible] / probs[possible].sum()
-    if seen[~possible].sum():
-        return False
-    seen, rare = seen[possible], expected < 3  # too few for the test: taken together
-    seen, expected = (np.array([*x[~rare], x[rare].sum()]) for x in (seen, expected))
-    likely = expected > 0
-    return likely.sum() == 1 or chisquare(seen[likely], expected[likely]).pvalue > 0.005
-
-
-def full_logits(model, prompt, tokens):
-    """Logits where `tokens` are predicted after `prompt`, by one plain forward without a cache."""
-    with torch.inference_mode():
-        return model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1].double()
-
-
-def full_logprobs(model, prompt, tokens):
-    logprobs = full_logits(model, prompt, tokens).log_softmax(-1)
-    return logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0].numpy()
 
 
 def test_a_kernel_may_leave_its_columns_before_its_heads():

@@ -18,7 +18,7 @@ from conftest import environment, read, rsd, write
 
 from rsd.cli import main
 from rsd.files import place, replacing, write_rows, write_text
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 from rsd.traces.rows import read_rows
 
 KEEP = "--keep", "all"

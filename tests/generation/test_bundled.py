@@ -13,9 +13,9 @@ from conftest import environment, read, rsd
 from transformers import AutoConfig, AutoTokenizer
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "data"))
 
 
@@ -112,7 +112,7 @@ def test_a_wheel_works_outside_the_checkout(tmp_path):
     subprocess.run([*pip, "wheel", "--no-deps", "-w", tmp_path, ROOT], check=True)
     (wheel,) = tmp_path.glob("rsd-*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
-    code = "import rsd.models.loading as m; print(m.bundled('teacher'))"
+    code = "import rsd.models.bundled as m; print(m.bundled('teacher'))"
     env = environment() | {"PYTHONPATH": str(tmp_path / "site")}
     where = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert where.stdout.strip() == str(tmp_path / "site" / "rsd" / "bundled" / "teacher")

@@ -9,7 +9,7 @@ import pytest
 from conftest import environment, write
 from jobs import files
 
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 from rsd.traces.rows import read_rows
 
 # Names that the judge, a library of its, or Python itself looks for when it starts.

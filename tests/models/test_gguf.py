@@ -15,7 +15,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.models.loading import bundled, find, load
+from rsd.models.bundled import bundled
+from rsd.models.loading import find, load
 
 IDS = torch.arange(40)[None]
 MERGED = "\u0100\u0100"  # two zero bytes: there must be a merge in such a file

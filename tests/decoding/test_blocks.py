@@ -16,7 +16,7 @@ from rsd.decoding.block_size import CHOICES, Pace
 from rsd.decoding.cuda_graph import DraftLoop
 from rsd.decoding.engine import Engine, Request
 from rsd.decoding.sampling import acceptable, row_key, target, warp
-from rsd.models.loading import bundled
+from rsd.models.bundled import bundled
 from rsd.models.packed import PackedLinear, pack
 from rsd.traces.rows import read_rows
 
