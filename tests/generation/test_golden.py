@@ -1,6 +1,7 @@
 """The bundled traces, their sidecars and manifests are what they have always been: a change that moves code moves none.
 
-`PYTHONPATH=tests python tests/generation/test_golden.py` writes golden.json anew, for a change that is meant to change traces.
+`PYTHONPATH=tests python tests/generation/test_golden.py` writes golden.json anew, for a change that is meant to
+change traces.
 """
 
 import hashlib
