@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.config import Acceptance, Sampling
-from rsd.decoding.engine import Engine, Request
-from rsd.decoding.sampling import acceptable, drafter, row_key, target, warp
+from rsd.decoding.engine import Engine
+from rsd.decoding.sampling import accept_mask, drafter, row_key, target, warp
+from rsd.decoding.sequence import Request
 from rsd.models.bundled import bundled
 from rsd.models.loading import find, load
 from rsd.models.packed import pack
@@ -168,7 +169,7 @@ class Planted:
         last = self.embedding[torch.arange(0, self.width, self.width // 256)] * SHARPNESS
         ours, theirs = last @ self.tables[0].T, last @ self._turned(angle).T
         p = warp(ours, sampling)
-        stands = acceptable(ours.log_softmax(-1), p, acceptance, sampling)
+        stands = accept_mask(ours.log_softmax(-1), p, acceptance, sampling)
         goal = target(warp(theirs, sampling), p, stands, acceptance.trials)
         return float(torch.minimum(drafter(p, stands), goal.r).sum(-1).mean())
 

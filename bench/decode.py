@@ -130,10 +130,10 @@ def measure(pair: Pair, rows: int, *, repeats: int, others: bool, compiled: bool
         contenders["compiled"] = ours(pair, pair.engine(rows, None, compile=True))  # of plain models
         for _ in range(4):  # each new shape takes seconds to compile
             contenders["compiled"]()
-    for _ in range(3):  # learns its pace, as a long job does in its first hundred rounds
+    for _ in range(3):  # learns its block sizes, as a long job does in its first hundred rounds
         contenders["own"]()
     figures = interleaved(contenders, repeats)
-    books = own.pace.books()
+    books = own.blocks.statistics()
     survived, judged = sum(books["drafts_survived"]), sum(books["drafts_judged"])
     return {
         "pair": pair.name,

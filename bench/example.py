@@ -27,7 +27,8 @@ def main() -> None:
     print(f"PROBLEM\n{rows[0]['problem']} (answer: {rows[0]['answer']})\n")
     print(f"TEACHER ALONE\n{raw.text}\n\nRSD\n{trace.text}\n")
 
-    teacher, student, vocabulary = generator.find()
+    pair = generator.find()
+    teacher, student, vocabulary = pair.teacher, pair.student, pair.vocabulary
     tokens = trace.token_ids.tolist()
     probs = []
     for source, ids in ((teacher, vocabulary.for_teacher(trace.prompt_ids)), (student, trace.prompt_ids)):

@@ -55,7 +55,7 @@ def stretch(pair: Pair, engine: Engine, start: int, end: int) -> float:
 
 
 def cache_bytes(engine: Engine) -> int:
-    layers = [*engine.rounds.teacher.model.cache.layers.values(), *engine.rounds.student.cache.layers.values()]
+    layers = [*engine.teacher.model.cache.layers.values(), *engine.student.cache.layers.values()]
     return sum(keys.nbytes + values.nbytes for keys, values in layers)
 
 

@@ -18,8 +18,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from rsd import GenerateConfig
 from rsd.config import Acceptance, Sampling
-from rsd.decoding.engine import Engine, Request
+from rsd.decoding.engine import Engine
 from rsd.decoding.sampling import row_key
+from rsd.decoding.sequence import Request
 from rsd.models.bundled import bundled
 from rsd.models.loading import find, load
 from rsd.pair.vocabulary import meet
@@ -93,7 +94,7 @@ def main() -> None:
         # Without the tokens that the teacher spells in pieces, what is left is a step of each model.
         engines = [
             Engine(*models, met, sampling=Sampling(), acceptance=Acceptance(), eos=(), rows=rows, block=1)
-            for met in (vocabulary, vocabulary.without(vocabulary.spelled))
+            for met in (vocabulary, vocabulary.without(vocabulary.student_to_teacher))
         ]
         seconds = []
         for repeat in range(args.repeats + 1):

@@ -26,9 +26,10 @@ from common import Pair, bundled_pair, interleaved, machine, ratio, write
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.config import BUNDLED_TEACHER, Sampling
-from rsd.decoding.engine import Engine, Request
+from rsd.decoding.engine import Engine
 from rsd.decoding.probe import longest_context
 from rsd.decoding.sampling import row_key
+from rsd.decoding.sequence import Request
 from rsd.decoding.served_teacher import ServedTeacher
 from rsd.models.bundled import bundled
 from rsd.models.loading import find
@@ -86,10 +87,10 @@ def measure(pair: Pair, args: argparse.Namespace, rows: int, context: int) -> di
         "lockstep": contender(engine(pair, args, rows, 1), pair, count, context, "l"),
         "blocks": contender(own, pair, count, context, "b"),
     }
-    for _ in range(2):  # learns its pace
+    for _ in range(2):  # learns its block sizes
         contenders["blocks"]()
     figures = interleaved(contenders, args.repeats)
-    books = own.pace.books()
+    books = own.blocks.statistics()
     return {
         "rows": rows,
         "context": context,

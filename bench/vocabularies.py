@@ -28,7 +28,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rsd.pair.spelling import BLANK
-from rsd.pair.vocabulary import Reading, Vocabulary, meet
+from rsd.pair.vocabulary import TeacherContext, Vocabulary, meet
 
 HERE = Path(__file__).parent
 NAMES = ("qwen3", "llama3", "llama2", "gemma3", "deepseek_v3", "gptoss", "smollm2")
@@ -104,16 +104,16 @@ def compare(teacher_name: str, student_name: str, kinds: dict[str, list[str]]) -
             ids = written(student, text)
             raw = spelled(ids, student, writes)
             started = time.process_time()
-            read = vocabulary.read(Reading(), ids).ids
+            read = vocabulary.read(TeacherContext(), ids).ids
             read_for += time.process_time() - started
             count += len(ids)
             both = [i for i in {*ids} - writes.keys() if vocabulary.shared[i]]
             ends = {vocabulary.teacher_id(i): spelled([i], student, {}) for i in both}
             exact &= spelled(read, teacher, ends | reads) == raw
-            blocks = Reading()
+            parts = TeacherContext()
             for start, end in pairwise([0, *sorted(r.sample(range(1, len(ids)), 5)), len(ids)]):
-                blocks = vocabulary.read(Reading(blocks.ids, blocks.fixed), ids[start:end])
-            whole &= blocks.ids == read
+                parts = vocabulary.read(TeacherContext(parts.ids, parts.fixed), ids[start:end])
+            whole &= parts.ids == read
             own = written(teacher, raw.decode())
             total += len(own)
             differ += differing(teacher, reads, read, own)
@@ -124,8 +124,8 @@ def compare(teacher_name: str, student_name: str, kinds: dict[str, list[str]]) -
         "student": student_name,
         "seconds": round(seconds, 2),
         "shared": int(vocabulary.shared.sum()),
-        "several": len(vocabulary.several),
-        "spelled": len(vocabulary.spelled),
+        "several": len(vocabulary.teacher_to_student),
+        "spelled": len(vocabulary.student_to_teacher),
         "merged": sum(map(len, vocabulary.merged.values())),
         "left_out": len({*teacher.get_vocab().values()} - proposed(vocabulary)),
         "microseconds": round(1e6 * read_for / count, 1),
@@ -139,7 +139,7 @@ def compare(teacher_name: str, student_name: str, kinds: dict[str, list[str]]) -
 def proposed(vocabulary: Vocabulary) -> set[int]:
     """The teacher's ids that say something to the student."""
     shared = {vocabulary.teacher_id(s) for s in vocabulary.shared.nonzero()[:, 0].tolist()}
-    return shared | vocabulary.several.keys() | {t for t, _ in vocabulary.also}
+    return shared | vocabulary.teacher_to_student.keys() | {t for t, _ in vocabulary.also}
 
 
 def table(rows: list[dict]) -> str:

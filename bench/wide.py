@@ -23,7 +23,8 @@ from overhead import bare_seconds, lockstep_seconds
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from rsd.config import Acceptance, Sampling
-from rsd.decoding.engine import Engine, Request
+from rsd.decoding.engine import Engine
+from rsd.decoding.sequence import Request
 from rsd.models.packed import pack
 from rsd.pair.vocabulary import Vocabulary
 

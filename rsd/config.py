@@ -168,7 +168,7 @@ class ScoreConfig(Scoring, Loading):
     def scoring(self) -> Scoring:
         return Scoring(**{f.name: getattr(self, f.name) for f in fields(Scoring)})
 
-    def reading(self) -> dict[str, Any]:
+    def layout(self) -> dict[str, Any]:
         """What was asked of where prompt and trace are and how they are put; a score depends on it, too."""
         names = ("prompt_column", "response_column", "thinking_column", "system_prompt", "chat_template_kwargs")
         return {name: value for name in names if (value := getattr(self, name))}

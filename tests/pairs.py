@@ -24,9 +24,10 @@ from transformers import (
 )
 
 from rsd.config import Acceptance, Sampling
-from rsd.decoding.engine import Engine, Finished, Request
+from rsd.decoding.engine import Engine
 from rsd.decoding.proposals import Proposals
 from rsd.decoding.sampling import row_key
+from rsd.decoding.sequence import Finished, Request
 from rsd.pair.vocabulary import Vocabulary
 
 CONFIGS = {
@@ -167,7 +168,7 @@ def spelled_vocabulary(width: int, spellings: dict[int, list[int]]) -> Vocabular
     """Ids in `spellings` are the student's alone, and the teacher spells them so."""
     shared = torch.ones(width)
     shared[list(spellings)] = 0
-    return Vocabulary(shared, torch.zeros(width), spelled={i: tuple(pieces) for i, pieces in spellings.items()})
+    return Vocabulary(shared, torch.zeros(width), student_to_teacher={i: tuple(p) for i, p in spellings.items()})
 
 
 def proposed(logits: torch.Tensor, vocabulary: Vocabulary | torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -175,7 +176,7 @@ def proposed(logits: torch.Tensor, vocabulary: Vocabulary | torch.Tensor, sampli
     if isinstance(vocabulary, torch.Tensor):
         vocabulary = Vocabulary(vocabulary, torch.zeros_like(vocabulary))
     made = Proposals(vocabulary, sampling, torch.device("cpu"))
-    found = made.masses(made.pool(logits))
+    found = made.mass(made.pool(logits))
     masses = found.masses.float()
     if found.ids is not None:
         masses = torch.zeros(*masses.shape[:-1], vocabulary.width).scatter_add_(-1, found.ids, masses)

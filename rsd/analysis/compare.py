@@ -119,7 +119,7 @@ def compare(baseline: Sequence[Scored], candidate: Sequence[Scored], *, names: t
 def summary(s: Scored) -> Scored:
     """What `compare` reads of a scored trace: nothing of its tokens, which a page alone shows."""
     row = {k: v for k, v in s.response.row.items() if k == "is_correct"}
-    response = replace(s.response, row=row, text="", token_ids=None, arrays=None)
+    response = replace(s.response, row=row, text="", token_ids=None, tokens=None)
     return Scored(response=response, scoring=s.scoring, error=s.error, metrics=s.metrics)
 
 

@@ -185,7 +185,7 @@ def by_teacher(files: Sequence[str], config: ScoreConfig) -> dict[str, list[Scor
         if name in sides:
             raise ValueError(f"two files are called {name}: give each teacher's file a name of its own")
         sides[name] = read_responses(file, config)
-    wanted = rules(find_student(config), config.scoring(), dtype=dtype_of(config), reading=config.reading())
+    wanted = rules(find_student(config), config.scoring(), dtype=dtype_of(config), layout=config.layout())
     known = {name: [stored(r, wanted) for r in side] for name, side in sides.items()}
     missing = [r for name, side in sides.items() for r, s in zip(side, known[name], strict=True) if s is None]
     made = progress(load_scorer(config), missing) if missing else iter(())

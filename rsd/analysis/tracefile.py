@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rsd.analysis.compare import summary
-from rsd.scoring.naturalness import Reading
+from rsd.scoring.naturalness import TokenScores
 from rsd.scoring.scorer import Scored
 
 
@@ -34,10 +34,10 @@ class TraceFile:
     def keep(self, s: Scored) -> Scored:
         """Write a trace, and return what is left of it: what `compare` reads, and what it is found by here."""
         kept = summary(s)
-        if s.reading is not None:
-            shown = zlib.compress(page_json(_trace(s, s.reading, self.decode)).encode("ascii"), 1)
+        if s.token_scores is not None:
+            shown = zlib.compress(page_json(_trace(s, s.token_scores, self.decode)).encode("ascii"), 1)
             self.places[kept] = self.file.tell(), len(shown)
-            self.file.write(s.reading.logprobs.astype(np.float32).tobytes())
+            self.file.write(s.token_scores.logprobs.astype(np.float32).tobytes())
             self.file.write(shown)
         return kept
 
@@ -72,23 +72,23 @@ def page_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _trace(s: Scored, reading: Reading, decode: Callable[[int], str]) -> dict[str, Any]:
+def _trace(s: Scored, scores: TokenScores, decode: Callable[[int], str]) -> dict[str, Any]:
     """One trace's tokens; log-probs in thousandths, null where there is none."""
     correct = s.response.row.get("is_correct")
     made: dict[str, Any] = {
         "ln": s.metrics["local_naturalness"],
         "correct": correct if isinstance(correct, bool) else None,
         "pieces": s.pieces(),
-        "student": _thousandths(reading.logprobs),
-        "local": _thousandths(reading.local),
+        "student": _thousandths(scores.logprobs),
+        "local": _thousandths(scores.local),
         "steps": list(s.steps),
     }
-    if s.arrays is not None:
-        own = np.flatnonzero(s.arrays.from_teacher == 0)
-        made["teacher"] = _thousandths(s.arrays.teacher_logprobs)
+    if s.tokens is not None:
+        own = np.flatnonzero(s.tokens["from_teacher"] == 0)
+        made["teacher"] = _thousandths(s.tokens["teacher_logprobs"])
         made["own"] = own.tolist()
-        made["proposed"] = [decode(i) if i >= 0 else None for i in s.arrays.proposals[own].tolist()]
-        made["unknown"] = np.flatnonzero(s.arrays.from_teacher < 0).tolist()
+        made["proposed"] = [decode(i) if i >= 0 else None for i in s.tokens["proposals"][own].tolist()]
+        made["unknown"] = np.flatnonzero(s.tokens["from_teacher"] < 0).tolist()
     return made
 
 

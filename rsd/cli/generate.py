@@ -148,11 +148,12 @@ def _show_first(generator: Any, source: str) -> None:
     from rsd.config import FREE_SETTINGS
     from rsd.traces import rows as data
 
-    teacher, student, _ = generator.find()
+    pair = generator.find()
+    teacher, student = pair.teacher, pair.student
     row = generator.prepare(data.read_rows(source)[:1])[0]
     if row.error is not None:
         raise ValueError(f"the first row is bad: {row.error}")
-    prompt = generator.render(row)
+    prompt = pair.render(row, generator.config)
     free = {name: getattr(generator.config, name) for name in FREE_SETTINGS}
     settings = generator.identity() | free | {"batch_size": generator.memory().rows}
     settings |= {"teacher": teacher.name, "student": student.name}

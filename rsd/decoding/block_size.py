@@ -17,11 +17,11 @@ REMEMBER = 15  # rounds whose median is the cost of a choice
 COLD = 0.6  # what the first round of a choice is taken to cost when warm: it allocates, compiles, captures
 DOUBT = 0.08  # how far a cost may be below its median if it was measured once; shrinks with the root of the rounds
 MARGIN = 0.05  # by which a block must be better than lockstep: never to be slower counts more than a little
-FADE = 0.998  # how much of the rounds that a cost rests on is left a round later, so that it is measured again
+FADE = 0.998  # how much of the rounds that a cost remainders on is left a round later, so that it is measured again
 FORGET = 0.99  # the same for the survival of drafts
 
 
-class Pace:
+class BlockController:
     """Chooses the block length of every round, and keeps the books of all of them.
 
     It begins in lockstep and climbs while that pays. A choice never changes a trace.
@@ -104,7 +104,7 @@ class Pace:
             cost.weight *= FADE
         costs.setdefault(block, _Cost()).add(seconds)
 
-    def books(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, Any]:
         """Totals of all rounds since `begin`, as JSON values.
 
         rounds, row_rounds (a round of 8 rows is 8), tokens committed, rounds by block size, and by a

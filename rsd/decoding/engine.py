@@ -1,12 +1,11 @@
 """The decoding engine: which traces run together, from prompt to end. It knows ids only, never text.
 
-The algorithm of a round is in `rounds`; here prompts are read, freed rows are refilled at once, and a
+The algorithm of a round is in `round`; here prompts are read, freed rows are refilled at once, and a
 lack of memory is met with fewer rows (`room`).
 """
 
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,96 +13,24 @@ import torch
 from transformers import PreTrainedModel
 
 from rsd.config import Acceptance, Sampling
-from rsd.decoding.block_size import Pace
-from rsd.decoding.partial_tokens import BETWEEN, Midst
-from rsd.decoding.round import (
-    ACCEPTED,
-    DONE,
-    LABEL,
-    LEFT_OUT,
-    PROPOSAL,
-    RECORD,
-    STATE,
-    STUDENT_LOGPROB,
-    TEACHER_LOGPROB,
-    TOKEN,
-    Rounds,
-)
+from rsd.decoding.block_size import BlockController
+from rsd.decoding.round import Ended, Rounds
+from rsd.decoding.sequence import STATE, Finished, Request, T, TraceSoFar
 from rsd.decoding.teacher import LocalTeacher, Teacher
 from rsd.models.kv_cache import CachedModel
 from rsd.models.room import Room, out_of_memory, twice_fit
-from rsd.pair.vocabulary import Reading, Vocabulary
+from rsd.pair.vocabulary import Vocabulary
+from rsd.traces.tokens import TOKEN
 
 READ_AHEAD = 2048  # prompt tokens that are prefilled together, before rows are free for them
 AT_ONCE = 16  # and how many prompts at the most
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """One trace to make.
-
-    student_prompt, teacher_prompt: the prompt as each model reads it; at least one id each.
-        Requests in a row with equal prompts share one prefill.
-    key: the noise key, from `sampling.row_key`.
-    tag: the caller's; handed back untouched.
-    """
-
-    student_prompt: list[int]
-    teacher_prompt: list[int]
-    key: int
-    max_new_tokens: int
-    tag: Any = None
-
-
-@dataclass(frozen=True, eq=False)
-class Finished:
-    """One trace made: arrays of T committed tokens, the final EOS included.
-
-    token_ids: int64, the student's ids.
-    teacher_logprobs, student_logprobs: float64, log-softmax over the full width at temperature 1,
-        before any mask; NaN where the teacher has no such token.
-    from_teacher: bool, drawn from its posterior given the token.
-    accepted: float64, a = q(A), the chance that one proposal stands.
-    proposals: int64, the teacher's likeliest proposal; -1 where it has none that the student knows. (Of a token
-        that it spells, only where this could stand; see `proposals`.)
-    left_out: float64, the share of the teacher's sampling distribution that is no token of the student's.
-    finish_reason: "stop" (an EOS), "length", "loop" (see `loops`), or "error".
-    """
-
-    request: Request
-    token_ids: np.ndarray
-    teacher_logprobs: np.ndarray
-    student_logprobs: np.ndarray
-    from_teacher: np.ndarray
-    accepted: np.ndarray
-    proposals: np.ndarray
-    left_out: np.ndarray
-    finish_reason: str
-    error: str | None = None
-
-
-class Row(NamedTuple):
-    """A request, and the record [T, RECORD] of the tokens that it has: none, unless it was interrupted; and where
-    the teacher is after them."""
-
-    request: Request
-    record: np.ndarray
-    midst: Midst = BETWEEN
-
-    @property
-    def tokens(self) -> list[int]:
-        return self.record[:, TOKEN].astype(int).tolist()
-
-    def read(self, vocabulary: Vocabulary) -> tuple[list[int], Reading]:
-        """The row so far as each model reads it."""
-        theirs = vocabulary.read(Reading(self.request.teacher_prompt), self.tokens)
-        return [*self.request.student_prompt, *self.tokens], theirs
+Live = list[TraceSoFar | None]  # by slot
 
 
 class Ready(NamedTuple):
     """A row that is read, all but its last id: it is row `at` of what both models prefilled."""
 
-    row: Row
+    row: TraceSoFar
     prefilled: tuple[CachedModel, Any]
     at: int
 
@@ -113,10 +40,10 @@ class Engine:
 
     Args:
         eos: ids that end a trace.
-        block: tokens drafted a round; 1 is lockstep; None leaves it to `pace`. A trace does not depend
+        block: tokens drafted a round; 1 is lockstep; None leaves it to `block_size`. A trace does not depend
             on it (in fp32, up to near-ties).
         loop_check: end traces that repeat themselves for ever, see `loops`.
-        compile: see `cache.CachedModel`.
+        compile: see `kv_cache.CachedModel`.
 
     Raises:
         ValueError: a model whose state cannot be rolled back.
@@ -138,20 +65,20 @@ class Engine:
     ) -> None:
         self.vocabulary = vocabulary
         self.room, self.at_once = Room(rows), AT_ONCE
-        self.pace = Pace(block)
-        if isinstance(teacher, PreTrainedModel):
-            teacher = LocalTeacher(teacher, rows, compile=compile)
+        self.blocks = BlockController(block)
+        self.student = CachedModel(student, rows, compile=compile)
+        self.teacher = LocalTeacher(teacher, rows, compile=compile) if isinstance(teacher, PreTrainedModel) else teacher
         self.rounds = Rounds(
-            teacher,
-            student,
+            self.teacher,
+            self.student,
             vocabulary,
             sampling=sampling,
             acceptance=acceptance,
             eos=eos,
             rows=rows,
-            pace=self.pace,
+            blocks=self.blocks,
             loop_check=loop_check,
-            compile=compile,
+            graphs=compile and self.student.device.type == "cuda",
         )
 
     @property
@@ -160,7 +87,7 @@ class Engine:
         return self.room.rows
 
     @torch.inference_mode()
-    def run(self, requests: Iterable[Request]) -> Iterator[Finished]:
+    def run(self, requests: Iterable[Request[T]]) -> Iterator[Finished[T]]:
         """Yield traces as they finish; a finished row's slot takes the next request at once.
 
         An iterator that has come to its end is asked again when there is room: what follows from a trace that
@@ -169,54 +96,59 @@ class Engine:
         Out of memory, it goes on with half of the rows, from the tokens that all of them have, and tries more
         rows again later. With one row left, that row ends as an error.
         """
-        self.pace.begin()
+        self.blocks.begin()
         waiting = _Waiting(requests)
         ready: deque[Ready] = deque()
-        live: list[Row | None] = []  # by slot
-        state = np.zeros((self.room.asked, STATE), dtype=np.int64)
-        book = np.empty((self.room.asked, 256, RECORD))
+        live: Live = []  # by slot
+        state = np.zeros(self.room.asked, dtype=STATE)
+        records = np.empty((self.room.asked, 256), dtype=TOKEN)
         while True:
             if self.room.may_grow and (ready or waiting.rows):
                 if twice_fit(self._models()):
-                    self._interrupt(waiting, ready, live, state, book)
+                    self._interrupt(waiting, ready, live, state, records)
                     self.room.grow()
                     self.at_once = AT_ONCE
                     self._drop_caches()
                 else:
                     self.room.wait()
             short = False
-            ended: list[tuple[int, str, str | None]] = []
+            ended: Ended = []
             try:
-                book = self._fill(waiting, ready, live, state, book)
+                records = self._fill(waiting, ready, live, state, records)
                 if not live:
                     return
-                block = self.pace.choose(len(live))
-                book = _room(book, int(state[: len(live), DONE].max()) + block)
-                ended = self.rounds.round(state[: len(live)], book, block)
+                block = self.blocks.choose(len(live))
+                records = _room(records, int(state["done"][: len(live)].max()) + block)
+                ended = self.rounds.round(state[: len(live)], records, block)
             except (RuntimeError, MemoryError) as e:
                 if not out_of_memory(e):
                     raise
                 short = True  # what the exception holds on to is only freed after this block
             if short:
                 alone = self.rows == 1
-                self._interrupt(waiting, ready, live, state, book)
+                self._interrupt(waiting, ready, live, state, records)
                 self.room.shrink()
                 self._drop_caches()
                 if alone and (row := waiting.pop()):
-                    why = f"out of memory after {len(row.record)} tokens, with this row alone"
-                    yield _finished(row.request, row.record[:0], "error", why)
+                    why = f"out of memory after {len(row.tokens)} tokens, with this row alone"
+                    yield Finished(row.request, row.tokens[:0], "error", why)
             for slot, reason, error in ended:
                 request = live[slot].request  # type: ignore[union-attr]
                 live[slot] = None
                 self.room.finish(1)
-                yield _finished(request, book[slot, : state[slot, DONE]], reason, error)
+                yield Finished(request, records[slot, : state["done"][slot]].copy(), reason, error)
 
     def _interrupt(
-        self, waiting: "_Waiting", ready: deque[Ready], live: list[Row | None], state: np.ndarray, book: np.ndarray
+        self,
+        waiting: "_Waiting",
+        ready: deque[Ready],
+        live: Live,
+        state: np.ndarray,
+        records: np.ndarray,
     ) -> None:
         """All rows wait again, with the tokens that they have."""
         interrupted = [
-            Row(row.request, book[slot, : state[slot, DONE]].copy(), self.rounds.midst[slot])
+            TraceSoFar(row.request, records[slot, : state["done"][slot]].copy(), self.rounds.proposer.partials[slot])
             for slot, row in enumerate(live)
             if row
         ]
@@ -225,7 +157,12 @@ class Engine:
         ready.clear()
 
     def _fill(
-        self, waiting: "_Waiting", ready: deque[Ready], live: list[Row | None], state: np.ndarray, book: np.ndarray
+        self,
+        waiting: "_Waiting",
+        ready: deque[Ready],
+        live: Live,
+        state: np.ndarray,
+        records: np.ndarray,
     ) -> np.ndarray:
         """Fill the free slots, with rows that wait or else with the last live ones, so that these stay together."""
         slot = 0
@@ -238,11 +175,13 @@ class Engine:
             if ready:
                 row, prefilled, at = ready[0]
                 ours, theirs = row.read(self.vocabulary)
-                self.rounds.place_row(slot, theirs, row.midst, row.tokens, prefilled=prefilled, at=at)
-                done = len(row.record)
+                student, teacher = prefilled
+                self.student.cache.copy_row(student.cache, at, slot)
+                self.rounds.proposer.place_row(slot, theirs, row.partial, row.ids, prefilled=teacher, at=at)
+                done = len(row.tokens)
                 state[slot] = row.request.key, done, row.request.max_new_tokens, len(ours) - 1, ours[-1]
-                book = _room(book, done)
-                book[slot, :done] = row.record
+                records = _room(records, done)
+                records[slot, :done] = row.tokens
                 live[slot : slot + 1] = [row]
                 ready.popleft()
             elif slot >= len(live):
@@ -252,10 +191,11 @@ class Engine:
             else:
                 last = len(live) - 1
                 state[slot] = state[last]
-                book[slot, : state[slot, DONE]] = book[last, : state[slot, DONE]]
+                done = state["done"][slot]
+                records[slot, :done] = records[last, :done]
                 self.rounds.move_row(last, slot)
                 live[slot] = live.pop()
-        return book
+        return records
 
     def _prefill(self, waiting: "_Waiting", ready: deque[Ready]) -> None:
         """Read what waits first: several different prompts in one pass, equal ones in a row once.
@@ -263,7 +203,7 @@ class Engine:
         Out of memory, it reads half as many at once.
         """
         while True:
-            group: list[tuple[Row, int]] = []
+            group: list[tuple[TraceSoFar, int]] = []
             ours: list[list[int]] = []
             theirs: list[list[int]] = []
             while (row := waiting.peek(len(group))) is not None:
@@ -277,7 +217,7 @@ class Engine:
             if not group:
                 return
             try:
-                prefilled = self.rounds.student.prefill(ours), self.rounds.teacher.prefill(theirs)
+                prefilled = self.student.prefill(ours), self.teacher.prefill(theirs)
             except (RuntimeError, MemoryError) as e:
                 if len(ours) == 1 or not out_of_memory(e):
                     raise
@@ -294,8 +234,8 @@ class Engine:
             torch.cuda.empty_cache()
 
     def _models(self) -> list[CachedModel]:
-        teacher = [self.rounds.teacher.model] if isinstance(self.rounds.teacher, LocalTeacher) else []
-        return [self.rounds.student, *teacher]
+        teacher = [self.teacher.model] if isinstance(self.teacher, LocalTeacher) else []
+        return [self.student, *teacher]
 
 
 class _Waiting:
@@ -303,40 +243,24 @@ class _Waiting:
 
     def __init__(self, requests: Iterable[Request]) -> None:
         self.requests = iter(requests)
-        self.rows: deque[Row] = deque()
+        self.rows: deque[TraceSoFar] = deque()
 
-    def peek(self, i: int) -> Row | None:
+    def peek(self, i: int) -> TraceSoFar | None:
         while len(self.rows) <= i:
             request = next(self.requests, None)
             if request is None:
                 return None
-            self.rows.append(Row(request, np.empty((0, RECORD))))
+            self.rows.append(TraceSoFar(request))
         return self.rows[i]
 
-    def pop(self) -> Row | None:
+    def pop(self) -> TraceSoFar | None:
         return self.rows.popleft() if self.peek(0) is not None else None
 
-    def put_back(self, rows: list[Row]) -> None:
+    def put_back(self, rows: list[TraceSoFar]) -> None:
         self.rows.extendleft(reversed(rows))
 
 
-def _room(book: np.ndarray, tokens: int) -> np.ndarray:
-    while tokens > book.shape[1]:
-        book = np.concatenate([book, np.empty_like(book)], 1)
-    return book
-
-
-def _finished(request: Request, record: np.ndarray, reason: str, error: str | None) -> Finished:
-    column = record.T.copy()
-    return Finished(
-        request=request,
-        token_ids=column[TOKEN].astype(np.int64),
-        teacher_logprobs=column[TEACHER_LOGPROB],
-        student_logprobs=column[STUDENT_LOGPROB],
-        from_teacher=column[LABEL] > 0,
-        accepted=column[ACCEPTED],
-        proposals=column[PROPOSAL].astype(np.int64),
-        left_out=column[LEFT_OUT],
-        finish_reason=reason,
-        error=error,
-    )
+def _room(records: np.ndarray, tokens: int) -> np.ndarray:
+    while tokens > records.shape[1]:
+        records = np.concatenate([records, np.empty_like(records)], 1)
+    return records

@@ -17,69 +17,69 @@ from typing import NamedTuple
 
 from rsd.decoding.candidates import Candidates
 
-Rest = tuple[int, ...]  # the student's tokens that are left of a token of the teacher's
+Remainder = tuple[int, ...]  # the student's tokens that are left of a token of the teacher's
 At = tuple[int, int]  # a row and a position of its block
 # Chances below it are lost when float32 adds them to 1.
 NEGLIGIBLE = 2.0**-26
 
 
-class Midst(NamedTuple):
+class Partial(NamedTuple):
     """Where the teacher is.
 
-    free: the chance that it is between two of its tokens. rests: the chances of what it is in the midst of.
+    at_boundary: the chance that it is between two of its tokens. remainders: the chances of what it is in the midst of.
     """
 
-    free: float = 1.0
-    rests: tuple[tuple[Rest, float], ...] = ()
+    at_boundary: float = 1.0
+    remainders: tuple[tuple[Remainder, float], ...] = ()
 
 
-BETWEEN = Midst()
+AT_BOUNDARY = Partial()
 
 
-class Several:
-    """The tokens of a teacher that are several of the student's: `spelled` in these, and by their first one."""
+class SplitTokens:
+    """The tokens of a teacher that are several of the student's: these, and all of them by their first one."""
 
-    def __init__(self, spelled: Mapping[int, Rest]) -> None:
-        self.spelled = spelled
+    def __init__(self, teacher_to_student: Mapping[int, Remainder]) -> None:
+        self.teacher_to_student = teacher_to_student
         self.by_first: dict[int, set[int]] = {}
-        for t, tokens in spelled.items():
+        for t, tokens in teacher_to_student.items():
             self.by_first.setdefault(tokens[0], set()).add(t)
 
 
-class Spelled(NamedTuple):
+class Correction(NamedTuple):
     """What the teacher's spelling of tokens changes at one place (see `proposals`).
 
     more: what is added to the mass of a student's token, or taken from it. ends: of a token that it spells, the mass
     of the ways to end in the midst of another token, by what is left of that. never: tokens of the teacher's that it
-    is known not to say. whole: the mass of all that it may say.
+    is known not to say. total: the mass of all that it may say.
     """
 
     more: Mapping[int, float] = {}
-    ends: Mapping[int, Mapping[Rest, float]] = {}
+    ends: Mapping[int, Mapping[Remainder, float]] = {}
     never: frozenset[int] = frozenset()
-    whole: float = 1.0
+    total: float = 1.0
 
 
-class Filter:
+class PartialFilter:
     """Where the teacher is in the rows of one round, and what that makes of its proposals.
 
     Args:
-        masses: [R, K, C], of a teacher between two tokens, on the student's tokens: with all of `several` on
+        masses: [R, K, C], of a teacher between two tokens, on the student's tokens: with all of `split` on
             their first ones. pool: [R, K, C'], its distribution over its own tokens.
-        spelled: by place, what comes to these of tokens that it spells.
+        corrections: by place, what comes to these of tokens that it spells.
         before: where it is in each row before its drafts.
     """
 
     def __init__(
         self,
-        several: Several,
+        split: SplitTokens,
         masses: Candidates,
         pool: Candidates,
-        spelled: Mapping[At, Spelled],
-        before: Sequence[Midst],
+        corrections: Mapping[At, Correction],
+        before: Sequence[Partial],
     ) -> None:
-        self.several, self.masses, self.pool, self.spelled = several, masses, pool, spelled
-        self.before = [[midst] for midst in before]  # of each row, before each of its tokens
+        self.split, self.masses, self.pool, self.corrections = split, masses, pool, corrections
+        self.before = [[partial] for partial in before]  # of each row, before each of its tokens
 
     def mix(self, drafts: Sequence[Sequence[int]]) -> dict[At, tuple[float, dict[int, float], float]]:
         """What the masses before each draft are wherever the teacher is, where that changes them: by what they are
@@ -87,53 +87,54 @@ class Filter:
         changed = {}
         for i, row in enumerate(drafts):
             for j, token in enumerate(row):
-                midst, here = self.before[i][j], self.spelled.get((i, j))
+                partial, here = self.before[i][j], self.corrections.get((i, j))
                 self.before[i].append(self.after(i, j, token))
-                if midst.rests or here:
-                    here = here or Spelled()
-                    scale, more, whole = 1.0, dict(here.more), here.whole
-                    if midst.rests:
-                        scale, whole = self._scale(i, j, midst), 1.0
+                if partial.remainders or here:
+                    here = here or Correction()
+                    scale, more, total = 1.0, dict(here.more), here.total
+                    if partial.remainders:
+                        scale, total = self._scale(i, j, partial), 1.0
                         more = {t: scale * m for t, m in more.items()}
-                        for rest, chance in midst.rests:
-                            more[rest[0]] = more.get(rest[0], 0.0) + chance
-                    elif whole < NEGLIGIBLE:
-                        scale, more, whole = 0.0, {}, 0.0
-                    changed[i, j] = scale, more, whole
+                        for remainder, chance in partial.remainders:
+                            more[remainder[0]] = more.get(remainder[0], 0.0) + chance
+                    elif total < NEGLIGIBLE:
+                        scale, more, total = 0.0, {}, 0.0
+                    changed[i, j] = scale, more, total
         return changed
 
-    def after(self, row: int, j: int, token: int) -> Midst:
+    def after(self, row: int, j: int, token: int) -> Partial:
         """Where the teacher is after this token in the place of draft j."""
-        midst, here = self.before[row][j], self.spelled.get((row, j), Spelled())
-        begun, ends = self.several.by_first.get(token), here.ends.get(token)
-        if not begun and not midst.rests and not ends:
-            return BETWEEN
-        scale = self._scale(row, j, midst)
-        rests: dict[Rest, float] = {}
+        partial, here = self.before[row][j], self.corrections.get((row, j), Correction())
+        begun, ends = self.split.by_first.get(token), here.ends.get(token)
+        if not begun and not partial.remainders and not ends:
+            return AT_BOUNDARY
+        scale = self._scale(row, j, partial)
+        remainders: dict[Remainder, float] = {}
         started = 0.0
 
-        def begin(rest: Rest, chance: float) -> float:
-            rests[rest] = rests.get(rest, 0.0) + scale * chance
+        def begin(remainder: Remainder, chance: float) -> float:
+            remainders[remainder] = remainders.get(remainder, 0.0) + scale * chance
             return chance
 
         for t, chance in self.pool.among(row, j, begun or ()).items():
             if t not in here.never:
-                started += begin(self.several.spelled[t][1:], chance)
-        for rest, chance in (ends or {}).items():
-            started += begin(rest, chance)
-        free = scale * max(self.masses.of(row, j, token) + here.more.get(token, 0.0) - started, 0.0)
-        for rest, chance in midst.rests:
-            if rest == (token,):
-                free += chance
-            elif rest[0] == token:
-                rests[rest[1:]] = rests.get(rest[1:], 0.0) + chance
-        total = free + sum(rests.values())
+                started += begin(self.split.teacher_to_student[t][1:], chance)
+        for remainder, chance in (ends or {}).items():
+            started += begin(remainder, chance)
+        at_boundary = scale * max(self.masses.of(row, j, token) + here.more.get(token, 0.0) - started, 0.0)
+        for remainder, chance in partial.remainders:
+            if remainder == (token,):
+                at_boundary += chance
+            elif remainder[0] == token:
+                remainders[remainder[1:]] = remainders.get(remainder[1:], 0.0) + chance
+        total = at_boundary + sum(remainders.values())
         if total <= 0:  # the teacher would not have said it
-            return BETWEEN
-        return Midst(free / total, tuple((rest, chance / total) for rest, chance in sorted(rests.items())))
+            return AT_BOUNDARY
+        left = tuple((remainder, chance / total) for remainder, chance in sorted(remainders.items()))
+        return Partial(at_boundary / total, left)
 
-    def _scale(self, row: int, j: int, midst: Midst) -> float:
-        here = self.spelled.get((row, j))
+    def _scale(self, row: int, j: int, partial: Partial) -> float:
+        here = self.corrections.get((row, j))
         if here is None:
-            return midst.free
-        return midst.free / here.whole if here.whole > NEGLIGIBLE else 0.0
+            return partial.at_boundary
+        return partial.at_boundary / here.total if here.total > NEGLIGIBLE else 0.0

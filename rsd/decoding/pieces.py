@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from rsd.decoding.candidates import Candidates
-from rsd.decoding.partial_tokens import NEGLIGIBLE, At, Spelled
-from rsd.decoding.teacher import Contexts, Judged, Place, Teacher
+from rsd.decoding.partial_tokens import NEGLIGIBLE, At, Correction
+from rsd.decoding.teacher import Node, Teacher, TeacherOutput, TokenTree
 from rsd.pair.vocabulary import Vocabulary
 
 Pieces = tuple[int, ...]  # ids of the teacher's
 # Of (row, draft, token of the student's), whether the token could stand there.
-Stands = Callable[[Sequence[tuple[int, int, int]]], Sequence[bool]]
+Accepts = Callable[[Sequence[tuple[int, int, int]]], Sequence[bool]]
 # Distributions after some pieces in a place: candidates, and the row and column in which they are there.
 After = dict[tuple[At, Pieces], tuple[Candidates, int, int]]
 AHEAD = 8  # contexts up to which whole spellings are read at once
@@ -42,7 +42,7 @@ class Units:
     ) -> None:
         self.table, self.pool = table, pool
         sampled = vocabulary.own.numpy() == 0
-        spelled = {s: pieces for s, pieces in vocabulary.spelled.items() if sampled[s]}
+        spelled = {s: pieces for s, pieces in vocabulary.student_to_teacher.items() if sampled[s]}
         self.units: dict[Pieces, int] = {pieces: s for s, pieces in spelled.items() if len(pieces) > 1}
         self.longest = max(map(len, self.units), default=1)
         # Pieces that are tokens of the student's, too.
@@ -55,39 +55,39 @@ class Units:
             self.by_head.setdefault(unit[0], []).append(unit)
         # What begins with a last piece and goes on, and what is left of it.
         self.merged = {
-            piece: {t: rest for t, rest in vocabulary.merged.get(piece, {}).items() if sampled[list(rest)].all()}
+            piece: {t: left for t, left in vocabulary.merged.get(piece, {}).items() if sampled[list(left)].all()}
             for piece in {unit[-1] for unit in self.units}
         }
         self.heads = torch.tensor(list(self.by_head), dtype=torch.long, device=table.device)
         self.leads = torch.zeros(max(self.by_head, default=0) + 2, dtype=torch.bool, device=table.device)
         self.leads[self.heads] = True
 
-    def look_ahead(self, contexts: Contexts, drafts: Sequence[int]) -> None:
-        """Have the teacher judge the pieces within a draft's spelling, too."""
+    def look_ahead(self, tree: TokenTree, drafts: Sequence[int]) -> None:
+        """Have the teacher read the pieces within a draft's spelling, too."""
         for j, token in enumerate(drafts):
             pieces = self.pieces.get(token, ())
             if len(pieces) > 1:
-                path = contexts.places[j + 1].path if j + 1 < len(drafts) else contexts.after.path
-                contexts.look(j, [(pieces[:n], Place(path, contexts.places[j].end + n)) for n in range(1, len(pieces))])
+                path = tree.nodes[j + 1].path if j + 1 < len(drafts) else tree.after.path
+                tree.look(j, [(pieces[:n], Node(path, tree.nodes[j].end + n)) for n in range(1, len(pieces))])
 
-    def spell(
+    def corrections(
         self,
         pool: Candidates,
-        stands: Stands,
+        accepts: Accepts,
         teacher: Teacher,
-        contexts: Sequence[Contexts],
-        judged: Judged,
+        trees: Sequence[TokenTree],
+        output: TeacherOutput,
         before: Sequence[Sequence[int]],
         drafts: Sequence[Sequence[int]],
-    ) -> dict[At, Spelled]:
-        """What comes to the masses of tokens that the teacher spells."""
+    ) -> dict[At, Correction]:
+        """What comes to the proposal mass of tokens that the teacher spells, by place."""
         if not self.units:
             return {}
-        units, banned = self._wanted(pool, stands, judged), self._banned(pool, judged, before, drafts)
+        units, banned = self._wanted(pool, accepts, output), self._banned(pool, output, before, drafts)
         if not units and not banned:
             return {}
         wanted = {at: [*units.get(at, ()), *banned.get(at, ())] for at in sorted({*units, *banned})}
-        after = self._after(pool, teacher, contexts, judged, wanted)
+        after = self._after(pool, teacher, trees, output, wanted)
         likely = {
             at: [path for path in paths if (at, path[:-1]) in after or len(path) == 1] for at, paths in wanted.items()
         }
@@ -109,7 +109,7 @@ class Units:
         units: Sequence[Pieces],
         banned: Sequence[Pieces],
         after: After,
-    ) -> Spelled:
+    ) -> Correction:
         reach: dict[Pieces, float] = {}
         ends: dict[Pieces, dict[int, float]] = {}  # in tokens that begin with the last piece
         for pieces in (*units, *banned):
@@ -126,10 +126,10 @@ class Units:
             if len(pieces) > 1:
                 more[self.units[pieces]] = mass
                 if mass > 0 and ends[pieces]:
-                    rests = said.setdefault(self.units[pieces], {})
+                    remainders = said.setdefault(self.units[pieces], {})
                     for t, chance in ends[pieces].items():
-                        rest = self.merged[pieces[-1]][t]
-                        rests[rest] = rests.get(rest, 0.0) + chance
+                        remainder = self.merged[pieces[-1]][t]
+                        remainders[remainder] = remainders.get(remainder, 0.0) + chance
             elif pieces[0] in self.alone:
                 token = self.alone[pieces[0]]
                 more[token] = more.get(token, 0.0) + mass - reach[pieces]
@@ -137,9 +137,9 @@ class Units:
         for t, chance in pool.among(*at, never).items():  # such a token is one of the student's, or several
             if t < len(self.table) - 1 and (token := int(self.table[t])) >= 0:
                 more[token] = more.get(token, 0.0) - chance
-        return Spelled(more, said, never, 1 - sum(total[path] for path in _nearest(banned)))
+        return Correction(more, said, never, 1 - sum(total[path] for path in _nearest(banned)))
 
-    def _wanted(self, pool: Candidates, stands: Stands, judged: Judged) -> dict[At, list[Pieces]]:
+    def _wanted(self, pool: Candidates, accepts: Accepts, output: TeacherOutput) -> dict[At, list[Pieces]]:
         """The units whose mass matters: their first piece has some, and the token or this piece could stand; and
         those whose spelling goes on from one of these."""
         if pool.ids is None:
@@ -149,14 +149,14 @@ class Units:
             likely = (self.leads[known] & (pool.masses > NEGLIGIBLE)).any(-1)
         asked: list[tuple[int, int, Pieces]] = []
         for i, j in likely.nonzero().tolist():
-            if judged.at[i, j] >= 0:
+            if output.at[i, j] >= 0:
                 heads = pool.among(i, j, self.by_head)
                 asked += [(i, j, u) for t, mass in heads.items() if mass > NEGLIGIBLE for u in self.by_head[t]]
         if not asked:
             return {}
-        able = stands([(i, j, self.units[u]) for i, j, u in asked])
+        able = accepts([(i, j, self.units[u]) for i, j, u in asked])
         # The first piece as a token of the student's, or the unit once more where it is none: then it is looked up.
-        first = stands([(i, j, self.alone.get(u[0], self.units[u])) for i, j, u in asked])
+        first = accepts([(i, j, self.alone.get(u[0], self.units[u])) for i, j, u in asked])
         wanted: dict[At, list[Pieces]] = {}
         for (i, j, unit), one, other in zip(asked, able, first, strict=True):
             if one or other or unit[0] not in self.alone:
@@ -169,13 +169,13 @@ class Units:
         return wanted
 
     def _banned(
-        self, pool: Candidates, judged: Judged, before: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]]
+        self, pool: Candidates, output: TeacherOutput, before: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]]
     ) -> dict[At, list[Pieces]]:
         """What the teacher does not go on with, having begun a spelling and said something else."""
         banned: dict[At, list[Pieces]] = {}
         for i, row in enumerate(drafts):
             for j in range(len(row)):
-                if judged.at[i, j] >= 0 and (ends := self.open([*before[i], *row[:j]])):
+                if output.at[i, j] >= 0 and (ends := self.open([*before[i], *row[:j]])):
                     for end in ends:
                         ways = {end[0]} if len(end) > 1 else {end[0], *self.merged[end[0]]}
                         if sum(pool.among(i, j, ways).values()) > NEGLIGIBLE:
@@ -198,8 +198,8 @@ class Units:
         self,
         pool: Candidates,
         teacher: Teacher,
-        contexts: Sequence[Contexts],
-        judged: Judged,
+        trees: Sequence[TokenTree],
+        output: TeacherOutput,
         wanted: Mapping[At, Sequence[Pieces]],
     ) -> After:
         """The teacher's distributions after the first pieces of spellings; it reads what it has not read yet.
@@ -216,15 +216,15 @@ class Units:
                 if len(ahead) > AHEAD:
                     ahead = {pieces for pieces in ahead if len(pieces) == min(map(len, ahead))}
                 for pieces in sorted(ahead):
-                    place = contexts[at[0]].looks.get((at[1], pieces))
-                    if place is not None and (n := judged.at[at[0], place]) >= 0:
-                        found[at, pieces] = judged.logits[n]
+                    node = trees[at[0]].looks.get((at[1], pieces))
+                    if node is not None and (n := output.at[at[0], node]) >= 0:
+                        found[at, pieces] = output.logits[n]
                     else:
                         asked.setdefault(at[0], []).append((at, pieces))
             if asked:
-                places = [[contexts[i].places[at[1]]._replace(more=pieces) for at, pieces in asked[i]] for i in asked]
-                rows = [judged.first + i for i in asked]
-                more = teacher.judge_more(rows, [contexts[i] for i in asked], places)
+                nodes = [[trees[i].nodes[at[1]]._replace(more=pieces) for at, pieces in asked[i]] for i in asked]
+                rows = [output.first + i for i in asked]
+                more = teacher.more_logits(rows, [trees[i] for i in asked], nodes)
                 for keys, index in zip(asked.values(), more.at, strict=True):
                     found |= {key: more.logits[n] for key, n in zip(keys, index, strict=False)}
             if not found:

@@ -86,7 +86,7 @@ def least_logprob(logprobs: Tensor, acceptance: Acceptance) -> Tensor | None:
     return logprobs.topk(acceptance.top_k, dim=-1).values[..., -1:]
 
 
-def acceptable(
+def accept_mask(
     logprobs: Tensor, p: Tensor, acceptance: Acceptance, sampling: Sampling, least: Tensor | None = None
 ) -> Tensor:
     """A: where the student lets a proposal stand.
@@ -162,7 +162,7 @@ class Verdict(NamedTuple):
     from_teacher: Tensor  # bool [R, K], the label drawn from its posterior
 
 
-def verify(drafts: Tensor, d: Tensor, goal: Target, noise: Tensor) -> Verdict:
+def rejection_sample(drafts: Tensor, d: Tensor, goal: Target, noise: Tensor) -> Verdict:
     """Keep drafts while they survive; replace the first that does not by a draw from (r - d)+.
 
     Speculative sampling (Leviathan et al., arXiv 2211.17192, theorem 3.5) with r as the target.

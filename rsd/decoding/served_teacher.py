@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsd.decoding.teacher import LOGITS, TOP, Contexts, Judged, Place
+from rsd.decoding.teacher import LOGITS, TOP, Node, TeacherOutput, TokenTree
 from rsd.terminal import one_line
 
 try:
@@ -77,7 +77,7 @@ class ServedTeacher:
     def move_row(self, row: int, to: int) -> None:
         pass
 
-    def keep(self, row: int, contexts: Contexts, ids: list[int], start: int) -> None:
+    def keep(self, row: int, tree: TokenTree, ids: list[int], start: int) -> None:
         pass
 
     def drop(self, rows: int) -> None:
@@ -87,23 +87,25 @@ class ServedTeacher:
         """They are log-probs already; -inf where the server did not tell."""
         return logits.new_zeros(logits.shape[:-1])
 
-    def judge(self, contexts: Sequence[Contexts], block: int) -> Iterator[Judged]:
-        said = self._answers(contexts, [c.places for c in contexts])
-        rows = max(1, LOGITS // (4 * self.width * max(len(c.places) for c in contexts)))
-        for first in range(0, len(contexts), rows):
-            yield self._judged(range(first, min(first + rows, len(contexts))), said[first : first + rows])
+    def logits(self, trees: Sequence[TokenTree], block: int) -> Iterator[TeacherOutput]:
+        said = self._answers(trees, [tree.nodes for tree in trees])
+        rows = max(1, LOGITS // (4 * self.width * max(len(tree.nodes) for tree in trees)))
+        for first in range(0, len(trees), rows):
+            yield self._output(range(first, min(first + rows, len(trees))), said[first : first + rows])
 
-    def judge_more(self, rows: Sequence[int], contexts: Sequence[Contexts], places: Sequence[list[Place]]) -> Judged:
-        return self._judged(rows, self._answers(contexts, places))
+    def more_logits(
+        self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]
+    ) -> TeacherOutput:
+        return self._output(rows, self._answers(trees, nodes))
 
-    def _answers(self, contexts: Sequence[Contexts], places: Sequence[list[Place]]) -> list[Answers]:
-        """What the server says of the rows' places, or of a row why it says nothing."""
+    def _answers(self, trees: Sequence[TokenTree], nodes: Sequence[list[Node]]) -> list[Answers]:
+        """What the server says of the rows' nodes, or of a row why it says nothing."""
         # Drafts beyond the teacher's context are not committed, whatever it says of them.
-        prompts = [[c.ids(p)[-self.context :] for p in mine] for c, mine in zip(contexts, places, strict=True)]
+        prompts = [[tree.ids(p)[-self.context :] for p in mine] for tree, mine in zip(trees, nodes, strict=True)]
         answers = self._wait(self._all(prompts))
         return [(len(mine), answer) for mine, answer in zip(prompts, answers, strict=True)]
 
-    def _judged(self, rows: Sequence[int], said: Sequence[Answers]) -> Judged:
+    def _output(self, rows: Sequence[int], said: Sequence[Answers]) -> TeacherOutput:
         counts = [count for count, _ in said]
         logprobs = np.full((sum(counts), self.width), -np.inf, dtype=np.float32)
         at = np.full((len(said), max(counts)), -1)
@@ -117,7 +119,7 @@ class ServedTeacher:
                 for j, (ids, values) in enumerate(answer):
                     logprobs[n + j, ids] = values
             n += count
-        return Judged(torch.from_numpy(logprobs), at, rows[0], errors)
+        return TeacherOutput(torch.from_numpy(logprobs), at, rows[0], errors)
 
     def _wait(self, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
         """Run `work` in a thread that has a loop of its own: the caller's may be running one already."""

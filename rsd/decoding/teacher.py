@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rsd.models.kv_cache import Branches, CachedModel, RowCache
-from rsd.pair.vocabulary import Edit, Reading, Vocabulary
+from rsd.models.kv_cache import CachedModel, RowCache, TreeMask
+from rsd.pair.vocabulary import ContextEdit, TeacherContext, Vocabulary
 
 # From so many rows on, a row reads no more columns a round than a block has, and waits if it needs more (its next
 # token may be spelled in several pieces): widening the pass for all rows would cost more than the one row's wait.
@@ -21,7 +21,7 @@ LOGITS, LOGITS_ELSEWHERE = 3 << 25, 1 << 29
 TOP = 20  # log-probs that a served teacher tells: what vLLM gives at the most, unless it is told otherwise
 
 
-class Place(NamedTuple):
+class Node(NamedTuple):
     """A context: the first `end` ids of a path, and some more."""
 
     path: int
@@ -29,31 +29,31 @@ class Place(NamedTuple):
     more: tuple[int, ...] = ()
 
 
-class Contexts:
+class TokenTree:
     """The contexts of a row's drafts, as the teacher reads them.
 
     paths: its ids; each path but the first begins as the one before it does, for `forks` ids.
-    places: before each draft, then others that the teacher is asked for. after: behind the last draft.
-    looks: of the others which place it is, by a draft's position and the pieces that follow there.
+    nodes: before each draft, then others that the teacher is asked for. after: behind the last draft.
+    looks: of the others which node it is, by a draft's position and the pieces that follow there.
     edits: what each draft changes.
     """
 
-    def __init__(self, vocabulary: Vocabulary, reading: Reading, drafts: Sequence[int]) -> None:
-        work = Reading(reading.ids, reading.fixed)
+    def __init__(self, vocabulary: Vocabulary, context: TeacherContext, drafts: Sequence[int]) -> None:
+        work = TeacherContext(context.ids, context.fixed)
         self.paths, self.forks = [work.ids], [0]
-        self.after, self.places = Place(0, len(work.ids)), []
+        self.after, self.nodes = Node(0, len(work.ids)), []
         self.looks: dict[tuple[int, tuple[int, ...]], int] = {}
-        self.edits: list[Edit] = []
+        self.edits: list[ContextEdit] = []
         for token in drafts:
-            self.places.append(self.after)
+            self.nodes.append(self.after)
             edit = vocabulary.edit(work, token)
             if edit.keep < len(work.ids):  # its last ids are others now
-                work = Reading(work.ids, work.fixed)
+                work = TeacherContext(work.ids, work.fixed)
                 self.paths.append(work.ids)
                 self.forks.append(edit.keep)
             work.apply(edit)
             self.edits.append(edit)
-            self.after = Place(len(self.paths) - 1, len(work.ids))
+            self.after = Node(len(self.paths) - 1, len(work.ids))
 
     def common(self, path: int, other: int) -> int:
         """How many ids two paths are known to begin with alike."""
@@ -62,22 +62,22 @@ class Contexts:
         low, high = sorted((path, other))
         return min(self.forks[low + 1 : high + 1])
 
-    def look(self, draft: int, places: Sequence[tuple[tuple[int, ...], Place]]) -> None:
+    def look(self, draft: int, nodes: Sequence[tuple[tuple[int, ...], Node]]) -> None:
         """Ask for what follows some pieces in a draft's place."""
-        for pieces, place in places:
-            self.looks[draft, pieces] = len(self.places)
-            self.places.append(place)
+        for pieces, node in nodes:
+            self.looks[draft, pieces] = len(self.nodes)
+            self.nodes.append(node)
 
-    def ids(self, place: Place) -> list[int]:
-        return [*self.paths[place.path][: place.end], *place.more]
+    def ids(self, node: Node) -> list[int]:
+        return [*self.paths[node.path][: node.end], *node.more]
 
 
-class Judged(NamedTuple):
+class TeacherOutput(NamedTuple):
     """What a teacher says of contexts.
 
-    logits: float [N, V_teacher]. at: int64 [R, P], which of the N belongs to a row's place; -1 where the
+    logits: float [N, V_teacher]. at: int64 [R, P], which of the N belongs to a row's node; -1 where the
         teacher has not read it (a row that has to wait), or there is none. first: the rows are those from this
-        one on. errors: rows that it cannot judge, whose logits are NaN, and why.
+        one on. errors: rows that it cannot read, whose logits are NaN, and why.
     """
 
     logits: Tensor
@@ -87,11 +87,11 @@ class Judged(NamedTuple):
 
 
 class Teacher(Protocol):
-    """Judges contexts of the rows that are decoded together.
+    """Reads contexts of the rows that are decoded together.
 
     context: how many ids it can read. prefill: what it made of prompts, for copy_row, which puts one of them in
-    a row's place. judge: of all rows, some neighbouring ones after the other, so that the logits of all need not
-    exist at once; judge_more: once more of some of these rows, other places. total: the log-sum-exp of logits, of
+    a row's place. logits: of all rows, some neighbouring ones after the other, so that the logits of all need not
+    exist at once; more_logits: once more of some of these rows, other nodes. total: the log-sum-exp of logits, of
     which `top` is the index of one that is not -inf. keep: what a row's context has become, which is like the
     paths up to `start` at least.
     """
@@ -104,22 +104,22 @@ class Teacher(Protocol):
 
     def move_row(self, row: int, to: int) -> None: ...
 
-    def judge(self, contexts: Sequence[Contexts], block: int) -> Iterator[Judged]: ...
+    def logits(self, trees: Sequence[TokenTree], block: int) -> Iterator[TeacherOutput]: ...
 
-    def judge_more(
-        self, rows: Sequence[int], contexts: Sequence[Contexts], places: Sequence[list[Place]]
-    ) -> Judged: ...
+    def more_logits(
+        self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]
+    ) -> TeacherOutput: ...
 
     def total(self, logits: Tensor, top: Tensor) -> Tensor: ...
 
-    def keep(self, row: int, contexts: Contexts, ids: list[int], start: int) -> None: ...
+    def keep(self, row: int, tree: TokenTree, ids: list[int], start: int) -> None: ...
 
     def drop(self, rows: int) -> None: ...
 
 
 class LocalTeacher:
     """A model and its cache. A row's path lies in the cache's slots, one slot a position; contexts that are
-    not on it branch off, in slots behind it (`cache.Branches`).
+    not on it branch off, in slots behind it (`cache.TreeMask`).
 
     Raises:
         ValueError: a model whose state cannot be rolled back.
@@ -154,31 +154,31 @@ class LocalTeacher:
         said = [x.log_softmax(-1).gather(-1, i) for x, i in zip(logits.split(rows), at.split(rows), strict=True)]
         return (logits.gather(-1, at) - (torch.cat(said) if len(said) > 1 else said[0]))[:, 0]
 
-    def judge(self, contexts: Sequence[Contexts], block: int) -> Iterator[Judged]:
-        most = block if len(contexts) >= WAIT_FROM else None
-        columns, places = [], []
-        for row, c in enumerate(contexts):
+    def logits(self, trees: Sequence[TokenTree], block: int) -> Iterator[TeacherOutput]:
+        most = block if len(trees) >= WAIT_FROM else None
+        columns, nodes = [], []
+        for row, tree in enumerate(trees):
             held, judged = self.held[row], block
             while True:  # as many drafts as there is room for
-                path, end, _ = c.places[judged - 1]
-                made = _Columns(c, path, min(held, c.common(0, path)), end)
+                path, end, _ = tree.nodes[judged - 1]
+                made = _Columns(tree, path, min(held, tree.common(0, path)), end)
                 if most is None:  # what is asked beside may be the path's next ids
-                    made.reach(max((p.end for p in c.places if p.path == path), default=end))
-                index = [made.place(p) for p in c.places[:judged]]
+                    made.reach(max((p.end for p in tree.nodes if p.path == path), default=end))
+                index = [made.column(p) for p in tree.nodes[:judged]]
                 if most is None or made.width <= most or judged == 1:
                     break
                 judged -= 1
             if most is not None and made.width > most:  # it waits
-                made = _Columns(c, path, made.start, made.start + most)
+                made = _Columns(tree, path, made.start, made.start + most)
                 index = []
             index += [-1] * (block - len(index))
-            index += [made.on_path(p) for p in c.places[block:]]
+            index += [made.on_path(p) for p in tree.nodes[block:]]
             columns.append(made)
-            places.append(index)
+            nodes.append(index)
             self.fed[row] = path, made.end
         for some in self._groups([made.width for made in columns]):
             mine = slice(some.start, some.stop)
-            said = self._read(columns[mine], places[mine], some if len(some) < len(columns) else None)
+            said = self._read(columns[mine], nodes[mine], some if len(some) < len(columns) else None)
             yield said._replace(first=some.start)
 
     def _groups(self, widths: Sequence[int]) -> Iterator[range]:
@@ -192,13 +192,15 @@ class LocalTeacher:
                 first, widest = row, width
         yield range(first, len(widths))
 
-    def judge_more(self, rows: Sequence[int], contexts: Sequence[Contexts], places: Sequence[list[Place]]) -> Judged:
+    def more_logits(
+        self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]
+    ) -> TeacherOutput:
         fed = [self.fed[row] for row in rows]
-        columns = [_Columns(c, path, end, end) for c, (path, end) in zip(contexts, fed, strict=True)]
-        index = [[made.place(p) for p in more] for made, more in zip(columns, places, strict=True)]
+        columns = [_Columns(tree, path, end, end) for tree, (path, end) in zip(trees, fed, strict=True)]
+        index = [[made.column(p) for p in more] for made, more in zip(columns, nodes, strict=True)]
         return self._read(columns, index, rows)
 
-    def _read(self, columns: "list[_Columns]", places: list[list[int]], rows: Sequence[int] | None) -> Judged:
+    def _read(self, columns: "list[_Columns]", nodes: list[list[int]], rows: Sequence[int] | None) -> TeacherOutput:
         """One pass. A row with fewer columns than another repeats its last one in place."""
         width = max(made.width for made in columns)
         ids = np.empty((len(columns), width), dtype=np.int64)
@@ -206,7 +208,7 @@ class LocalTeacher:
         for i, made in enumerate(columns):
             made.write(ids[i])
         positions = at[:, :1] + np.minimum(np.arange(width), np.maximum(at[:, 1:] - 1, 0))
-        branches = None
+        mask = None
         if any(made.branches for made in columns):
             # Of every column its position and slot, and what it sees: slots below `before`, and from `since` on.
             laid = np.stack([positions, positions, positions + 1, positions])
@@ -214,20 +216,20 @@ class LocalTeacher:
                 made.lay(laid[:, i])
             positions = laid[0]
             slot, before, since = torch.from_numpy(laid[1:]).to(self.model.device)
-            branches = Branches(slot, before, since)
+            mask = TreeMask(slot, before, since)
             reach = int(laid[1].max()) + 1
         else:
             reach = int(positions.max()) + 1
         both = torch.from_numpy(np.stack([ids, positions])).to(self.model.device)
-        logits = self.model(both[0], both[1], reach, branches=branches, rows=rows)
-        most = max(map(len, places))
-        index = np.array([[*p, *[-1] * (most - len(p))] for p in places])
+        logits = self.model(both[0], both[1], reach, tree=mask, rows=rows)
+        most = max(map(len, nodes))
+        index = np.array([[*p, *[-1] * (most - len(p))] for p in nodes])
         index += np.where(index >= 0, np.arange(len(index))[:, None] * width, 0)
-        return Judged(logits.flatten(0, 1), index)
+        return TeacherOutput(logits.flatten(0, 1), index)
 
-    def keep(self, row: int, contexts: Contexts, ids: list[int], start: int) -> None:
+    def keep(self, row: int, tree: TokenTree, ids: list[int], start: int) -> None:
         path, end = self.fed[row]
-        held, end = contexts.paths[path], min(end, len(ids) - 1)
+        held, end = tree.paths[path], min(end, len(ids) - 1)
         n = min(start, end)
         while n < end and held[n] == ids[n]:
             n += 1
@@ -237,8 +239,8 @@ class LocalTeacher:
 class _Columns:
     """The columns of one row in a pass: ids `start` to `end` of its path, then branches."""
 
-    def __init__(self, contexts: Contexts, path: int, start: int, end: int) -> None:
-        self.contexts, self.path, self.start, self.end = contexts, path, start, end
+    def __init__(self, tree: TokenTree, path: int, start: int, end: int) -> None:
+        self.tree, self.path, self.start, self.end = tree, path, start, end
         self.branches: list[tuple[int, list[int]]] = []  # where it leaves the path, its ids
 
     @property
@@ -248,17 +250,17 @@ class _Columns:
     def reach(self, end: int) -> None:
         self.end = max(self.end, end)
 
-    def on_path(self, place: Place) -> int:
-        """The column after which a place is, -1 if it is not on this path."""
-        on = not place.more and self.start < place.end <= min(self.contexts.common(place.path, self.path), self.end)
-        return place.end - 1 - self.start if on else -1
+    def on_path(self, node: Node) -> int:
+        """The column after which a node is, -1 if it is not on this path."""
+        on = not node.more and self.start < node.end <= min(self.tree.common(node.path, self.path), self.end)
+        return node.end - 1 - self.start if on else -1
 
-    def place(self, place: Place) -> int:
+    def column(self, node: Node) -> int:
         """The same; what is not on the path branches off."""
-        if (column := self.on_path(place)) >= 0:
+        if (column := self.on_path(node)) >= 0:
             return column
-        leaves = min(place.end, self.contexts.common(place.path, self.path), self.end)
-        ids = [*self.contexts.paths[place.path][leaves : place.end], *place.more]
+        leaves = min(node.end, self.tree.common(node.path, self.path), self.end)
+        ids = [*self.tree.paths[node.path][leaves : node.end], *node.more]
         if self.branches:
             last, before = self.branches[-1]
             if last == leaves and ids[: len(before)] == before:
@@ -268,7 +270,7 @@ class _Columns:
 
     def write(self, ids: np.ndarray) -> None:
         n = self.end - self.start
-        ids[:n] = self.contexts.paths[self.path][self.start : self.end]
+        ids[:n] = self.tree.paths[self.path][self.start : self.end]
         for _, branch in self.branches:
             ids[n : n + len(branch)] = branch
             n += len(branch)

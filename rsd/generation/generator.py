@@ -1,9 +1,8 @@
-"""Rows to prompts, prompts to the engine, what it commits to traces: the class that jobs call."""
+"""The class that jobs call: it finds and loads a pair, and makes traces of rows."""
 
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,26 +11,22 @@ from transformers import PreTrainedModel
 
 from rsd.answers.verifier import Judgement, Verifier, answer_column, resolve
 from rsd.config import GenerateConfig, Scoring
-from rsd.decoding.block_size import Pace
-from rsd.decoding.engine import Engine, Request
-from rsd.decoding.sampling import row_key
+from rsd.decoding.block_size import BlockController
+from rsd.decoding.engine import Engine
 from rsd.decoding.teacher import TOP, Teacher
-from rsd.generation.pipeline import Requests
+from rsd.generation.pipeline import Pipeline, verdict
 from rsd.generation.schedule import Schedule
-from rsd.models.loading import dtype_of, find, load, one_model, sampling_of
+from rsd.models.loading import dtype_of, find, load, one_model
 from rsd.models.memory import PROMPT, Estimate, estimate, need_of
 from rsd.models.selfcheck import check_decoding
 from rsd.models.source import Source
-from rsd.pair.prompts import Prompt, notices, own_prompt, privileged, render
-from rsd.pair.vocabulary import Vocabulary, meet, token_ids
-from rsd.scoring.responses import Response
+from rsd.pair.pair import Pair, pair_up
+from rsd.pair.prompts import own_prompt, privileged
 from rsd.scoring.scorer import Scorer
 from rsd.scoring.steps import RULES
 from rsd.traces import rows as data
 from rsd.traces.rows import Row
 from rsd.traces.trace import Trace
-
-DEFAULT_NEW_TOKENS = 2048
 
 
 class TraceGenerator:
@@ -51,8 +46,7 @@ class TraceGenerator:
 
     def __init__(self, config: GenerateConfig) -> None:
         self.config = config
-        self.notices: list[str] = []
-        self._pair: tuple[Source, Source, Vocabulary] | None = None
+        self._pair: Pair | None = None
         self._engine: Engine | None = None
         self._memory: Estimate | None = None
         self._scorer: Scorer | None = None
@@ -64,8 +58,8 @@ class TraceGenerator:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["config"])  # type: ignore[misc]
 
-    def find(self) -> tuple[Source, Source, Vocabulary]:
-        """Teacher, student and how their vocabularies meet; reads no weights."""
+    def find(self) -> Pair:
+        """The pair, without its weights."""
         if self._pair is None:
             c = self.config
             code = c.trust_remote_code
@@ -84,50 +78,25 @@ class TraceGenerator:
                 student = find(
                     "student", c.student, c.student_revision, trust_remote_code=code, load_in=c.student_load_in
                 )
-            vocabulary = meet(
-                teacher.tokenizer,
-                student.tokenizer,
-                teacher_width=teacher.width,
-                student_width=student.width,
-                teacher_eos=teacher.ends,
-                student_eos=student.ends[0],
-            )
-            context = min(teacher.context, student.context)
-            self.max_new_tokens = c.max_new_tokens or DEFAULT_NEW_TOKENS
-            if c.max_new_tokens is not None and c.max_new_tokens >= context:
-                raise ValueError(
-                    f"max-new-tokens {c.max_new_tokens} leaves no room for a prompt in a context of {context} "
-                    f"positions: choose less than {context}"
-                )
-            self.sampling, lines = sampling_of(c, student)
-            self.notices = [f"vocabularies: {vocabulary.describe()}", *lines]
-            self.notices += notices(c, teacher=teacher, student=student, vocabulary=vocabulary)
-            if c.served:
-                self.notices.append(
-                    f"teacher: {teacher.name}, served at {c.teacher}; it proposes from its {TOP} likeliest tokens, "
-                    "renormalised, and log-probs of others are null"
-                )
-            self.suppressed = token_ids([*c.suppress, *(student.generation.suppress_tokens or ())], student.tokenizer)
-            for source in (teacher, student):
-                whole = source.config.get_text_config().max_position_embeddings
-                if source.context < whole:
-                    self.notices.append(
-                        f"notice: of the {source.role}'s context of {whole} positions the first {source.context} are "
-                        "used: a longer row has other LongRoPE factors from its beginning"
-                    )
-            if self.suppressed:
-                vocabulary = vocabulary.without(self.suppressed)
-                self.notices.append(f"suppressed: {len(self.suppressed)} tokens, which no trace will hold")
-            if student.eos <= self.suppressed:
-                raise ValueError("suppress holds every token that ends a trace: leave one of them out")
-            self.verify = resolve(c.verify)
-            self._pair = teacher, student, vocabulary
+            self._pair = pair_up(teacher, student, c)
         return self._pair
+
+    @property
+    def notices(self) -> list[str]:
+        """What a user should be told of the pair and how it will be decoded with."""
+        lines = list(self.find().notices)
+        if self.config.served:
+            lines.append(
+                f"teacher: {self.find().teacher.name}, served at {self.config.teacher}; it proposes from its {TOP} "
+                "likeliest tokens, renormalised, and log-probs of others are null"
+            )
+        return lines
 
     def load(self) -> "TraceGenerator":
         """Load the weights. Idempotent; returns itself."""
         if self._engine is None:
-            teacher, student, vocabulary = self.find()
+            pair = self.find()
+            teacher, student, vocabulary = pair.teacher, pair.student, pair.vocabulary
             if self.config.compile and not shutil.which(os.environ.get("CXX", "g++")):
                 raise ValueError("compile needs a C++ compiler: install g++, name one in CXX, or leave it out")
             self._judges().start()
@@ -137,13 +106,13 @@ class TraceGenerator:
             one = one_model(teacher, student, self.config)
             if self.config.score:
                 kwargs = self.config.chat_template_kwargs
-                reading = {"chat_template_kwargs": dict(kwargs)} if kwargs else {}
-                self._scorer = Scorer(student, student_model, Scoring(), dtype=dtype_of(self.config), reading=reading)
+                layout = {"chat_template_kwargs": dict(kwargs)} if kwargs else {}
+                self._scorer = Scorer(student, student_model, Scoring(), dtype=dtype_of(self.config), layout=layout)
             self._engine = Engine(
                 student_model if one else self._load_teacher(teacher, packed=packed),
                 student_model,
                 vocabulary,
-                sampling=self.sampling,
+                sampling=pair.sampling,
                 acceptance=self.config.acceptance(),
                 eos=student.eos | vocabulary.of_teacher(teacher.eos),
                 rows=rows,
@@ -167,17 +136,18 @@ class TraceGenerator:
         return model
 
     @property
-    def pace(self) -> Pace:
+    def blocks(self) -> BlockController:
         """How the rounds of the last `make`, `run` or `stream` went."""
         self.load()
-        return self._engine.pace  # type: ignore[union-attr]
+        return self._engine.blocks  # type: ignore[union-attr]
 
     def memory(self) -> Estimate:
         """What the pair will take, and the rows that are decoded together; reads no weights."""
         if self._memory is not None:
             return self._memory
-        teacher, student, _ = self.find()
-        tokens = min(teacher.context, student.context, self.max_new_tokens + PROMPT)
+        pair = self.find()
+        teacher, student = pair.teacher, pair.student
+        tokens = min(pair.context, pair.max_new_tokens + PROMPT)
         needs = [need_of(s, self.config, tokens) for s in ([student] if self.config.served else [teacher, student])]
         one = one_model(teacher, student, self.config)
         self._memory = estimate(*needs, tokens=tokens, rows=self.config.batch_size, one=one)
@@ -185,13 +155,13 @@ class TraceGenerator:
 
     def identity(self) -> dict[str, Any]:
         """Everything that shapes a trace and its row, as JSON values: the same identity, the same traces (in fp32)."""
-        teacher, student, vocabulary = self.find()
-        c, s = self.config, self.sampling
+        pair, c = self.find(), self.config
+        s = pair.sampling
         return (
             {
-                "teacher": teacher.fingerprint(),
-                "student": student.fingerprint(),
-                "vocabularies": vocabulary.case,
+                "teacher": pair.teacher.fingerprint(),
+                "student": pair.student.fingerprint(),
+                "vocabularies": pair.vocabulary.case,
                 "temperature": s.temperature,
                 "top_p": s.top_p,
                 "top_k": s.top_k,
@@ -199,16 +169,16 @@ class TraceGenerator:
                 "threshold_on": c.threshold_on,
                 "trials": str(c.trials),
                 "accept_top_k": c.accept_top_k,
-                "max_new_tokens": self.max_new_tokens,
+                "max_new_tokens": pair.max_new_tokens,
                 "seed": c.seed,
                 "loop_check": c.loop_check,
-                "verify": self.verify,
+                "verify": resolve(c.verify),
                 "answer_column": c.answer_column,
-                "teacher_prompt": "own" if own_prompt(c, vocabulary) else "student",
+                "teacher_prompt": "own" if own_prompt(c, pair.vocabulary) else "student",
                 "teacher_prompt_column": c.teacher_prompt_column,
                 "teacher_template": c.teacher_template,
                 "completion_prefix": c.completion_prefix,
-                "suppressed": sorted(self.suppressed),
+                "suppressed": sorted(pair.suppressed),
                 "system_prompt": c.system_prompt,
                 "chat_template_kwargs": dict(c.chat_template_kwargs),
                 "dtype": dtype_of(c),
@@ -255,14 +225,12 @@ class TraceGenerator:
     def make(self, schedule: Schedule) -> Iterator[Trace]:
         """Yield the traces that are scheduled, as they are finished and judged."""
         self.load()
-        requests = Requests(self, schedule)
+        verifier = self._judges()
+        pipeline = Pipeline(self.find(), self.config, schedule, verifier=verifier, scorer=self._scorer)
         try:
-            for finished in self._engine.run(requests):  # type: ignore[union-attr]
-                requests.judge(finished)
-                yield from requests.judged()
-            yield from requests.judged()
+            yield from pipeline.run(self._engine)  # type: ignore[arg-type]
         except BaseException:  # an interrupt, say: nobody waits for a verdict any more
-            self._judges().stop()
+            verifier.stop()
             raise
 
     def __call__(self, batch: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
@@ -275,68 +243,18 @@ class TraceGenerator:
         made = [trace.row() for trace in self.run(rows)]
         return {k: [row.get(k) for row in made] for k in (made[0] if made else ())}
 
-    def render(self, row: Row) -> Prompt:
-        """The prompt's ids as the student and as the teacher read them.
-
-        Raises:
-            ValueError: the prompt cannot be rendered or does not fit into a context.
-        """
-        teacher, student, vocabulary = self.find()
-        return render(row, self.config, teacher=teacher, student=student, vocabulary=vocabulary)
-
-    def request(self, row: Row, generation: int, prompt: Prompt) -> Request:
-        _, student, _ = self.find()
-        ids = prompt.student + prompt.prefix
-        return Request(
-            student_prompt=ids,
-            teacher_prompt=prompt.teacher,
-            key=row_key(self.config.seed, str(row.id), generation),
-            max_new_tokens=min(self.max_new_tokens, student.context - len(ids)),
-            tag=(row, generation, prompt),
-        )
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of the student's ids, special tokens kept."""
-        return str(self.find()[1].tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-
-    def judge(self, trace: Trace, row: Row) -> "Future[Judgement]":
-        """Whether a trace's answer is right, as soon as that is known."""
-        if trace.error is None:
-            return self._verdict(row, trace.text, opened=trace.thinking_opened)
-        future: Future[Judgement] = Future()
-        future.set_result(Judgement(None))
-        return future
-
     def judge_again(self, texts: Iterable[tuple[Row, str]]) -> list[Judgement]:
         """Whether the answers of stored completions of these rows are right; loads no weights."""
-        self._judges().start()
+        pair, verifier = self.find(), self._judges()
+        verifier.start()
         try:
-            asked = [self._verdict(row, text, opened=self.render(row).opened) for row, text in texts]
+            asked = [verdict(verifier, row, text, opened=pair.render(row, self.config).opened) for row, text in texts]
             return [future.result() for future in asked]
         except BaseException:
-            self._judges().stop()
+            verifier.stop()
             raise
-
-    def _verdict(self, row: Row, text: str, *, opened: bool) -> "Future[Judgement]":
-        given = {"id": row.id, "prompt": row.messages, **row.columns}
-        return self._judges().submit(text, given, row.answer, opened=opened)
 
     def _judges(self) -> Verifier:
         if self._verifier is None:
-            self.find()
-            self._verifier = Verifier(self.verify)
+            self._verifier = Verifier(resolve(self.config.verify))
         return self._verifier
-
-    def with_scores(self, trace: Trace) -> Trace:
-        if self._scorer is None:
-            return trace
-        response = Response(
-            row={},
-            id=str(trace.id),
-            own_id=True,
-            generation=trace.generation,
-            messages=trace.prompt,
-            text=trace.text,
-            error=trace.error and f"the row is an error itself: {trace.error}",
-        )
-        return replace(trace, scores=self._scorer.score(response, prompt_ids=trace.prompt_ids).columns())

@@ -145,23 +145,23 @@ def _run(
         for trace in generator.make(schedule):
             store.append(trace)
             count += 1
-            tokens += len(trace.token_ids)
+            tokens += len(trace.tokens)
             accepted += float(trace.accepted.sum())
             left_out += float(trace.left_out.sum())
             rate = tokens / (time.monotonic() - started)
             shown = [f"{rate:.0f} tok/s", f"acceptance {accepted / max(tokens, 1):.1%}"]
-            if generator.pace.row_rounds:
-                shown.append(f"{generator.pace.tokens_per_round:.1f} tokens a round")
+            if generator.blocks.row_rounds:
+                shown.append(f"{generator.blocks.tokens_per_round:.1f} tokens a round")
             bar.set_postfix_str(", ".join(shown), refresh=False)
             bar.total = max(found + count, min(total, found + count + schedule.at_most))
             bar.update()
     seconds = time.monotonic() - started
     totals = store.totals(max_fallback_rate=fallback)
-    books = {**generator.pace.books(), "left_out": {"tokens": tokens, "mass": left_out}}
-    manifest |= {"totals": totals, "decoding": _decoding(manifest["decoding"], books)}
+    statistics = {**generator.blocks.statistics(), "left_out": {"tokens": tokens, "mass": left_out}}
+    manifest |= {"totals": totals, "decoding": _decoding(manifest["decoding"], statistics)}
     store.end(manifest)
-    pace = generator.pace.tokens_per_round
-    return Summary(totals, count, tokens, seconds, pace, _left_out(manifest), *_keep(out, keep, fallback))
+    per_round = generator.blocks.tokens_per_round
+    return Summary(totals, count, tokens, seconds, per_round, _left_out(manifest), *_keep(out, keep, fallback))
 
 
 def _judged_again(generator: TraceGenerator, rows: Sequence[Row], store: Store) -> dict[Key, dict[str, Any]]:
@@ -194,7 +194,7 @@ def _check_settings(
         others = {(key[0], g): True for g in range(key[1])}
         (trace,) = generator.make(Schedule([places[key[0]]], generations=key[1] + 1, want=None, done=others))
         made = trace.row()
-        same = trace.tokens()["token_ids"] == tokens["token_ids"] and list(made) == list(row)
+        same = trace.token_ids.tolist() == tokens["token_ids"] and list(made) == list(row)
         if not same or (row.get("verify_error") is None and made["is_correct"] != row.get("is_correct")):
             raise ValueError(
                 f"{store.manifest} is lost, and these settings make another trace of id {key[0]!r}, generation "
@@ -224,7 +224,7 @@ def _kept_file(out: str | Path) -> Path:
 
 
 def _decoding(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The books of several runs added up, and what they come to."""
+    """The statistics of several runs added up, and what they come to."""
 
     def lists(name: str) -> list[int]:
         return [a + b for a, b in zip_longest(before.get(name, []), now[name], fillvalue=0)]
@@ -246,7 +246,8 @@ def _decoding(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, An
 
 
 def _manifest(generator: TraceGenerator, source: str | Path, out: str | Path, limit: int | None) -> dict[str, Any]:
-    teacher, student, _ = generator.find()
+    pair = generator.find()
+    teacher, student = pair.teacher, pair.student
 
     def place(name: str, path: str, revision: str | None) -> dict[str, Any]:
         return {"name": name, "path": str(Path(path).resolve()) if Path(path).exists() else path, "revision": revision}

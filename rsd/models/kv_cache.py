@@ -23,7 +23,7 @@ PREFILL = 512  # columns of one prefill pass: bounds the attention mask
 OTHER = "choose another model"
 
 
-class Branches(NamedTuple):
+class TreeMask(NamedTuple):
     """Columns that are not all in the slot of their position: some of a row's may stand for another continuation.
 
     slot: int64 [R, W], where a column's keys and values go. before, since: int64 [R, W], it sees the slots below
@@ -270,13 +270,13 @@ class CachedModel:
         length: int,
         *,
         last_only: bool = False,
-        branches: Branches | None = None,
+        tree: TreeMask | None = None,
         rows: Sequence[int] | None = None,
     ) -> Tensor:
         """Logits of `ids` [R, W] at `positions` [R, W], read against the rows' first `length` slots.
 
         Args:
-            branches: columns that are not in the slots of their positions.
+            tree: columns that are not in the slots of their positions.
             rows: whose columns these are; the first R if not given. A range of neighbouring ones costs no copy.
 
         Returns [R, W, V], or [R, 1, V] of the last column alone.
@@ -284,28 +284,28 @@ class CachedModel:
         neighbours = rows is None or isinstance(rows, range)
         some = None if neighbours else torch.tensor(rows, device=self.device)
         first = rows.start if isinstance(rows, range) else 0
-        self.cache.write_at(positions if branches is None else branches.slot, length, some, first)
+        self.cache.write_at(positions if tree is None else tree.slot, length, some, first)
         step = self.step if neighbours else self.model  # not worth compiling for
         out = step(
             input_ids=ids,
             # A block may reach past the context, with drafts that are not committed.
             position_ids=positions if length <= self.context else positions.clamp_max(self.context - 1),
-            attention_mask=self._masks(positions, length, branches),
+            attention_mask=self._masks(positions, length, tree),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=int(last_only),
         )
         return out.logits
 
-    def _masks(self, positions: Tensor, length: int, branches: Branches | None) -> Tensor | dict[str, Tensor]:
+    def _masks(self, positions: Tensor, length: int, tree: TreeMask | None) -> Tensor | dict[str, Tensor]:
         # An additive mask serves both eager attention and SDPA, which would convert a boolean one per layer.
         if len(self.columns) < length:
             self.columns = torch.arange(length + GROW, device=self.device)
         columns, at = self.columns[:length], positions[:, None, :, None]
-        if branches is None:
+        if tree is None:
             full, place = torch.where(columns > at, self.hidden, self.seen), columns
         else:
-            slot, before, since = (x[:, None, :, None] for x in branches)
+            slot, before, since = (x[:, None, :, None] for x in tree)
             unseen = (columns >= before) & (columns < since) | (columns > slot)
             full = torch.where(unseen, self.hidden, self.seen)
             place = torch.where(columns < since, columns, columns - slot + at)  # the position of what is seen

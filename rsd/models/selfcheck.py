@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rsd.models.kv_cache import Branches, CachedModel
+from rsd.models.kv_cache import CachedModel, TreeMask
 
 PROMPTS = (2, 12, 7)  # tokens of each row, the longest not the last
 AFTER = 5  # tokens that are then decoded in each
@@ -84,7 +84,7 @@ def _beside_a_long_row(decoder: CachedModel, rows: list[Tensor], plain: list[Ten
     positions[-1] += decoder.context - width
     zero = torch.zeros_like(slot)
     ids = torch.stack([row[:width] for row in rows]).to(decoder.device)
-    logits = decoder(ids, positions, width, branches=Branches(slot, zero, zero))
+    logits = decoder(ids, positions, width, tree=TreeMask(slot, zero, zero))
     return max(_apart(x, a[:width]) for x, a in zip(logits[:-1], plain[:-1], strict=True))
 
 

@@ -34,7 +34,7 @@ SETTLED, REACH = 4, 64
 SAME, DIFFERENT = "the same tokens", "different tokenizers"
 
 
-class Edit(NamedTuple):
+class ContextEdit(NamedTuple):
     """What a token of the student changes in the teacher's reading: of its ids `keep` stay, `new` follow.
 
     fixed: the ids before this one are never read differently again.
@@ -45,7 +45,7 @@ class Edit(NamedTuple):
     fixed: int
 
 
-class Reading:
+class TeacherContext:
     """A context as the teacher reads it: its ids, of which the first `fixed` will never change."""
 
     __slots__ = ("fixed", "ids")
@@ -54,7 +54,7 @@ class Reading:
         self.ids = list(ids)
         self.fixed = len(self.ids) if fixed is None else fixed
 
-    def apply(self, edit: Edit) -> None:
+    def apply(self, edit: ContextEdit) -> None:
         del self.ids[edit.keep :]
         self.ids += edit.new
         self.fixed = edit.fixed
@@ -83,8 +83,8 @@ class Vocabulary:
     own: Tensor
     theirs: Tensor | None = None
     also: tuple[tuple[int, int], ...] = ()
-    spelled: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    several: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    student_to_teacher: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    teacher_to_student: dict[int, tuple[int, ...]] = field(default_factory=dict)
     merged: dict[int, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     case: str = SAME
     student_only: tuple[str, ...] = ()
@@ -105,17 +105,17 @@ class Vocabulary:
         """The student's tokens that are these ones of the teacher's."""
         return {s for s in self.shared.nonzero()[:, 0].tolist() if self.teacher_id(s) in ids}
 
-    def edit(self, reading: Reading, token: int) -> Edit:
+    def edit(self, reading: TeacherContext, token: int) -> ContextEdit:
         """What the student's next token changes in the teacher's reading."""
         end = len(reading.ids)
-        if (spelled := self.spelled.get(token)) is not None:
-            return Edit(end, spelled, self._open(reading, spelled))
+        if (spelled := self.student_to_teacher.get(token)) is not None:
+            return ContextEdit(end, spelled, self._open(reading, spelled))
         if self.spellers is None or (self.alike and reading.fixed == end):
-            return Edit(end, (token,), end + 1)
+            return ContextEdit(end, (token,), end + 1)
         teacher, student = self.spellers
         raw = student.bytes.get(token)
         if raw is None:  # an added token that both have
-            return Edit(end, (self.teacher_id(token),), end + 1)
+            return ContextEdit(end, (self.teacher_id(token),), end + 1)
         start = _settled(reading, teacher.bytes)
         old = reading.ids[start:]
         before = b"".join(teacher.bytes[i] for i in old)
@@ -124,9 +124,9 @@ class Vocabulary:
         fixed = reading.fixed
         if self.alike and (end - fixed >= REACH or (new == [*old, token] and teacher.cuts(before, raw))):
             fixed = start + len(new)  # from here on both read the same
-        return Edit(start + same, tuple(new[same:]), fixed)
+        return ContextEdit(start + same, tuple(new[same:]), fixed)
 
-    def _open(self, reading: Reading, spelled: tuple[int, ...]) -> int:
+    def _open(self, reading: TeacherContext, spelled: tuple[int, ...]) -> int:
         """From which id on a reading may change behind a token that the teacher spells."""
         end = len(reading.ids)
         if self.spellers is None or not self.spellers[0].bytes.keys() >= {*spelled}:
@@ -136,7 +136,7 @@ class Vocabulary:
             return end - (raw is not None and self.spellers[0].encode(raw) == reading.ids[-1:])
         return reading.fixed
 
-    def read(self, reading: Reading, tokens: Iterable[int]) -> Reading:
+    def read(self, reading: TeacherContext, tokens: Iterable[int]) -> TeacherContext:
         """A reading, continued with the student's tokens, in place; returns it."""
         for token in tokens:
             reading.apply(self.edit(reading, token))
@@ -144,7 +144,7 @@ class Vocabulary:
 
     def for_teacher(self, ids: Iterable[int]) -> list[int]:
         """The student's ids as the teacher reads them."""
-        return self.read(Reading(), ids).ids
+        return self.read(TeacherContext(), ids).ids
 
     def without(self, ids: Collection[int]) -> "Vocabulary":
         """The same, where these ids of the student are never chosen by anyone."""
@@ -162,7 +162,7 @@ class Vocabulary:
         return words
 
 
-def _settled(reading: Reading, spelled: dict[int, bytes]) -> int:
+def _settled(reading: TeacherContext, spelled: dict[int, bytes]) -> int:
     """From which id on a reading may change with the next token: a blank that follows a word, some ids back.
 
     It depends on the reading's ids alone, so that a trace does not depend on how it was cut into blocks.
@@ -281,8 +281,8 @@ def meet(
         own=own,
         theirs=None if all(i == t for i, t in pairs.items()) else to_teacher,
         also=tuple(also),
-        spelled=spelled,
-        several=several,
+        student_to_teacher=spelled,
+        teacher_to_student=several,
         merged=_merged(spelled.values(), spellers, {*added["teacher"].values()}) if spellers else {},
         case=case,
         student_only=_ordered(student_only),

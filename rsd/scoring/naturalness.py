@@ -27,7 +27,7 @@ PIECE = 1 << 18  # of them that are judged at once on a CPU
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class TokenScores:
     """What the student makes of a trace's T tokens, over its full width at temperature 1.
 
     logprobs: float32 [T], natural log, after the prompt and all tokens before.
@@ -80,7 +80,7 @@ class Reader:
         self.most = max(1, LOGITS // model.config.get_text_config().vocab_size)  # tokens judged at once
 
     @torch.inference_mode()
-    def read(self, prompt: list[int], tokens: list[int], steps: Sequence[int], first: Sequence[int]) -> Reading:
+    def read(self, prompt: list[int], tokens: list[int], steps: Sequence[int], first: Sequence[int]) -> TokenScores:
         """Judge a trace.
 
         Args:
@@ -90,7 +90,7 @@ class Reader:
         """
         self.whole.cache = RowCache(1)
         self.whole.cache.reserve(len(prompt) + len(tokens))
-        self.branches.cache = Branches(self.whole.cache)
+        self.branches.cache = SharedPrompt(self.whole.cache)
         shared = len(prompt) - 1  # the last id begins every document, since it predicts the first token
         for start in range(0, shared, self.chunk):
             end = min(start + self.chunk, shared)
@@ -106,7 +106,7 @@ class Reader:
                 self._long(line, batch[0], shared, local)
             else:
                 self._together(line, batch, width, shared, local)
-        return Reading(logprobs.numpy(), local.numpy(), ranks.numpy())
+        return TokenScores(logprobs.numpy(), local.numpy(), ranks.numpy())
 
     def _batches(self, todo: list[Document], shared: int) -> Iterator[list[Document]]:
         """Documents of like length together, as many as bound the columns, the slots and the logits of a pass."""
@@ -182,7 +182,7 @@ class Reader:
         return torch.tensor(ids, device=self.whole.device)
 
 
-class Branches(RowCache):
+class SharedPrompt(RowCache):
     """Rows that go on from the first slots of another cache's only row, and are not kept."""
 
     def __init__(self, trunk: RowCache) -> None:

@@ -12,25 +12,12 @@ import numpy as np
 from rsd.config import ScoreConfig
 from rsd.traces.rows import PROMPT_COLUMNS, digest, read_prompt, read_rows
 from rsd.traces.store import Store, whole_lines
+from rsd.traces.tokens import of_sidecar
 
 FORMATS = ("completion", "messages", "conversations", "token_ids")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 Messages = list[dict[str, str]]
-
-
-@dataclass(frozen=True, eq=False)
-class Arrays:
-    """What `rsd generate` noted of each token of a trace, the final EOS included; see `trace.Trace`.
-
-    Log-probs are NaN, and proposals -1, where there is none; from_teacher is 1, 0, or -1 where it is not known.
-    """
-
-    token_ids: np.ndarray
-    teacher_logprobs: np.ndarray
-    student_logprobs: np.ndarray
-    from_teacher: np.ndarray
-    proposals: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,8 +27,8 @@ class Response:
     id: the row's own (`own_id`), else a hash of its prompt.
     generation: the row's own, else its number among the rows of that id.
     token_ids: the trace's, where the row holds them.
-    arrays: the trace's line in the sidecar of `rsd generate`, where there is one. Scores are of the text
-        as a student reads it in training, not of these tokens, which the tokenizer might not choose.
+    tokens: records [T] of `traces.tokens.TOKEN` from the sidecar of `rsd generate`, where there is one. Scores are
+        of the text as a student reads it in training, not of these tokens, which the tokenizer might not choose.
     """
 
     row: Mapping[str, Any]
@@ -51,7 +38,7 @@ class Response:
     messages: Messages
     text: str
     token_ids: list[int] | None = None
-    arrays: Arrays | None = None
+    tokens: np.ndarray | None = None
     error: str | None = None
 
     @property
@@ -80,7 +67,7 @@ def read_responses(path: str | Path, config: ScoreConfig, *, named: bool = True)
 
 
 def responses(
-    rows: Sequence[Mapping[str, Any]], config: ScoreConfig, sidecar: Mapping[tuple[str, int], Arrays] | None = None
+    rows: Sequence[Mapping[str, Any]], config: ScoreConfig, sidecar: Mapping[tuple[str, int], np.ndarray] | None = None
 ) -> list[Response]:
     """Find prompt and response in every row.
 
@@ -124,41 +111,21 @@ def responses(
                 messages=messages,
                 text=text,
                 token_ids=ids,
-                arrays=sidecar.get((row_id, generation)) if sidecar else None,
+                tokens=sidecar.get((row_id, generation)) if sidecar else None,
                 error=error,
             )
         )
     return read
 
 
-def read_sidecar(path: str | Path) -> dict[tuple[str, int], Arrays]:
-    """The arrays that `rsd generate` wrote beside its rows; none if there is no such file."""
-
-    def array(line: Mapping[str, Any], name: str, none: float, dtype: str) -> np.ndarray:
-        values = line.get(name) or [None] * len(line["token_ids"])
-        if len(values) != len(line["token_ids"]):
-            raise ValueError(f"{name} has not one entry a token")
-        made = np.array([none if v is None else v for v in values], dtype=dtype)
-        ids = [v for v in values if v is not None or name == "token_ids"] if dtype == "int64" else []
-        if made.ndim != 1 or not all(type(i) is int and i >= 0 for i in ids):
-            raise ValueError(f"{name} is no list of numbers, or of ids")
-        return made
-
+def read_sidecar(path: str | Path) -> dict[tuple[str, int], np.ndarray]:
+    """The tokens that `rsd generate` wrote beside its rows, records [T] of `TOKEN`; none if there is no such file."""
     read = {}
     for line in whole_lines(Store.files(path)[0]):
         with suppress(ValueError, TypeError, LookupError, OverflowError):  # a line that is not ours
             # What was written before the trace is a part of its completion, of which nothing is known.
-            prefix = line.get("prefix_ids") or []
-            unknown = [None] * len(prefix)
-            of_trace = ("teacher_logprobs", "student_logprobs", "from_teacher", "teacher_proposals")
-            line |= {"token_ids": prefix + line["token_ids"]} | {c: unknown + line[c] for c in of_trace if line.get(c)}
-            read[str(line.get("id")), line["generation"]] = Arrays(
-                array(line, "token_ids", 0, "int64"),
-                array(line, "teacher_logprobs", np.nan, "float32"),
-                array(line, "student_logprobs", np.nan, "float32"),
-                array(line, "from_teacher", -1, "int8"),
-                array(line, "teacher_proposals", -1, "int64"),
-            )
+            prefix = of_sidecar({"token_ids": line.get("prefix_ids") or []})
+            read[str(line.get("id")), line["generation"]] = np.concatenate([prefix, of_sidecar(line)])
     return read
 
 

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 from rsd.config import BUNDLED_STUDENT, ScoreConfig, Scoring
 from rsd.models.loading import Source, dtype_of, find, load
 from rsd.models.selfcheck import check_decoding
-from rsd.scoring.naturalness import Reader, Reading
-from rsd.scoring.responses import Arrays, Response, responses
+from rsd.scoring.naturalness import Reader, TokenScores
+from rsd.scoring.responses import Response, responses
 from rsd.scoring.steps import RULES, split
 from rsd.traces.columns import is_number
+from rsd.traces.tokens import unknown
 
 # The scores, and whether more of one is better (None: it is there to be read beside the others).
 METRICS: dict[str, bool | None] = {
@@ -46,8 +47,8 @@ class Scored:
     metrics: by the names of `METRICS`; a score that is not defined for this trace is None.
     text, token_ids: the trace without its final EOS. starts: the character at which each token begins.
     spans: the steps as character offsets. steps: the index of each one's first token.
-    reading: the student's log-probs, one entry a token.
-    arrays: what `rsd generate` noted of these tokens, where its sidecar is there; see `responses.Arrays`.
+    token_scores: the student's log-probs, one entry a token.
+    tokens: what `rsd generate` noted of these tokens, where its sidecar is there; records of `traces.tokens.TOKEN`.
     """
 
     response: Response
@@ -59,8 +60,8 @@ class Scored:
     starts: np.ndarray = field(default_factory=_no_ids)
     spans: Sequence[tuple[int, int]] = ()
     steps: Sequence[int] = ()
-    reading: Reading | None = None
-    arrays: Arrays | None = None
+    token_scores: TokenScores | None = None
+    tokens: np.ndarray | None = None
 
     def pieces(self) -> list[str]:
         """The text of each token; joined, the trace's."""
@@ -87,13 +88,13 @@ class Scorer:
         scoring: Scoring,
         *,
         dtype: str,
-        reading: Mapping[str, Any],
+        layout: Mapping[str, Any],
     ) -> None:
-        """dtype: the model's. reading: as of `ScoreConfig.reading`."""
+        """dtype: the model's. layout: as of `ScoreConfig.layout`."""
         self.source, self.how = source, scoring
-        self.template_kwargs = reading.get("chat_template_kwargs", {})
+        self.template_kwargs = layout.get("chat_template_kwargs", {})
         self.reader = Reader(model)
-        self.scoring = rules(source, scoring, dtype=dtype, reading=reading)
+        self.scoring = rules(source, scoring, dtype=dtype, layout=layout)
         vocabulary = source.tokenizer.get_vocab().values()
         self.known = np.isin(np.arange(source.width), list(vocabulary))
 
@@ -120,22 +121,22 @@ class Scorer:
                 f"prompt and trace have {len(prompt) + len(ids)} tokens, the student's context {self.source.context}"
             )
         spans, steps = token_steps(split(text, steps=self.how.steps), starts, len(text))
-        reading = self.reader.read(prompt, ids, steps, [self.how.first(i) for i in range(len(steps))])
-        broken = np.flatnonzero(~np.isfinite(reading.logprobs + reading.local))
+        scores = self.reader.read(prompt, ids, steps, [self.how.first(i) for i in range(len(steps))])
+        broken = np.flatnonzero(~np.isfinite(scores.logprobs + scores.local))
         if len(broken):
             raise ValueError(f"the student gives token {broken[0]} (id {ids[broken[0]]}) no finite log-probability")
-        arrays = None if response.arrays is None else self._arrays(response.arrays, text, ids, starts)
+        tokens = None if response.tokens is None else self._noted(response.tokens, text, ids, starts)
         return Scored(
             response=response,
             scoring=self.scoring,
-            metrics=metrics(reading, steps, self.how),
-            arrays=arrays,
+            metrics=metrics(scores, steps, self.how),
+            tokens=tokens,
             text=text,
             token_ids=np.array(ids, dtype=np.int32),
             starts=np.array(starts, dtype=np.int32),
             spans=spans,
             steps=steps,
-            reading=reading,
+            token_scores=scores,
         )
 
     def _tokens(self, response: Response) -> tuple[str, list[int], list[int]]:
@@ -171,11 +172,11 @@ class Scorer:
     def _unknown(self, ids: list[int]) -> int | None:
         return next((i for i in ids if not (0 <= i < self.source.width and self.known[i])), None)
 
-    def _arrays(self, arrays: Arrays, text: str, ids: list[int], starts: list[int]) -> Arrays | None:
-        """The sidecar's arrays for the scored tokens; nothing is known of a token that was sampled otherwise
+    def _noted(self, tokens: np.ndarray, text: str, ids: list[int], starts: list[int]) -> np.ndarray | None:
+        """The sidecar's records for the scored tokens; nothing is known of a token that was sampled otherwise
         than the tokenizer spells it. None if the sidecar's ids do not spell the text: they are another student's.
         """
-        sampled = self._without_eos(arrays.token_ids.tolist())
+        sampled = self._without_eos(tokens["token_ids"].tolist())
         if sampled == ids:
             at = np.arange(len(ids))
         elif self._unknown(sampled) is not None or self._decode(sampled) != text:
@@ -183,13 +184,9 @@ class Scorer:
         else:
             place = {token: i for i, token in enumerate(zip(self._starts(sampled), sampled, strict=True))}
             at = np.array([place.get(token, -1) for token in zip(starts, ids, strict=True)])
-        return Arrays(
-            token_ids=np.array(ids),
-            teacher_logprobs=np.where(at < 0, np.nan, arrays.teacher_logprobs[at]),
-            student_logprobs=np.where(at < 0, np.nan, arrays.student_logprobs[at]),
-            from_teacher=np.where(at < 0, -1, arrays.from_teacher[at]),
-            proposals=np.where(at < 0, -1, arrays.proposals[at]),
-        )
+        made = unknown(ids)
+        made[at >= 0] = tokens[at[at >= 0]]
+        return made
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.source.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
@@ -233,13 +230,13 @@ def token_steps(
     return list(zip(begins, [*begins[1:], length], strict=True)), firsts.tolist()
 
 
-def metrics(reading: Reading, steps: Sequence[int], scoring: Scoring) -> dict[str, float | None]:
+def metrics(scores: TokenScores, steps: Sequence[int], scoring: Scoring) -> dict[str, float | None]:
     """The scores of one trace from its tokens' log-probs (natural log).
 
     LN and global log-prob: arXiv 2510.03988. RSR: 2601.14249. ASLEC-DROP: 2604.06834. The share of
     improbable tokens is the diagnosis of 2509.22230. A score without a denominator is None.
     """
-    logprobs, local = reading.logprobs.astype(float), reading.local.astype(float)
+    logprobs, local = scores.logprobs.astype(float), scores.local.astype(float)
     sizes = np.diff([*steps, len(logprobs)])
     by_step = np.add.reduceat(local, steps) / sizes
     later = np.ones(len(logprobs), bool)
@@ -251,7 +248,7 @@ def metrics(reading: Reading, steps: Sequence[int], scoring: Scoring) -> dict[st
         "local_naturalness": by_step.mean() if scoring.weighting == "step" else local.mean(),
         "global_logprob": mean,
         "perplexity": math.exp(-mean) if mean > -700 else None,
-        "rsr": np.minimum(reading.ranks, RANK_CAP).sum() / surprisal if surprisal > 0 else None,
+        "rsr": np.minimum(scores.ranks, RANK_CAP).sum() / surprisal if surprisal > 0 else None,
         "aslec_drop": logprobs[later].mean() if later.any() else None,
         "low_prob_share": (np.exp(logprobs) < scoring.threshold).mean(),
         "surprisal_p50": p50,
@@ -284,10 +281,10 @@ def named(scoring: Mapping[str, Any]) -> str:
     )
 
 
-def rules(source: Source, scoring: Scoring, *, dtype: str, reading: Mapping[str, Any]) -> dict[str, Any]:
+def rules(source: Source, scoring: Scoring, *, dtype: str, layout: Mapping[str, Any]) -> dict[str, Any]:
     """What names a score, and all that it depends on beside the row."""
     student = {"student": source.label, "fingerprint": source.fingerprint(), "dtype": dtype}
-    return student | asdict(scoring) | {"step_rules": RULES} | dict(reading)
+    return student | asdict(scoring) | {"step_rules": RULES} | dict(layout)
 
 
 def stored(response: Response, scoring: Mapping[str, Any]) -> Scored | None:
@@ -327,7 +324,7 @@ def load_scorer(config: ScoreConfig) -> Scorer:
     model = load(source, config)
     if not config.skip_check:
         check_decoding(model, f"--student {source.name}")
-    return Scorer(source, model, config.scoring(), dtype=dtype_of(config), reading=config.reading())
+    return Scorer(source, model, config.scoring(), dtype=dtype_of(config), layout=config.layout())
 
 
 def score(

@@ -197,7 +197,7 @@ class Store:
                 self._files[i] = new
 
     def decoding(self) -> dict[str, Any]:
-        """The books of the rounds (`Pace.books`) that made what is there, as far as runs came to their end."""
+        """The statistics of the rounds (`BlockController.statistics`) that made what is there, as far as runs ended."""
         try:
             return dict(json.loads(self.manifest.read_text(encoding="utf-8"))["decoding"] or {})
         except (OSError, ValueError, KeyError, TypeError):
@@ -207,7 +207,7 @@ class Store:
         """Write one trace, the sidecar before the row, both flushed; and every few seconds onto the disk."""
         sidecar, rows = self._files
         if trace.error is None:
-            sidecar.write(encode(trace.tokens()))
+            sidecar.write(encode(trace.sidecar()))
             sidecar.flush()
         rows.write(encode(trace.row()))
         rows.flush()

@@ -1,19 +1,13 @@
 """One finished trace: its row for training, and its arrays for the sidecar."""
 
-from __future__ import annotations
-
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from rsd.traces.rows import Messages, Row, digest
-
-if TYPE_CHECKING:  # these import torch, which readers of traces can do without
-    from rsd.decoding.engine import Finished
-    from rsd.pair.prompts import Prompt
+from rsd.traces.rows import Messages, digest
+from rsd.traces.tokens import TokenColumns, no_tokens, sidecar_columns
 
 COLUMNS = (
     "prompt",
@@ -34,23 +28,16 @@ COLUMNS = (
 PROVENANCE = ("id", "generation", "is_correct", "num_tokens", "acceptance_rate", "fallback_rate")
 
 
-def _nothing() -> np.ndarray:
-    return np.empty(0)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Trace:
+class Trace(TokenColumns):
     """A trace, or the error that stands in its place.
 
     prompt: the chat messages. text: the decoded completion without its final EOS, special tokens
         kept. prompt_ids: the student's. prefix_ids: the part of the completion that was written and not
         sampled (`completion_prefix`); no array covers it. thinking_opened: the prompt ends in `<think>`.
         teacher_messages: what the teacher read in the prompt's place.
-    The arrays have one entry a token, the final EOS included: token_ids, natural-log probabilities of
-        both models at temperature 1 over the full width (NaN where the teacher has no such token),
-        from_teacher (bool, the label drawn from its posterior), accepted (the chance that one proposal
-        stands), proposals (the id that the teacher likes best of those that the student knows, else -1), and left_out
-    (the share of the teacher's distribution that is no token of the student's).
+    tokens: records [T] of `tokens.TOKEN`, the final EOS included; their columns are attributes, too: token_ids,
+        teacher_logprobs, student_logprobs, from_teacher, accepted, proposals and left_out.
     is_correct: None where it is not known, with verify_error if it could not be found out.
     columns: the input row's other columns, kept. scores: what `rsd generate --score` adds.
     """
@@ -63,13 +50,7 @@ class Trace:
     prefix_ids: list[int] = field(default_factory=list)
     thinking_opened: bool = False
     teacher_messages: Messages | None = None
-    token_ids: np.ndarray = field(default_factory=_nothing)
-    teacher_logprobs: np.ndarray = field(default_factory=_nothing)
-    student_logprobs: np.ndarray = field(default_factory=_nothing)
-    from_teacher: np.ndarray = field(default_factory=_nothing)
-    accepted: np.ndarray = field(default_factory=_nothing)
-    proposals: np.ndarray = field(default_factory=_nothing)
-    left_out: np.ndarray = field(default_factory=_nothing)
+    tokens: np.ndarray = field(default_factory=no_tokens)
     finish_reason: str = "error"
     is_correct: bool | None = None
     verify_error: str | None = None
@@ -77,41 +58,13 @@ class Trace:
     columns: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def of(
-        cls, row: Row, generation: int, prompt: Prompt, finished: Finished, *, decode: Callable[[list[int]], str]
-    ) -> Trace:
-        """What the engine made of a row."""
-        ids = finished.token_ids
-        shown = ids[:-1] if finished.finish_reason == "stop" else ids
-        return cls(
-            id=row.id,
-            generation=generation,
-            prompt=row.messages,
-            text=decode(prompt.prefix + shown.tolist()),
-            prompt_ids=prompt.student,
-            prefix_ids=prompt.prefix,
-            token_ids=ids,
-            teacher_logprobs=finished.teacher_logprobs,
-            student_logprobs=finished.student_logprobs,
-            from_teacher=finished.from_teacher,
-            accepted=finished.accepted,
-            proposals=finished.proposals,
-            left_out=finished.left_out,
-            finish_reason=finished.finish_reason,
-            thinking_opened=prompt.opened,
-            error=finished.error,
-            teacher_messages=row.teacher,
-            columns=row.columns,
-        )
-
     @property
     def key(self) -> tuple[str, int]:
         return str(self.id), self.generation
 
     def row(self) -> dict[str, Any]:
         """The row in TRL's conversational prompt-completion format."""
-        tokens = len(self.token_ids)
+        tokens = len(self.tokens)
         own = {
             "prompt": self.prompt,
             "completion": [{"role": "assistant", "content": self.text}],
@@ -130,7 +83,7 @@ class Trace:
         }
         return own | {k if k not in own else f"input_{k}": v for k, v in self.columns.items()}
 
-    def tokens(self) -> dict[str, Any]:
+    def sidecar(self) -> dict[str, Any]:
         """The sidecar's line: arrays of equal length, one entry a token."""
         return {
             "id": self.id,
@@ -138,17 +91,8 @@ class Trace:
             "prompt_ids": self.prompt_ids,
             **({"prefix_ids": self.prefix_ids} if self.prefix_ids else {}),
             **({"teacher_prompt": digest(self.teacher_messages)} if self.teacher_messages else {}),
-            "token_ids": self.token_ids.tolist(),
-            "teacher_logprobs": _logprobs(self.teacher_logprobs),
-            "student_logprobs": _logprobs(self.student_logprobs),
-            "from_teacher": self.from_teacher.astype(int).tolist(),
-            "teacher_proposals": [i if i >= 0 else None for i in self.proposals.astype(int).tolist()],
+            **sidecar_columns(self.tokens),
         }
-
-
-def _logprobs(values: np.ndarray) -> list[float | None]:
-    # JSON has neither NaN (no such token) nor -inf (a token that a model rules out).
-    return [round(v, 6) if math.isfinite(v) else None for v in values.tolist()]
 
 
 def one_think_close(text: str, *, opened: bool = False) -> bool | None:

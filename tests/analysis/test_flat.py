@@ -18,7 +18,7 @@ from rsd.analysis.report import write_report
 from rsd.analysis.tracefile import TraceFile
 from rsd.config import ScoreConfig
 from rsd.models.bundled import bundled
-from rsd.scoring.naturalness import Reading
+from rsd.scoring.naturalness import TokenScores
 from rsd.scoring.responses import responses
 from rsd.scoring.scorer import Scored, load_scorer
 from rsd.traces.rows import read_rows
@@ -32,11 +32,11 @@ def long_traces() -> list[Scored]:
     rows = read_rows(bundled("teacher.jsonl"))[:4]
     made = []
     for s in (scorer.score(r) for r in responses(rows, ScoreConfig())):
-        assert s.reading is not None
-        of = [np.tile(a, REPEATED) for a in (s.reading.logprobs, s.reading.local, s.reading.ranks)]
+        assert s.token_scores is not None
+        of = [np.tile(a, REPEATED) for a in (s.token_scores.logprobs, s.token_scores.local, s.token_scores.ranks)]
         starts = np.concatenate([s.starts + i * len(s.text) for i in range(REPEATED)])
         metrics = dict(s.metrics) | {"scored_tokens": len(of[0])}
-        made.append(replace(s, reading=Reading(*of), starts=starts, text=s.text * REPEATED, metrics=metrics))
+        made.append(replace(s, token_scores=TokenScores(*of), starts=starts, text=s.text * REPEATED, metrics=metrics))
     return made
 
 
@@ -44,10 +44,10 @@ def fresh(some: list[Scored], count: int) -> Iterator[Scored]:
     """So many traces under ids of their own, none of which shares its tokens with another."""
     for i in range(count):
         s = some[i % len(some)]
-        assert s.reading is not None
-        reading = Reading(s.reading.logprobs.copy(), s.reading.local.copy(), s.reading.ranks.copy())
+        assert s.token_scores is not None
+        scores = TokenScores(s.token_scores.logprobs.copy(), s.token_scores.local.copy(), s.token_scores.ranks.copy())
         response = replace(s.response, id=f"p{i}", text=s.text[:-1] + str(i))
-        yield replace(s, response=response, text=response.text, starts=s.starts.copy(), reading=reading)
+        yield replace(s, response=response, text=response.text, starts=s.starts.copy(), token_scores=scores)
 
 
 def written(some: list[Scored], count: int, page: Path) -> None:

@@ -287,10 +287,10 @@ def test_tokens_are_marked_as_they_were_made(load, comparison, decode):
             text, own, steps, heat = zip(*tokens, strict=True)
             assert "".join(text).replace("⏎\n", "\n") == s.text
             assert np.flatnonzero(steps).tolist() == list(s.steps)
-            made = s.arrays.from_teacher if s.arrays else np.ones(len(s.token_ids))
+            made = s.tokens["from_teacher"] if s.tokens is not None else np.ones(len(s.token_ids))
             assert (np.array(own) == (made == 0)).all()
             fallbacks += sum(own)
-            assert np.minimum(-s.reading.logprobs / math.log(1e5), 1) == pytest.approx(np.array(heat), abs=0.0061)
+            assert np.minimum(-s.token_scores.logprobs / math.log(1e5), 1) == pytest.approx(np.array(heat), abs=0.0061)
     assert fallbacks
 
     def hover(trace: int, token: int) -> dict[str, str]:
@@ -309,29 +309,29 @@ def test_tokens_are_marked_as_they_were_made(load, comparison, decode):
 
     best = comparison.ranked()[0]
     new, raw = best.candidate[0], best.baseline[0]
-    arrays = new.arrays
-    mine = int(np.flatnonzero(arrays.from_teacher == 0)[0])
-    theirs = int(np.argmin(np.where(arrays.from_teacher == 1, new.reading.logprobs, 0)))
-    least = int(raw.reading.logprobs.argmin())
-    local = int(np.abs(raw.reading.local - raw.reading.logprobs).argmax())
-    assert abs(raw.reading.local[local] - raw.reading.logprobs[local]) > 0.1
+    tokens = new.tokens
+    mine = int(np.flatnonzero(tokens["from_teacher"] == 0)[0])
+    theirs = int(np.argmin(np.where(tokens["from_teacher"] == 1, new.token_scores.logprobs, 0)))
+    least = int(raw.token_scores.logprobs.argmin())
+    local = int(np.abs(raw.token_scores.local - raw.token_scores.logprobs).argmax())
+    assert abs(raw.token_scores.local[local] - raw.token_scores.logprobs[local]) > 0.1
     for trace, s, i in ((0, new, mine), (0, new, theirs), (1, raw, least), (1, raw, local)):
         box = hover(trace, i)
         assert json.loads(box[""]) == s.pieces()[i]
-        for row, logprob in (("student", s.reading.logprobs[i]), ("in its window", s.reading.local[i])):
+        for row, logprob in (("student", s.token_scores.logprobs[i]), ("in its window", s.token_scores.local[i])):
             log, p = both(box[row])
             assert log == pytest.approx(logprob, abs=0.00051) and p == pytest.approx(math.exp(log), rel=6e-3)
         if trace:
             assert "teacher" not in box and "proposed by" not in box
         else:
-            known = not np.isnan(arrays.teacher_logprobs[i])
+            known = not np.isnan(tokens["teacher_logprobs"][i])
             assert box["proposed by"] == ("the teacher" if i == theirs else "the student (fallback)")
             if known:
-                assert both(box["teacher"])[0] == pytest.approx(arrays.teacher_logprobs[i], abs=0.00051)
+                assert both(box["teacher"])[0] == pytest.approx(tokens["teacher_logprobs"][i], abs=0.00051)
             else:
                 assert box["teacher"] == "no log-prob for this token"
     likeliest = hover(0, mine)["teacher's likeliest"]
-    assert json.loads(likeliest) == decode(int(arrays.proposals[mine]))
+    assert json.loads(likeliest) == decode(int(tokens["proposals"][mine]))
     ActionChains(driver).move_to_element(driver.find_element("css selector", "#status")).perform()
     assert not driver.find_element("css selector", "#box").is_displayed()
 
@@ -342,8 +342,9 @@ def test_tokens_are_marked_as_they_were_made(load, comparison, decode):
 
 def test_arrays_of_other_tokens_are_not_shown(sides, scorer, decode):
     first = sides[1][0]
-    arrays = replace(first.response.arrays, token_ids=first.response.arrays.token_ids + 1)
-    other = scorer.score(replace(first.response, arrays=arrays))
+    noted = first.response.tokens.copy()
+    noted["token_ids"] += 1
+    other = scorer.score(replace(first.response, tokens=noted))
     traces = parsed(page(compare(sides[0], [other, *sides[1][1:]], names=NAMES), decode=decode))
     assert {p["id"] for p in traces["problems"] if "own" not in p["sides"][1][0]} == {first.response.id}
 

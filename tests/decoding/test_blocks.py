@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.config import Acceptance, Sampling
-from rsd.decoding.block_size import CHOICES, Pace
+from rsd.decoding.block_size import CHOICES, BlockController
 from rsd.decoding.cuda_graph import DraftLoop
-from rsd.decoding.engine import Engine, Request
-from rsd.decoding.sampling import acceptable, row_key, target, warp
+from rsd.decoding.engine import Engine
+from rsd.decoding.sampling import accept_mask, row_key, target, warp
+from rsd.decoding.sequence import Request
 from rsd.models.bundled import bundled
 from rsd.models.packed import PackedLinear, pack
 from rsd.traces.rows import read_rows
@@ -36,14 +37,14 @@ def pair():
 
 
 def engine(pair, *, rows, block, sampling=None, acceptance=None, **kwargs):
-    _, student, vocabulary = pair.find()
+    found = pair.find()
     return Engine(
-        pair._engine.rounds.teacher.model.model,
-        pair._engine.rounds.student.model,
-        vocabulary,
-        sampling=sampling or pair.sampling,
+        pair._engine.teacher.model.model,
+        pair._engine.student.model,
+        found.vocabulary,
+        sampling=sampling or found.sampling,
         acceptance=acceptance or Acceptance(),
-        eos=student.eos,
+        eos=found.student.eos,
         rows=rows,
         block=block,
         **kwargs,
@@ -51,7 +52,10 @@ def engine(pair, *, rows, block, sampling=None, acceptance=None, **kwargs):
 
 
 def bundled_requests(pair, count, *, max_new_tokens=48):
-    rows = [(row, pair.render(row)) for row in pair.prepare(read_rows(bundled("problems.jsonl"))[:count])]
+    rows = [
+        (row, pair.find().render(row, pair.config))
+        for row in pair.prepare(read_rows(bundled("problems.jsonl"))[:count])
+    ]
     return [
         Request(p.student, p.teacher, key=row_key(0, str(row.id), 0), max_new_tokens=max_new_tokens, tag=row.id)
         for row, p in rows
@@ -82,8 +86,8 @@ def test_a_trace_is_the_same_for_every_block_batch_and_order(pair, temperature, 
 def test_20000_traces_of_blocks_and_of_lockstep_follow_r(pair):
     # In the middle of a question, where neither model knows how it goes on (b is 0.6): the first token
     # against r, and the second against r after the commonest first one.
-    teacher, student = pair._engine.rounds.teacher.model.model, pair._engine.rounds.student.model
-    _, _, vocabulary = pair.find()
+    teacher, student = pair._engine.teacher.model.model, pair._engine.student.model
+    vocabulary = pair.find().vocabulary
     sampling, acceptance = Sampling(temperature=1.3, top_p=0.98, top_k=40), Acceptance(threshold=0.02, trials=2)
     prompt = bundled_requests(pair, 2)[1].student_prompt[:9]
     exact = {}
@@ -95,7 +99,7 @@ def test_20000_traces_of_blocks_and_of_lockstep_follow_r(pair):
                 logits = student(torch.tensor([ours])).logits[0, -1].double()
                 theirs = teacher(torch.tensor([vocabulary.for_teacher(ours)])).logits[0, -1].double()
             p = warp(logits + vocabulary.own, sampling)
-            stands = acceptable(logits.log_softmax(-1), p, acceptance, sampling)
+            stands = accept_mask(logits.log_softmax(-1), p, acceptance, sampling)
             q = proposed(theirs, vocabulary, sampling)
             exact[after] = target(q, p, stands, acceptance.trials).r.double().numpy()
         return exact[after]
@@ -128,16 +132,16 @@ def test_a_finished_row_is_refilled_at_once():
     settings = {"sampling": Sampling(), "acceptance": Acceptance(), "eos": (), "rows": 2}
     lockstep = Engine(model, model, vocabulary, block=1, **settings)
     assert sorted(len(f.token_ids) for f in lockstep.run(todo)) == sorted(lengths)
-    assert lockstep.pace.books()["rounds"] == 64
+    assert lockstep.blocks.statistics()["rounds"] == 64
 
 
 def test_caches_grow_with_the_traces():
     model, vocabulary = random_model(), twin_vocabulary(24)
     made = Engine(model, model, vocabulary, sampling=Sampling(), acceptance=Acceptance(), eos=(), rows=2)
     list(made.run([Request([1], [1], key=1, max_new_tokens=30)]))
-    assert made.rounds.teacher.model.cache.slots == 256
+    assert made.teacher.model.cache.slots == 256
     list(made.run([Request([1], [1], key=1, max_new_tokens=300)]))
-    assert made.rounds.teacher.model.cache.slots == 512
+    assert made.teacher.model.cache.slots == 512
 
 
 PROMPTS = [[1 + i % 5, 2 + i % 7] for i in range(12)]
@@ -210,15 +214,15 @@ def test_another_error_is_no_lack_of_memory():
 
 
 def regret(cost, survival, *, rounds=600, noise=0.1, drift=0.0, seed=0):
-    """Time a token of `Pace` over that of the best constant choice, on a simulated machine.
+    """Time a token of `BlockController` over that of the best constant choice, on a simulated machine.
 
     noise: of a round's time; drift: of the machine's speed, which changes over some thirty rounds.
     """
     random = np.random.default_rng(seed)
     speed = 0.0
-    pace, rows, took, made, seen = Pace(), 8, 0.0, 0, set()
+    blocks, rows, took, made, seen = BlockController(), 8, 0.0, 0, set()
     for _ in range(rounds):
-        k = pace.choose(rows)
+        k = blocks.choose(rows)
         assert k in CHOICES
         stood = (random.random((rows, k)) < survival).cumprod(1).astype(bool)
         judged = np.concatenate([np.ones((rows, 1), bool), stood[:, :-1]], 1)
@@ -226,12 +230,12 @@ def regret(cost, survival, *, rounds=600, noise=0.1, drift=0.0, seed=0):
         speed = 0.97 * speed + random.normal(0, drift * (1 - 0.97**2) ** 0.5)
         seconds = cost(k) * np.exp(speed + random.normal(0, noise)) * (1 if k in seen else 1.5)  # the first is cold
         seen.add(k)
-        pace.learn(
+        blocks.learn(
             seconds=seconds, judged=judged, survived=stood, ends=np.zeros((rows, k), bool), tokens=int(tokens.sum())
         )
         took, made = took + cost(k), made + tokens.sum()
     best = min(cost(k) / (rows * (1 - survival**k) / (1 - survival)) for k in CHOICES)
-    assert pace.tokens_per_round == pytest.approx(made / rounds / rows)
+    assert blocks.tokens_per_round == pytest.approx(made / rounds / rows)
     return took / made / best
 
 
@@ -260,7 +264,7 @@ def test_the_books_add_up(pair):
     for block in (1, 6, None):
         run = engine(pair, rows=4, block=block)
         made = list(run.run(todo))
-        books = run.pace.books()
+        books = run.blocks.statistics()
         assert books["tokens"] == sum(len(f.token_ids) for f in made)
         assert books["rounds"] == sum(books["block_sizes"].values())
         if block is not None:
@@ -283,7 +287,7 @@ def test_the_loop_that_a_gpu_captures_drafts_the_same(block):
     settings = {"sampling": Sampling(top_k=6), "acceptance": Acceptance(), "eos": (0,), "rows": 5, "block": block}
     todo = requests(PROMPTS, max_new_tokens=280, vocabulary=vocabulary)
     eager, fixed = (Engine(teacher, student, vocabulary, **settings) for _ in range(2))
-    fixed.rounds.loop = DraftLoop(fixed.rounds._draft, fixed.rounds.student, capture=False)
+    fixed.rounds.loop = DraftLoop(fixed.rounds.student.step, fixed.student, capture=False)
     want = {f.request.tag: f.token_ids.tolist() for f in eager.run(todo)}
     assert {f.request.tag: f.token_ids.tolist() for f in fixed.run(todo)} == want
     assert max(map(len, want.values())) > 256

@@ -12,7 +12,7 @@ from rsd.config import Acceptance, Sampling
 from rsd.decoding import teacher as passes
 from rsd.decoding.candidates import likeliest, placed, union
 from rsd.decoding.engine import Engine
-from rsd.decoding.sampling import DRAFT, acceptable, drafter, draw, row_key, target, uniforms, verify, warp
+from rsd.decoding.sampling import DRAFT, accept_mask, drafter, draw, rejection_sample, row_key, target, uniforms, warp
 
 PROMPTS = [[3, 1, 4], [1, 5], [9, 2, 6, 5], [3, 5, 8], [9, 7, 9], [3, 2, 3, 8]]
 
@@ -62,11 +62,11 @@ def over_all(teacher, student, prompt, key, *, sampling, acceptance, tokens):
         ids = torch.tensor([[*prompt, *made]])
         logits = student(ids).logits[:, -1:]
         logprobs, p = logits.log_softmax(-1), warp(logits, sampling)
-        stands = acceptable(logprobs, p, acceptance, sampling)
+        stands = accept_mask(logprobs, p, acceptance, sampling)
         d = drafter(p, stands)
         noise = torch.from_numpy(uniforms(np.array([key]), np.array([[position]])))
         goal = target(warp(teacher(ids).logits[:, -1:], sampling), p, stands, acceptance.trials)
-        verdict = verify(draw(d, noise[..., DRAFT]), d, goal, noise)
+        verdict = rejection_sample(draw(d, noise[..., DRAFT]), d, goal, noise)
         made.append(int(verdict.tokens))
     return made
 
@@ -169,7 +169,7 @@ def test_of_the_whole_vocabulary_a_round_makes_logits_and_their_logsoftmax_alone
     with Wide(width) as wide:
         for _ in made.run(requests(PROMPTS[:rows], max_new_tokens=12, vocabulary=vocabulary)):
             pass
-    judged = made.pace.row_rounds * block
+    judged = made.blocks.row_rounds * block
     assert wide.doubles == 0
     # Of each model, at every position its logits and their log-softmax; and one position's logits of each prompt.
     assert wide.entries <= judged * width * 2 * 2 + rows * width * 2

@@ -9,7 +9,7 @@ import torch
 from pairs import decode, fits, random_model, spelled_vocabulary, table_model
 
 from rsd.config import Acceptance, Sampling
-from rsd.decoding.sampling import acceptable, target, warp
+from rsd.decoding.sampling import accept_mask, target, warp
 
 # The teacher has the ids 0 to 4. Two spellings begin alike, one goes on where another ends, one repeats a piece.
 SPELLED = {5: [1, 2], 6: [1, 2, 3], 7: [4, 0], 8: [3, 3, 1]}
@@ -81,7 +81,7 @@ def test_units_follow_the_teachers_text(threshold, block, rows):
             with torch.inference_mode():
                 logits = student(torch.tensor([[*prompt, *before]])).logits[0, -1].double()
             p = warp(logits, SAMPLING)
-            stands = acceptable(logits.log_softmax(-1), p, acceptance, SAMPLING)
+            stands = accept_mask(logits.log_softmax(-1), p, acceptance, SAMPLING)
             goal = target(torch.tensor(q, dtype=torch.float32), p.float(), stands, acceptance.trials)
             here = (tokens[:, :n] == before).all(1)
             assert fits(tokens[here, n], goal.r.double().numpy()), (before, q)

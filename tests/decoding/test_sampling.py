@@ -12,7 +12,7 @@ from pairs import proposed
 from scipy.stats import chisquare, kstest
 
 from rsd.config import Acceptance, Sampling
-from rsd.decoding.sampling import acceptable, drafter, draw, row_key, target, uniforms, verify, warp
+from rsd.decoding.sampling import accept_mask, drafter, draw, rejection_sample, row_key, target, uniforms, warp
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0)
 
@@ -50,7 +50,7 @@ CASES = {
 def test_r_is_the_retry_loop(case, trials):
     q, p, threshold = CASES[case]
     q, p = torch.tensor(q, dtype=torch.float64), torch.tensor(p, dtype=torch.float64)
-    stands = acceptable(p.log(), p, Acceptance(threshold=threshold), PLAIN).double()
+    stands = accept_mask(p.log(), p, Acceptance(threshold=threshold), PLAIN).double()
     goal = target(q, p, stands, trials)
     assert torch.isfinite(goal.r).all()
     assert float(goal.r.sum()) == pytest.approx(1)
@@ -87,7 +87,7 @@ def test_draft_and_residual_draw_exactly_r(trials):
     noise = torch.from_numpy(uniforms(np.arange(count), np.zeros((count, 1), dtype=np.int64)))
     many = [x.expand(count, 1, 7) for x in (d, goal.r, goal.by_teacher)]
     drafts = draw(many[0], noise[..., 0])
-    made = verify(drafts, many[0], goal._replace(r=many[1], by_teacher=many[2]), noise)
+    made = rejection_sample(drafts, many[0], goal._replace(r=many[1], by_teacher=many[2]), noise)
     seen = np.bincount(made.tokens[:, 0].numpy(), minlength=7)
     r = goal.r.double().numpy()
     assert seen[r == 0].sum() == 0
@@ -101,7 +101,9 @@ def test_a_block_ends_at_the_first_fallen_draft():
     r = d.clone()
     r[0, 1] = r[1, 3] = torch.tensor([0.0, 1.0, 0.0])
     goal = target(r, r, torch.ones_like(r), 1)
-    made = verify(torch.zeros(2, 4, dtype=torch.long), d, goal, torch.full((2, 4, 4), 0.5, dtype=torch.float64))
+    made = rejection_sample(
+        torch.zeros(2, 4, dtype=torch.long), d, goal, torch.full((2, 4, 4), 0.5, dtype=torch.float64)
+    )
     assert made.survived.tolist() == [1, 3]
     assert made.tokens[0, :2].tolist() == [0, 1]
     assert made.tokens[1].tolist() == [0, 0, 0, 1]
@@ -124,7 +126,7 @@ def test_all_are_distributions(logits, temperature, top_k, top_p, trials, thresh
     shared[-1] = 0
     q = proposed(student.flip(0), shared, sampling)
     p = warp(student, sampling)
-    stands = acceptable(student.log_softmax(-1), p, Acceptance(threshold=threshold, threshold_on=on), sampling)
+    stands = accept_mask(student.log_softmax(-1), p, Acceptance(threshold=threshold, threshold_on=on), sampling)
     goal, d = target(q, p, stands, trials), drafter(p, stands)
     for x in (p, d, goal.r):
         assert (x >= 0).all() and float(x.sum()) == pytest.approx(1, abs=1e-5)
@@ -169,14 +171,14 @@ def test_greedy_is_the_teachers_choice_if_it_stands():
     teacher, student = torch.tensor([0.0, 5.0, 0.0]), torch.tensor([3.0, 1.0, 0.0])
     for threshold, choice in ((0.05, 1), (0.5, 0)):
         p = warp(student, greedy)
-        stands = acceptable(student.log_softmax(-1), p, Acceptance(threshold=threshold), greedy)
+        stands = accept_mask(student.log_softmax(-1), p, Acceptance(threshold=threshold), greedy)
         goal = target(proposed(teacher, torch.ones(3), greedy), p, stands, 5)
         assert goal.r.argmax() == choice and goal.r.max() == 1
 
 
 def test_accept_top_k_restricts_a():
     logprobs = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
-    stands = acceptable(logprobs, logprobs.exp(), Acceptance(threshold=0.01, top_k=2), PLAIN)
+    stands = accept_mask(logprobs, logprobs.exp(), Acceptance(threshold=0.01, top_k=2), PLAIN)
     assert stands.tolist() == [1, 1, 0, 0]
 
 

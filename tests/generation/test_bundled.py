@@ -31,7 +31,8 @@ def test_the_shape_of_the_pair():
         assert config.model_type == kind and config.max_position_embeddings == 8192
         size += sum(f.stat().st_size for f in bundled(role).iterdir())
     assert size < 16e6
-    teacher, student, vocabulary = TraceGenerator(GenerateConfig()).find()
+    pair = TraceGenerator(GenerateConfig()).find()
+    teacher, student, vocabulary = pair.teacher, pair.student, pair.vocabulary
     assert vocabulary.student_only == ("<think>", "</think>") and vocabulary.teacher_only == ()
     assert teacher.width != student.width
     assert [len(p) for p in (teacher.tokenizer.encode("<think>"), teacher.tokenizer.encode("</think>"))] == [3, 3]

@@ -171,7 +171,7 @@ def test_one_model_in_both_roles_is_loaded_once_and_makes_the_same_traces(tmp_pa
         generator = TraceGenerator(config)
         estimates.append(generator.memory())
         made.append([t.token_ids.tolist() for t in generator.run(rows)])
-        models = generator._engine.rounds.teacher.model.model, generator._engine.rounds.student.model
+        models = generator._engine.teacher.model.model, generator._engine.student.model
         assert (models[0] is models[1]) == (student != "b")
     assert made[0] == made[1] == made[2] and len(made[0]) == 12
     assert "one model in both roles, loaded once" in estimates[1].text and "loaded once" not in estimates[0].text

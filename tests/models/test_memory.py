@@ -18,8 +18,8 @@ def test_the_estimate_is_what_a_model_takes():
     generator = TraceGenerator(GenerateConfig(batch_size=3)).load()
     list(generator.stream([{"prompt": "Tom has 3 pens and finds 4."}] * 1))
     for role, model in (
-        ("teacher", generator._engine.rounds.teacher.model),
-        ("student", generator._engine.rounds.student),
+        ("teacher", generator._engine.teacher.model),
+        ("student", generator._engine.student),
     ):
         slots = model.cache.slots
         small, large = (

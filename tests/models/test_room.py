@@ -149,7 +149,7 @@ def test_a_capture_that_fails_ends_no_job(memory, undisturbed, monkeypatch):
         monkeypatch.setattr(torch.cuda, name, stand_in)
     pair = models()
     made_for_gpu = engine(*pair, rows=8)
-    loop = made_for_gpu.rounds.loop = DraftLoop(made_for_gpu.rounds._draft, made_for_gpu.rounds.student, capture=True)
+    loop = made_for_gpu.rounds.loop = DraftLoop(made_for_gpu.rounds.student.step, made_for_gpu.student, capture=True)
     todo = made_for_gpu.run(requests(PROMPTS, max_new_tokens=20, vocabulary=VOCABULARY))
     if memory:
         # No graph is replayed here, so that what is made is not looked at.

@@ -233,6 +233,6 @@ def test_a_heat_map_knows_nothing_of_the_written_beginning_and_all_of_the_rest(t
     for response in read_responses(out, config):
         scored = scorer.score(response)
         assert scored.error is None and scored.token_ids[0] == 760
-        assert scored.arrays.from_teacher[0] == -1 and (scored.arrays.from_teacher[1:] >= 0).all()
+        assert scored.tokens["from_teacher"][0] == -1 and (scored.tokens["from_teacher"][1:] >= 0).all()
         # The student's own pass over the whole text agrees with what was noted while sampling.
-        assert scored.reading.logprobs[1:] == pytest.approx(scored.arrays.student_logprobs[1:], abs=1e-3)
+        assert scored.token_scores.logprobs[1:] == pytest.approx(scored.tokens["student_logprobs"][1:], abs=1e-3)

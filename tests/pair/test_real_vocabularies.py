@@ -10,7 +10,7 @@ from real import TOKENIZERS, tokenizer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rsd.pair.vocabulary import Reading, Vocabulary, meet
+from rsd.pair.vocabulary import TeacherContext, Vocabulary, meet
 
 pytestmark = pytest.mark.real
 
@@ -64,8 +64,8 @@ def test_bytes_are_kept(teacher, student, data):
     ids = data.draw(st.lists(st.one_of(st.integers(0, len(ours) - 1), st.sampled_from(added)), max_size=12))
     ids = [*ours.encode(text, add_special_tokens=False), *ids]
     cut = data.draw(st.integers(0, len(ids)))
-    first = vocabulary.read(Reading(), ids[:cut])
-    read = vocabulary.read(Reading(first.ids, first.fixed), ids[cut:]).ids
+    first = vocabulary.read(TeacherContext(), ids[:cut])
+    read = vocabulary.read(TeacherContext(first.ids, first.fixed), ids[cut:]).ids
     assert read == vocabulary.for_teacher(ids)
     shared = {vocabulary.teacher_id(i): i for i in ids if i not in writes.bytes and vocabulary.shared[i]}
 

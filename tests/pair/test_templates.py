@@ -83,7 +83,7 @@ def test_both_models_read_one_thought(templated, tmp_path, teacher_words, ours, 
     generator = TraceGenerator(GenerateConfig(teacher=str(teacher), student=str(student), teacher_prompt="own"))
     (row,) = generator.prepare(ROWS)
     whole = AutoTokenizer.from_pretrained(teacher)(prompts[1])["input_ids"]
-    assert generator.render(row).teacher == whole
+    assert generator.find().render(row, generator.config).teacher == whole
 
 
 def test_a_thought_that_the_completion_prefix_opens_is_opened_once(templated, tmp_path):

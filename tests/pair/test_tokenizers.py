@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from rsd import GenerateConfig, TraceGenerator
 from rsd.config import Acceptance, Sampling
 from rsd.models.bundled import bundled
-from rsd.pair.vocabulary import Reading, meet
+from rsd.pair.vocabulary import TeacherContext, meet
 from rsd.traces.rows import read_rows
 
 CORPUS = [
@@ -111,7 +111,7 @@ def spelled(vocabulary, ids):
 @settings(max_examples=150, deadline=None)
 def test_the_teacher_reads_text_as_it_would_write_it(pair, text):
     vocabulary = met(*pair)
-    reading = vocabulary.read(Reading(), vocabulary.spellers[1].encode(text.encode()))
+    reading = vocabulary.read(TeacherContext(), vocabulary.spellers[1].encode(text.encode()))
     assert spelled(vocabulary, reading.ids) == text.encode()
     # Control tokens are none when a text spells them; words such as <think> are what the teacher takes them for.
     control = {i for i, token in tokenizer(pair[0]).added_tokens_decoder.items() if token.special}
@@ -163,9 +163,9 @@ def test_each_ends_with_the_end_of_the_other():
     vocabulary = met("llama-2", "qwen")
     end = tokenizer("qwen").convert_tokens_to_ids("<|im_end|>")
     assert vocabulary.teacher_id(end) == tokenizer("llama-2").convert_tokens_to_ids("</s>") and vocabulary.shared[end]
-    assert end not in vocabulary.spelled
+    assert end not in vocabulary.student_to_teacher
     think = tokenizer("qwen").convert_tokens_to_ids("</think>")
-    assert tokenizer("llama-2").decode(list(vocabulary.spelled[think])).strip() == "</think>"
+    assert tokenizer("llama-2").decode(list(vocabulary.student_to_teacher[think])).strip() == "</think>"
 
 
 def tiny(tokens: list[str], merges: str) -> PreTrainedTokenizerFast:
@@ -196,7 +196,7 @@ def test_the_tail_is_read_anew_where_it_changes(rows, kind):
     for i, f in want.items():
         tokens = f.token_ids.tolist()
         assert len(tokens) == 30
-        reading = Reading(vocabulary.for_teacher(prompts[i]))
+        reading = TeacherContext(vocabulary.for_teacher(prompts[i]))
         for t, token in enumerate(tokens):
             if vocabulary.shared[token]:
                 logprob = full_logprobs(teacher, reading.ids, [vocabulary.teacher_id(token)])[0]
@@ -206,7 +206,8 @@ def test_the_tail_is_read_anew_where_it_changes(rows, kind):
             reading.apply(edit)
         with torch.inference_mode():
             q = teacher(torch.tensor([before])).logits[0, -1].softmax(-1)
-        known = [vocabulary.teacher_id(s) for s in vocabulary.shared.nonzero()[:, 0].tolist()] + [*vocabulary.several]
+        known = [vocabulary.teacher_id(s) for s in vocabulary.shared.nonzero()[:, 0].tolist()]
+        known += [*vocabulary.teacher_to_student]
         assert 0 <= f.left_out[-1] <= 1 - float(q[known].sum()) + 1e-4  # less in the midst of a token
     assert changed > 30
     for block in (1, 2, 5):
@@ -278,19 +279,20 @@ def test_added_tokens_that_are_blanks_are_text(text):
     vocabulary = meet(ours, theirs, teacher_width=720, student_width=300)
     read = vocabulary.for_teacher(vocabulary.spellers[1].encode(text.encode()))
     assert read == vocabulary.spellers[0].encode(text.encode())
-    assert not vocabulary.spelled.keys() & {*theirs.convert_tokens_to_ids(["▁▁", "\n\n"])}
+    assert not vocabulary.student_to_teacher.keys() & {*theirs.convert_tokens_to_ids(["▁▁", "\n\n"])}
 
 
 def test_words_that_the_teacher_alone_has_as_tokens():
     # The bundled pair the other way round: the student spells `</think>`, the teacher reads and says its token.
     generator = TraceGenerator(GenerateConfig(teacher="bundled-student", student="bundled-teacher", threshold=0))
-    teacher, student, vocabulary = generator.find()
+    pair = generator.find()
+    teacher, student, vocabulary = pair.teacher, pair.student, pair.vocabulary
     assert vocabulary.describe().startswith("one base, other added tokens, 760 shared tokens")
     text = "<think>\n1+2=3.\n</think>\n\n\\boxed{3}"
     ids = student.tokenizer.encode(text)
     assert vocabulary.for_teacher(ids) == teacher.tokenizer.encode(text) != ids
     close = teacher.tokenizer.convert_tokens_to_ids("</think>")
-    assert vocabulary.several[close] == tuple(student.tokenizer.encode("</think>"))
+    assert vocabulary.teacher_to_student[close] == tuple(student.tokenizer.encode("</think>"))
     made = generator.run(read_rows(bundled("problems.jsonl"))[:8])
     alone = TraceGenerator(GenerateConfig(threshold=1)).run(read_rows(bundled("problems.jsonl"))[:8])
     for t, same in zip(made, alone, strict=True):  # raw traces of the teacher, other draws of the same form

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rsd.pair.vocabulary import Reading, meet
+from rsd.pair.vocabulary import TeacherContext, meet
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 
@@ -49,12 +49,12 @@ def test_what_only_the_student_has_is_spelled(papers_pair):
     v = meet(*papers_pair, teacher_width=288, student_width=272)
     teacher, student = papers_pair
     for text in ("<think>", "</think>", "<|student|>"):
-        assert teacher.decode(list(v.spelled[student.convert_tokens_to_ids(text)])) == text
+        assert teacher.decode(list(v.student_to_teacher[student.convert_tokens_to_ids(text)])) == text
     # A token that ends the teacher's text and that the student lacks is the student's own end.
     ends = meet(*papers_pair, teacher_width=288, student_width=272, teacher_eos=[259, 258], student_eos=258)
     assert ends.also == ((259, 258),) and ends.shared[258]
     ends = meet(*papers_pair, teacher_width=288, student_width=272, teacher_eos=[259, 258], student_eos=260)
-    assert ends.teacher_id(260) == 259 and ends.shared[260] and 260 not in ends.spelled
+    assert ends.teacher_id(260) == 259 and ends.shared[260] and 260 not in ends.student_to_teacher
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def merging_pair():
 def test_what_else_begins_with_the_last_piece_of_a_spelling(merging_pair):
     teacher, student, v = merging_pair
     last, one, two, twice, line, lines = teacher.convert_tokens_to_ids([">", ">Ċ", ">ĊĊ", ">>", "Ċ", "ĊĊ"])
-    assert {pieces[-1] for pieces in v.spelled.values()} == {last}
+    assert {pieces[-1] for pieces in v.student_to_teacher.values()} == {last}
     assert v.merged == {last: {one: (line,), two: (lines,), twice: (last,)}}
     assert meet(student, student, teacher_width=300, student_width=300).merged == {}
 
@@ -142,7 +142,7 @@ def test_text_by_a_spelled_token_is_read_as_the_teacher_writes_it(merging_pair, 
     text += " x"
     ids = student.encode(text)
     assert v.for_teacher(ids) == teacher.encode(text)
-    reading = Reading()  # in blocks
+    reading = TeacherContext()  # in blocks
     for start, end in itertools.pairwise([0, *sorted(at), len(ids)]):
         v.read(reading, ids[start:end])
     assert reading.ids == teacher.encode(text)

@@ -14,9 +14,10 @@ from jobs import run as generate
 import rsd
 from rsd.config import ScoreConfig
 from rsd.models.bundled import bundled
-from rsd.scoring.responses import Arrays, responses
+from rsd.scoring.responses import responses
 from rsd.scoring.scorer import COLUMNS, METRICS, load_scorer, token_steps
 from rsd.scoring.steps import split
+from rsd.traces.tokens import unknown
 
 QUESTION = "What is 6 times 7?"
 THINKING, ANSWER = "6*7=42. So it is 42.", "\\boxed{42}"
@@ -84,7 +85,7 @@ def test_the_scores_are_those_of_a_plain_forward(scorer):
     with torch.inference_mode():
         logits = scorer.reader.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
     want = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0].numpy()
-    np.testing.assert_allclose(made.reading.logprobs, want, atol=1e-4)
+    np.testing.assert_allclose(made.token_scores.logprobs, want, atol=1e-4)
     assert made.metrics["global_logprob"] == pytest.approx(want.mean(), abs=1e-4)
     assert "".join(made.pieces()) == TEXT
     assert [TEXT[a:b] for a, b in made.spans] == ["<think>\n6*7=42.", " So it is 42.\n</think>\n\n", ANSWER]
@@ -150,16 +151,19 @@ def test_the_sidecars_arrays_are_those_of_the_tokens_that_are_scored(scorer):
     assert len(pieces) > 1
     sampled = [*ids[:at], *pieces, *ids[at + 1 :], next(iter(scorer.source.eos))]
     numbers = np.arange(len(sampled), dtype="float32")
-    arrays = Arrays(np.array(sampled), -numbers, -numbers, np.ones(len(sampled), "int8"), np.array(sampled))
+    noted = unknown(sampled)
+    noted["teacher_logprobs"] = noted["student_logprobs"] = -numbers
+    noted["from_teacher"], noted["proposals"] = 1, sampled
     (response,) = responses([{"prompt": QUESTION, "completion": text}], ScoreConfig())
-    made = scorer.score(replace(response, arrays=arrays))
+    made = scorer.score(replace(response, tokens=noted))
     assert made.token_ids.tolist() == ids
     known = [*range(at), None, *range(at + len(pieces), len(sampled) - 1)]
-    assert [None if np.isnan(v) else -v for v in made.arrays.teacher_logprobs] == known
-    assert made.arrays.from_teacher.tolist() == [-1 if i is None else 1 for i in known]
-    assert made.arrays.proposals.tolist() == [-1 if i is None else sampled[i] for i in known]
-    whole = scorer.score(replace(response, arrays=replace(arrays, token_ids=np.array(sampled) + 1)))
-    assert whole.arrays is None and whole.metrics == made.metrics
+    assert [None if np.isnan(v) else -v for v in made.tokens["teacher_logprobs"]] == known
+    assert made.tokens["from_teacher"].tolist() == [-1 if i is None else 1 for i in known]
+    assert made.tokens["proposals"].tolist() == [-1 if i is None else sampled[i] for i in known]
+    noted["token_ids"] += 1
+    whole = scorer.score(replace(response, tokens=noted))
+    assert whole.tokens is None and whole.metrics == made.metrics
 
 
 def test_ids_of_the_row_are_scored_as_they_are(scorer):

@@ -1,0 +1,112 @@
+"""The teacher as a round sees it: what it proposes before each draft, whatever its own tokens are."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from rsd.config import Sampling
+from rsd.decoding.draft import Drafts
+from rsd.decoding.partial_tokens import AT_BOUNDARY, Partial, PartialFilter
+from rsd.decoding.proposals import Proposals, Proposed
+from rsd.decoding.teacher import Teacher, TeacherOutput, TokenTree
+from rsd.pair.vocabulary import TeacherContext, Vocabulary
+
+WIDE = 1 << 24  # bytes of a tensor over all tokens, of some ten that a round without top-k works with
+
+
+class Proposer:
+    """A teacher, what it has read in each row, and where it is in its own tokens.
+
+    A round asks `propose`, then maybe `full`, and says by `commit` what became of the drafts.
+    """
+
+    def __init__(
+        self, teacher: Teacher, vocabulary: Vocabulary, *, sampling: Sampling, rows: int, device: torch.device
+    ) -> None:
+        self.teacher, self.vocabulary = teacher, vocabulary
+        self.proposals = Proposals(vocabulary, sampling, device)
+        self.contexts: list[TeacherContext] = [TeacherContext()] * rows  # what it reads in each row, to its last token
+        self.partials: list[Partial] = [AT_BOUNDARY] * rows
+        self.recent: list[list[int]] = [[]] * rows  # the student's last tokens, as far as they may begin a spelling
+        # Of the drafts that it was asked about last: these, their contexts, and by row where it is in their midst.
+        self._drafted: list[list[int]] = []
+        self._trees: list[TokenTree] = []
+        self._where: list[tuple[PartialFilter | None, int]] = []
+
+    def place_row(
+        self, row: int, context: TeacherContext, partial: Partial, ids: Sequence[int], *, prefilled: Any, at: int
+    ) -> None:
+        """Row `row` becomes row `at` of what was prefilled: its context, and the trace's ids so far."""
+        self.teacher.copy_row(prefilled, at, row, length=len(context.ids) - 1)
+        self.contexts[row], self.partials[row] = context, partial
+        self.recent[row] = list(ids[-self.proposals.units.longest :])
+
+    def move_row(self, row: int, to: int) -> None:
+        self.teacher.move_row(row, to)
+        self.contexts[to], self.partials[to], self.recent[to] = self.contexts[row], self.partials[row], self.recent[row]
+
+    def propose(self, drafts: Drafts) -> Iterator[Proposed]:
+        """The teacher's proposals before each draft, of some neighbouring rows after the other."""
+        block = drafts.tokens.shape[1]
+        self._drafted, self._trees, self._where = drafts.tokens.tolist(), [], []
+        for context, row in zip(self.contexts, self._drafted, strict=False):
+            self._trees.append(TokenTree(self.vocabulary, context, row))
+            self.proposals.units.look_ahead(self._trees[-1], row)
+        for output in self.teacher.logits(self._trees, block):
+            for part in self._parts(output, block):
+                rows = slice(part.first, part.first + len(part.at))
+                proposed, where = self.proposals.read(
+                    part,
+                    drafts.of(rows),
+                    teacher=self.teacher,
+                    trees=self._trees[rows],
+                    recent=self.recent[rows],
+                    partials=self.partials[rows],
+                )
+                self._where += [(where, i) for i in range(len(part.at))]
+                yield proposed
+
+    def _parts(self, output: TeacherOutput, block: int) -> Iterator[TeacherOutput]:
+        """All rows that were read; or some of them after the other, where a round works over all tokens."""
+        rows = len(output.at)
+        if not self.proposals.few:
+            rows = max(1, WIDE // (4 * block * self.vocabulary.width))
+        for first in range(0, len(output.at), rows):
+            yield output._replace(at=output.at[first : first + rows], first=output.first + first)
+
+    def full(self, tokens: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Where the next token would be beyond the teacher's context, bool [R, K].
+
+        Args:
+            tokens: int64 [R, K], the drafts, or what replaced one. kept: int64 [R], how many of them stand.
+        """
+        block = tokens.shape[1]
+        ends = np.array([[*(node.end for node in t.nodes[1:block]), t.after.end] for t in self._trees])
+        replaced = (tokens != np.array(self._drafted)) & (np.arange(block) < kept[:, None])
+        for i in replaced.any(1).nonzero()[0].tolist():
+            j = int(kept[i]) - 1
+            spelled = self.vocabulary.student_to_teacher.get(int(tokens[i, j]), (0,))
+            ends[i, j] = self._trees[i].nodes[j].end + len(spelled)
+        return ends > self.teacher.context
+
+    def commit(self, tokens: np.ndarray, count: np.ndarray) -> None:
+        """The teacher reads on: of each row's tokens [R, K] the first `count` [R]."""
+        for row, n in enumerate(count.tolist()):
+            self._read_on(row, tokens[row, :n].tolist())
+            where, i = self._where[row]
+            if n:
+                last = int(tokens[row, n - 1])
+                self.partials[row] = AT_BOUNDARY if where is None else where.after(i, n - 1, last)
+
+    def _read_on(self, row: int, tokens: list[int]) -> None:
+        context, tree, drafts = self.contexts[row], self._trees[row], self._drafted[row]
+        start = len(context.ids)
+        for j, token in enumerate(tokens):
+            edit = tree.edits[j] if token == drafts[j] else self.vocabulary.edit(context, token)
+            start = min(start, edit.keep)
+            context.apply(edit)
+        start = min([start, *tree.forks[1:]])
+        self.recent[row] = [*self.recent[row], *tokens][-self.proposals.units.longest :]
+        self.teacher.keep(row, tree, context.ids, start)
