@@ -44,9 +44,9 @@ def export(
       rsd export traces.jsonl --test-share 0.05 --push-to-hub owner/name --private
     """
     with one_line_errors(output or source):
-        from rsd.dataset.card import check_repo_id, push
-        from rsd.dataset.export import ExportConfig, parquet_library, write, written
+        from rsd.dataset.export import ExportConfig
         from rsd.dataset.export import export as export_file
+        from rsd.dataset.publish import check_repo_id, parquet_library, push, write, written
         from rsd.files import Output, check_outputs, place
         from rsd.traces import ours
 

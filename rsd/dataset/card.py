@@ -1,18 +1,14 @@
-"""The card of an exported data set, and putting both on the Hub."""
-
-from __future__ import annotations
+"""The card of an exported data set."""
 
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rsd.dataset.export import Export
 from rsd.dataset.formats import WITH_TEMPLATE
 from rsd.version import __version__
-
-if TYPE_CHECKING:
-    from rsd.dataset.export import Export
 
 SAYS = {
     "prompt-completion": "`prompt` and `completion` hold chat messages, as TRL's SFTTrainer reads them; its loss "
@@ -23,7 +19,6 @@ SAYS = {
     "token-ids": "`input_ids` as the student sampled them, `completion_mask` and `labels`; nothing is to be tokenized.",
 }
 SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def card(made: Export, files: Mapping[str, str], *, repo_id: str | None = None) -> str:
@@ -123,38 +118,3 @@ def _revision(manifest: Mapping[str, Any], role: str) -> str:
     model = manifest.get(role) or {}
     fingerprint = (manifest.get("identity") or {}).get(role)
     return _cell(model.get("revision") or (f"files {fingerprint}" if fingerprint else "not known"))
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Refuse what names no data set of an owner.
-
-    Raises:
-        ValueError: see above.
-    """
-    if not REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
-        raise ValueError(f"--push-to-hub {repo_id}: a data set is named owner/name")
-
-
-def push(made: Export, files: Mapping[str, Path], repo_id: str, *, private: bool) -> str:
-    """Put an export on the Hub, in one commit; returns its address.
-
-    The token is the environment's, or that of `hf auth login`.
-
-    Raises:
-        ValueError: the Hub refuses or cannot be reached; the files are still here.
-    """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    try:
-        api = HfApi()
-        address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        suffix = files["train"].suffix
-        there = {name: f"data/{name}{suffix}" for name in files if name != "card"}
-        readme = card(made, there, repo_id=repo_id).encode("utf-8", "backslashreplace")
-        operations = [CommitOperationAdd("README.md", readme)]
-        operations += [CommitOperationAdd(path, str(files[name])) for name, path in there.items()]
-        api.create_commit(repo_id, operations, commit_message="Traces made with rsd", repo_type="dataset")
-    except Exception as e:  # whatever its client raises, the files are written
-        first = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise ValueError(f"--push-to-hub {repo_id}: {first}; the files are written here") from e
-    return str(address)

@@ -3,19 +3,15 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from rsd.dataset.card import card
 from rsd.dataset.formats import FORMATS, WITH_TEMPLATE, Row, Tokens, answer, formatted, prefix
 from rsd.dataset.readback import beside, key_of, read_traces
-from rsd.files import encode, place, replacing, synced
 from rsd.terminal import in_lines
-from rsd.traces import ours
 from rsd.traces.filters import KEEP, is_right, keep
 from rsd.traces.rows import digest
 from rsd.traces.store import Key, Store
@@ -219,62 +215,3 @@ def _respelled(
         after = str(student.tokenizer.decode(ids[len(sampled) :]))
         count += elsewhere or ids[: len(sampled)] != sampled or bool(after.strip())
     return count, []
-
-
-def written(out: str | Path) -> dict[str, Path]:
-    """The files of an export: its training rows, its testing rows and its card."""
-    out = Path(out)
-    if out.suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"{out}: name a file that ends in .jsonl or .parquet")
-    return {"train": out, "test": out.with_suffix(f".test{out.suffix}"), "card": out.with_suffix(".md")}
-
-
-def write(made: Export, out: str | Path) -> dict[str, Path]:
-    """Write the files of an export, each whole or not at all; by split, and the card.
-
-    Raises:
-        ValueError: the name has another end than .jsonl or .parquet, or parquet is not installed.
-    """
-    files = written(out)
-    before = files["test"]
-    if not made.test:
-        files.pop("test")
-    text = card(made, {name: file.name for name, file in files.items() if name != "card"})
-    with ExitStack() as stack:  # which ends with the last: the training rows come first
-        to = {name: stack.enter_context(replacing(files[name])) for name in reversed(files)}
-        to["card"].write(text.encode("utf-8", "backslashreplace"))
-        for name in files.keys() - {"card"}:
-            rows = made.train if name == "train" else made.test
-            if files[name].suffix == ".parquet":
-                _parquet(rows, to[name], out)
-            else:
-                to[name].writelines(map(encode, rows))
-        for file in to.values():
-            synced(file)
-        # Rows that an earlier export set apart for testing may train now: not for a moment are both there.
-        if before.is_file() and ours.test_split(before):
-            place(before).unlink()
-    return files
-
-
-def _parquet(rows: Sequence[Row], file: BinaryIO, out: str | Path) -> None:
-    pyarrow, parquet = parquet_library()
-    # A lone surrogate, which JSON can hold, is no text for parquet.
-    whole = json.loads(json.dumps(rows).encode("ascii"), object_hook=_clean)
-    try:
-        parquet.write_table(pyarrow.Table.from_pylist(whole), file)
-    except (pyarrow.ArrowException, OverflowError) as e:
-        raise ValueError(f"{out}: parquet cannot hold this: {e}; write .jsonl") from e
-
-
-def _clean(value: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in value.items()}
-
-
-def parquet_library() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as e:
-        raise ValueError("parquet needs pyarrow: pip install 'rsd[parquet]', or write .jsonl") from e
-    return pyarrow, parquet

@@ -128,7 +128,7 @@ def test_however_many_rows_a_pass_may_judge_the_traces_are_the_same(top_k, monke
     made = []
     for columns in (1000, 9, 1):
         monkeypatch.setattr(passes, "LOGITS", 4 * 21 * columns)
-        monkeypatch.setattr("rsd.decoding.round.WIDE", 4 * 24 * columns)
+        monkeypatch.setattr("rsd.decoding.proposer.WIDE", 4 * 24 * columns)
         made.append({i: f.token_ids.tolist() for i, f in decode(teacher, student, PROMPTS, **asked).items()})
     assert made[0] == made[1] == made[2]
 
