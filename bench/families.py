@@ -16,11 +16,13 @@ from common import write
 from scipy.stats import spearmanr
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.analysis.select import BY, select
+from rsd.analysis.select import select
 from rsd.config import ScoreConfig
 from rsd.models.bundled import bundled
 from rsd.scoring.responses import responses
-from rsd.scoring.scorer import METRICS, Scored, load_scorer, set_rsr
+from rsd.scoring.measure import set_rsr
+from rsd.scoring.metrics import BY, METRICS
+from rsd.scoring.scorer import Scored, load_scorer
 from rsd.traces.rows import read_rows
 
 SETS = {"raw": 0.0, "rsd": 0.01, "own": 1.0}  # the threshold that makes them

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from rsd.scoring.scorer import METRICS, Scored, named, set_rsr
+from rsd.scoring.measure import set_rsr
+from rsd.scoring.metrics import LN, METRICS
+from rsd.scoring.scorer import Scored, named
 from rsd.terminal import in_lines
 
 RESAMPLES = 2000
@@ -22,8 +24,8 @@ BY_CONSTRUCTION = (
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One score over the ids that have it on both sides, each id's generations averaged first.
+class Difference:
+    """One metric over the ids that have it on both sides, each id's generations averaged first.
 
     delta: candidate - baseline. ci: its 95 % interval, a percentile bootstrap over the ids. p_value: of
     the two-sided sign test over the ids, ties left out.
@@ -67,13 +69,13 @@ class Comparison:
     new: int
     unscored: int
     errors: tuple[Sequence[Scored], Sequence[Scored]]
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, Difference]
     rsr: tuple[float | None, float | None]
     correct: tuple[float | None, float | None]
-    splits: Mapping[str, Mapping[str, Metric]]
+    splits: Mapping[str, Mapping[str, Difference]]
     notices: Sequence[str]
 
-    def ranked(self, name: str = "local_naturalness") -> list[Pair]:
+    def ranked(self, name: str = LN) -> list[Pair]:
         """The pairs that have a difference in this metric, the candidate's greatest gain first."""
         known = [p for p in self.pairs if p.deltas[name] is not None]
         return sorted(known, key=lambda p: (-(p.deltas[name] or 0), p.key))
@@ -185,7 +187,7 @@ def mean(traces: Sequence[Scored], name: str) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _metrics(pairs: Sequence[Pair]) -> dict[str, Metric]:
+def _metrics(pairs: Sequence[Pair]) -> dict[str, Difference]:
     """Every metric that any pair has."""
     names = [name for name in METRICS if any(p.deltas[name] is not None for p in pairs)]
     deltas = np.array([[p.deltas[name] for name in names] for p in pairs], dtype=float)  # None is NaN
@@ -197,7 +199,7 @@ def _metrics(pairs: Sequence[Pair]) -> dict[str, Metric]:
             float(np.mean([mean(side, name) for side in sides]))
             for sides in ([p.baseline for p in known], [p.candidate for p in known])
         )
-        made[name] = Metric(
+        made[name] = Difference(
             baseline=baseline,
             candidate=candidate,
             delta=candidate - baseline,
@@ -231,19 +233,6 @@ def _correct(traces: Sequence[Scored]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-NAMES = {  # how the table calls the metrics
-    "local_naturalness": "local naturalness",
-    "global_logprob": "global log-prob",
-    "rsr": "RSR (mean of traces)",
-    "aslec_drop": "ASLEC-DROP",
-    "low_prob_share": "improbable tokens",
-    "surprisal_p50": "surprisal, median",
-    "surprisal_p90": "surprisal, 90 %",
-    "surprisal_p99": "surprisal, 99 %",
-    "scored_tokens": "tokens",
-    "num_steps": "steps",
-    "tokens_per_step": "tokens per step",
-}
 MARKS = {True: "higher is better", False: "lower is better", None: "read beside them"}
 
 
@@ -273,20 +262,20 @@ def table(c: Comparison) -> str:
     ranked = c.ranked()
     lines.append("")
     for title, some in (("greatest gain", ranked[:SHOWN]), ("smallest gain", ranked[::-1][:SHOWN])):
-        shown = ", ".join(f"{_line(p.key)} {_short(p.deltas['local_naturalness'], signed=True)}" for p in some)
+        shown = ", ".join(f"{_line(p.key)} {_short(p.deltas[LN], signed=True)}" for p in some)
         lines.append(f"{title:<22}{shown}")
     lines += ["", *textwrap.wrap(BY_CONSTRUCTION, 110)]
     return in_lines(lines)
 
 
-def _metric_lines(metrics: Mapping[str, Metric]) -> list[str]:
+def _metric_lines(metrics: Mapping[str, Difference]) -> list[str]:
     lines = [f"{'':<22}{'baseline':>10}{'candidate':>11}{'difference':>12}  {'95 % interval':<20}{'sign test':>10}"]
     for name, m in metrics.items():
         interval = f"[{_short(m.ci[0], signed=True)} .. {_short(m.ci[1], signed=True)}]"
         p = f"{m.p_value:.1g}" if m.p_value >= 1e-9 else "< 1e-9"
         lines.append(
-            f"{NAMES.get(name, name):<22}{_short(m.baseline):>10}{_short(m.candidate):>11}"
-            f"{_short(m.delta, signed=True):>12}  {interval:<20}{p:>10}  {MARKS[METRICS[name]]}"
+            f"{METRICS[name].heading:<22}{_short(m.baseline):>10}{_short(m.candidate):>11}"
+            f"{_short(m.delta, signed=True):>12}  {interval:<20}{p:>10}  {MARKS[METRICS[name].better]}"
         )
     return lines
 
@@ -310,7 +299,7 @@ def as_json(c: Comparison) -> dict[str, Any]:
     def rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
         return [{"id": p.key, "delta": {k: _rounded(v) for k, v in p.deltas.items()}} for p in pairs]
 
-    def of(metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    def of(metrics: Mapping[str, Difference]) -> dict[str, Any]:
         return {
             name: {k: [_rounded(x) for x in v] if k == "ci" else _rounded(v) for k, v in asdict(m).items()}
             for name, m in metrics.items()

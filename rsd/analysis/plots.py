@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from rsd.analysis.compare import Comparison, Pair, mean
+from rsd.scoring.metrics import LN
 from rsd.scoring.scorer import Scored
 
-LN = "local_naturalness"
 POINTS = 1000  # of the scatter plot
 POSITIONS = 20
 SURPRISALS = 50  # bins

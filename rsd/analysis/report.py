@@ -6,26 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from rsd.analysis.compare import BY_CONSTRUCTION, Comparison, Pair, mean
-from rsd.analysis.plots import LN, number, plots
+from rsd.analysis.plots import number, plots
 from rsd.analysis.tracefile import TraceFile, page_json
 from rsd.files import replacing
-from rsd.scoring.scorer import METRICS, Scored
+from rsd.scoring.metrics import LN, METRICS
+from rsd.scoring.scorer import Scored
 
 GENERATIONS = 4  # of a side of a problem whose heat maps are embedded
-LABELS = {
-    LN: ("Local Naturalness", "log-prob after prompt and window, nats a token"),
-    "global_logprob": ("Global log-prob", "after all that precedes, nats a token"),
-    "perplexity": ("Perplexity", "of the whole trace"),
-    "rsr": ("RSR", "mean rank over mean surprisal"),
-    "aslec_drop": ("ASLEC-DROP", "log-prob without each step's first token"),
-    "low_prob_share": ("Improbable tokens", "share below the threshold"),
-    "surprisal_p50": ("Surprisal, median", "nats"),
-    "surprisal_p90": ("Surprisal, 90th percentile", "nats"),
-    "surprisal_p99": ("Surprisal, 99th percentile", "nats"),
-    "scored_tokens": ("Tokens", "a trace"),
-    "num_steps": ("Steps", "a trace"),
-    "tokens_per_step": ("Tokens a step", "longer steps score better"),
-}
 
 
 def write_report(out: str | Path, comparison: Comparison, traces: TraceFile) -> None:
@@ -54,7 +41,7 @@ def html_report(comparison: Comparison, traces: TraceFile, *, tokens: int = 300_
         c=comparison,
         by_construction=BY_CONSTRUCTION,
         ln=comparison.metrics.get(LN),
-        rows=[(name, *LABELS[name], better) for name, better in METRICS.items()],
+        rows=[(name, m.label, m.unit, m.better) for name, m in METRICS.items()],
         plots=plots(comparison, traces.logprobs),
         embedded=len(pairs),
         cut=any(len(side) > GENERATIONS for p in pairs for side in (p.baseline, p.candidate)),

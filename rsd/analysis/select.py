@@ -13,17 +13,10 @@ from rsd.config import ScoreConfig
 from rsd.files import write_rows
 from rsd.models.loading import dtype_of
 from rsd.scoring.job import progress
+from rsd.scoring.metrics import BY, METRICS
 from rsd.scoring.responses import Response, read_responses
-from rsd.scoring.scorer import METRICS, Scored, find_student, load_scorer, named, rules, stored
+from rsd.scoring.scorer import Scored, find_student, load_scorer, named, rules, stored
 from rsd.terminal import in_lines
-
-BY = {
-    "ln": "local_naturalness",
-    "global": "global_logprob",
-    "rsr": "rsr",
-    "aslec": "aslec_drop",
-    "low-prob": "low_prob_share",
-}
 
 
 @dataclass(frozen=True)
@@ -129,7 +122,7 @@ def select(teachers: Mapping[str, Sequence[Scored]], *, by: str = "ln", keep_inc
 
 def _cost(s: Scored, metric: str) -> float:
     value = s.metrics[metric]
-    return float("inf") if value is None else -value if METRICS[metric] else value
+    return float("inf") if value is None else -value if METRICS[metric].better else value
 
 
 def _rank(
@@ -162,7 +155,7 @@ def _rank(
                 correct=sum(known) / len(known) if known else None,
             )
         )
-    return sorted(ranked, key=lambda r: -r.score if METRICS[metric] else r.score)
+    return sorted(ranked, key=lambda r: -r.score if METRICS[metric].better else r.score)
 
 
 def by_teacher(files: Sequence[str], config: ScoreConfig) -> dict[str, list[Scored]]:
@@ -208,7 +201,7 @@ def table(s: Selection) -> str:
     where = f"the {s.common} prompts that all answered" if s.common else "the prompts that each answered"
     lines = [f"notice: {n}" for n in s.notices]
     lines.append(f"scored by    {named(s.chosen[0][1].scoring)}")
-    lines.append(f"teachers by {s.by} ({'higher' if METRICS[s.by] else 'lower'} is better) over {where}")
+    lines.append(f"teachers by {s.by} ({'higher' if METRICS[s.by].better else 'lower'} is better) over {where}")
     width = max(len(r.teacher) for r in s.ranking)
     for r in s.ranking:
         correct = "correctness not known" if r.correct is None else f"{r.correct:.1%} correct"

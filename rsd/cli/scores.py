@@ -12,6 +12,7 @@ import click
 from rsd.cli.options import SCORE_FLAGS, flags, given, one_line_errors, quiet
 from rsd.config import GenerateConfig, ScoreConfig
 from rsd.files import Output, check_outputs, place, write_text
+from rsd.scoring.metrics import BY
 from rsd.terminal import echo, one_line, say
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _bundled_traces(folder: str) -> str:
 @click.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option("-o", "--output", default="selected.jsonl", show_default=True, help="The chosen rows, with their scores.")
-@click.option("--by", type=click.Choice(["ln", "global", "rsr", "aslec", "low-prob"]), default="ln", show_default=True)
+@click.option("--by", type=click.Choice([*BY]), default="ln", show_default=True)
 @click.option("--keep-incorrect", is_flag=True, help="Where no response is known to be correct, choose among all.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT.")
 @flags(SCORE_FLAGS)

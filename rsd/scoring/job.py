@@ -13,8 +13,10 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from rsd.files import Output, check_outputs, encode, locked, replacing
+from rsd.scoring.measure import set_rsr
+from rsd.scoring.metrics import COLUMNS, METRICS
 from rsd.scoring.responses import Response
-from rsd.scoring.scorer import COLUMNS, METRICS, Scored, Scorer, named, set_rsr
+from rsd.scoring.scorer import Scored, Scorer, named
 from rsd.terminal import in_lines, say
 from rsd.traces import ours
 

@@ -1,6 +1,5 @@
 """Scoring responses under a student: text to ids and steps, the student's reading to scores, rows to files."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,29 +10,13 @@ from transformers import PreTrainedModel
 from rsd.config import BUNDLED_STUDENT, ScoreConfig, Scoring
 from rsd.models.loading import Source, dtype_of, find, load
 from rsd.models.selfcheck import check_decoding
+from rsd.scoring.measure import measure
+from rsd.scoring.metrics import METRICS
 from rsd.scoring.naturalness import Reader, TokenScores
 from rsd.scoring.responses import Response, responses
 from rsd.scoring.steps import RULES, split
 from rsd.traces.columns import is_number
 from rsd.traces.tokens import unknown
-
-# The scores, and whether more of one is better (None: it is there to be read beside the others).
-METRICS: dict[str, bool | None] = {
-    "local_naturalness": True,
-    "global_logprob": True,
-    "perplexity": False,
-    "rsr": False,
-    "aslec_drop": True,
-    "low_prob_share": False,
-    "surprisal_p50": False,
-    "surprisal_p90": False,
-    "surprisal_p99": False,
-    "scored_tokens": None,
-    "num_steps": None,
-    "tokens_per_step": None,
-}
-COLUMNS = (*METRICS, "step_spans", "scoring", "score_error")
-RANK_CAP = 100  # of RSR
 
 
 def _no_ids() -> np.ndarray:
@@ -129,7 +112,7 @@ class Scorer:
         return Scored(
             response=response,
             scoring=self.scoring,
-            metrics=metrics(scores, steps, self.how),
+            metrics=measure(scores, steps, self.how),
             tokens=tokens,
             text=text,
             token_ids=np.array(ids, dtype=np.int32),
@@ -228,49 +211,6 @@ def token_steps(
     firsts = np.flatnonzero(np.diff(step, prepend=-1))
     begins = [0, *(spans[i][0] for i in step[firsts][1:])]
     return list(zip(begins, [*begins[1:], length], strict=True)), firsts.tolist()
-
-
-def metrics(scores: TokenScores, steps: Sequence[int], scoring: Scoring) -> dict[str, float | None]:
-    """The scores of one trace from its tokens' log-probs (natural log).
-
-    LN and global log-prob: arXiv 2510.03988. RSR: 2601.14249. ASLEC-DROP: 2604.06834. The share of
-    improbable tokens is the diagnosis of 2509.22230. A score without a denominator is None.
-    """
-    logprobs, local = scores.logprobs.astype(float), scores.local.astype(float)
-    sizes = np.diff([*steps, len(logprobs)])
-    by_step = np.add.reduceat(local, steps) / sizes
-    later = np.ones(len(logprobs), bool)
-    later[list(steps)] = False
-    surprisal = -float(logprobs.sum())
-    p50, p90, p99 = np.percentile(-logprobs, [50, 90, 99])
-    mean = float(logprobs.mean())
-    values = {
-        "local_naturalness": by_step.mean() if scoring.weighting == "step" else local.mean(),
-        "global_logprob": mean,
-        "perplexity": math.exp(-mean) if mean > -700 else None,
-        "rsr": np.minimum(scores.ranks, RANK_CAP).sum() / surprisal if surprisal > 0 else None,
-        "aslec_drop": logprobs[later].mean() if later.any() else None,
-        "low_prob_share": (np.exp(logprobs) < scoring.threshold).mean(),
-        "surprisal_p50": p50,
-        "surprisal_p90": p90,
-        "surprisal_p99": p99,
-    }
-    rounded = {k: None if v is None else round(float(v), 6) for k, v in values.items()}
-    return rounded | {
-        "scored_tokens": len(logprobs),
-        "num_steps": len(steps),
-        "tokens_per_step": round(len(logprobs) / len(steps), 6),
-    }
-
-
-def set_rsr(scored: Iterable[Mapping[str, float | None]]) -> float | None:
-    """RSR of a set of traces (arXiv 2601.14249): the sum of their mean ranks over that of their mean surprisals."""
-    ranks = surprisals = 0.0
-    for m in scored:
-        if m["rsr"] is not None and m["global_logprob"] is not None:
-            ranks += m["rsr"] * -m["global_logprob"]
-            surprisals -= m["global_logprob"]
-    return ranks / surprisals if surprisals > 0 else None
 
 
 def named(scoring: Mapping[str, Any]) -> str:

@@ -15,8 +15,10 @@ from scipy.stats import binomtest, ttest_1samp
 from rsd.analysis.compare import SHOWN, as_json, bootstrap, compare, sign_test, table
 from rsd.cli import main
 from rsd.config import ScoreConfig
+from rsd.scoring.measure import set_rsr
+from rsd.scoring.metrics import METRICS
 from rsd.scoring.responses import responses
-from rsd.scoring.scorer import METRICS, load_scorer, set_rsr
+from rsd.scoring.scorer import load_scorer
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +244,7 @@ def test_select_by_another_score(tmp_path, by, metric):
     command("select", one, "-o", tmp_path / "best.jsonl", "--by", by)
     command("score", one)
     every = read(tmp_path / "one.scored.jsonl")
-    best = max if METRICS[metric] else min
+    best = max if METRICS[metric].better else min
     for made in read(tmp_path / "best.jsonl"):
         assert made[metric] == best(r[metric] for r in every if r["id"] == made["id"])
         assert made["selected_by"] == metric

@@ -18,13 +18,14 @@ import pytest
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.analysis.compare import BY_CONSTRUCTION, Comparison, compare
-from rsd.analysis.report import LABELS, html_report
+from rsd.analysis.report import html_report
 from rsd.analysis.tracefile import TraceFile
 from rsd.config import ScoreConfig
 from rsd.generation.job import run_job
 from rsd.models.bundled import bundled
+from rsd.scoring.metrics import METRICS
 from rsd.scoring.responses import read_responses, responses
-from rsd.scoring.scorer import METRICS, Scored, Scorer, load_scorer
+from rsd.scoring.scorer import Scored, Scorer, load_scorer
 from rsd.traces.rows import read_rows
 
 NAMES = ("teacher.jsonl", "rsd.jsonl")
@@ -171,9 +172,9 @@ def test_summary_is_the_comparison(load, comparison, decode):
             "return [...document.querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.innerText)).reverse()"
         )
     }
-    for name, better in METRICS.items():
-        m, cells = comparison.metrics[name], rows[LABELS[name][0]]
-        assert cells[0] == {True: "↑ higher", False: "↓ lower", None: ""}[better]
+    for name, metric in METRICS.items():
+        m, cells = comparison.metrics[name], rows[metric.label]
+        assert cells[0] == {True: "↑ higher", False: "↓ lower", None: ""}[metric.better]
         assert [number(c) for c in cells[1:4]] == pytest.approx([m.baseline, m.candidate, m.delta], rel=6e-3, abs=1e-9)
         assert [number(c) for c in cells[4].split(" to ")] == pytest.approx(m.ci, rel=6e-3, abs=1e-9)
         assert number(cells[5]) == pytest.approx(m.p_value, rel=6e-3)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, M
 import rsd.scoring.naturalness
 from rsd.config import Scoring
 from rsd.scoring.naturalness import LOGITS, Reader, documents
-from rsd.scoring.scorer import metrics
+from rsd.scoring.measure import measure
 
 VOCAB = 40
 SMALL = {
@@ -141,7 +141,7 @@ def test_scores_by_hand():
     p = [1 / 4, 3 / 4, 1 / 8, 1, 1 / 2, 1 / 4]
     for window in ("0", "1", "4"):
         reading = reader.read([0], tokens, steps, [Scoring(window=window).first(i) for i in range(3)])
-        made = metrics(reading, steps, Scoring(window=window, threshold=0.2))
+        made = measure(reading, steps, Scoring(window=window, threshold=0.2))
         logs = [math.log(x) for x in p]
         second = math.log(1 / 4) if window == "0" else logs[2]
         by_step = [sum(logs[0:2]) / 2, (second + logs[3] + logs[4]) / 3, logs[5]]
@@ -154,7 +154,7 @@ def test_scores_by_hand():
         assert made["low_prob_share"] == pytest.approx(1 / 6, abs=1e-6)
         assert made["surprisal_p50"] == pytest.approx(np.percentile([-x for x in logs], 50), abs=1e-4)
         assert (made["scored_tokens"], made["num_steps"], made["tokens_per_step"]) == (6, 3, 2)
-    token = metrics(reading, steps, Scoring(weighting="token"))
+    token = measure(reading, steps, Scoring(weighting="token"))
     assert token["local_naturalness"] == pytest.approx(token["global_logprob"], abs=1e-4)
 
 
@@ -217,5 +217,5 @@ def test_a_rank_counts_for_no_more_than_a_hundred():
     reading = Reader(table_model(logits)).read([0], [0, 49, 149], [0], [0])
     assert reading.ranks.tolist() == [1, 50, 150]
     logprobs = logits[0].log_softmax(-1)[[0, 49, 149]]
-    made = metrics(reading, [0], Scoring())
+    made = measure(reading, [0], Scoring())
     assert made["rsr"] == pytest.approx((1 + 50 + 100) / -float(logprobs.sum()), rel=1e-4)

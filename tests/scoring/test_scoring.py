@@ -14,8 +14,9 @@ from jobs import run as generate
 import rsd
 from rsd.config import ScoreConfig
 from rsd.models.bundled import bundled
+from rsd.scoring.metrics import COLUMNS, METRICS
 from rsd.scoring.responses import responses
-from rsd.scoring.scorer import COLUMNS, METRICS, load_scorer, token_steps
+from rsd.scoring.scorer import load_scorer, token_steps
 from rsd.scoring.steps import split
 from rsd.traces.tokens import unknown
 
