@@ -19,9 +19,9 @@ from rsd import GenerateConfig, TraceGenerator
 from rsd.analysis.select import select
 from rsd.config import ScoreConfig
 from rsd.models.bundled import bundled
-from rsd.scoring.responses import responses
 from rsd.scoring.measure import set_rsr
 from rsd.scoring.metrics import BY, METRICS
+from rsd.scoring.responses import responses
 from rsd.scoring.scorer import Scored, load_scorer
 from rsd.traces.rows import read_rows
 
@@ -38,7 +38,7 @@ def of(scored: list[Scored], metric: str) -> float:
 
 def better(metric: str, value: float) -> float:
     """Higher is better."""
-    return value if METRICS[metric] else -value
+    return value if METRICS[metric].better else -value
 
 
 def main() -> None:

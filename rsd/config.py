@@ -3,33 +3,15 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, Literal
+
+from rsd.settings import FREE, SAME, check_choices, flag, setting
 
 BUNDLED_TEACHER = "bundled-teacher"
 BUNDLED_STUDENT = "bundled-student"
 BUNDLED_LLAMA = "bundled-llama"  # a teacher with another tokenizer
-
-# None of these changes what a trace is, only when, where and how many are made: a job may be resumed with
-# other values of them. The prompts themselves are compared, and so are the models' files.
-FREE_SETTINGS = (
-    "batch_size",
-    "block_size",
-    "device",
-    "teacher_device",
-    "student_device",
-    "attn_implementation",
-    "skip_check",
-    "compile",
-    "num_generations",
-    "until_correct",
-    "want",
-    "max_fallback_rate",
-    "prompt_column",
-    "trust_remote_code",
-    "allow_pickle",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +54,7 @@ class Acceptance:
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold is a probability: choose one in [0, 1], not {self.threshold}")
-        if self.threshold_on not in ("raw", "sampled"):
-            raise ValueError(f"threshold-on must be 'raw' or 'sampled', not {self.threshold_on!r}")
+        check_choices(self)
         if not (self.trials == math.inf or (self.trials >= 1 and self.trials == int(self.trials))):
             raise ValueError(f"trials must be a whole number of at least 1, or inf, not {self.trials}")
         if self.top_k < 0:
@@ -82,25 +63,28 @@ class Acceptance:
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """How weights are loaded: `None` for dtype bf16, or fp32 where a model runs on a CPU; `None` for
-    device a GPU where there is one. With `skip_check`, models are not tried out (`selfcheck`) once they are loaded.
+    """How weights are loaded.
 
     Raises:
         ValueError: an unknown dtype, or a kind of attention that cannot serve rows of unequal length.
     """
 
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    device: str | None = None
-    attn_implementation: str | None = None
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-    skip_check: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] | None = setting(
+        None,
+        help="Type of the weights and of what is computed",
+        unset="bfloat16, or float32 where a model runs on a CPU",
+        resume=SAME,
+    )
+    device: str | None = setting(None, help="cpu, cuda, cuda:1, auto ...", unset="cuda where there is one", resume=FREE)
+    attn_implementation: Literal["sdpa", "eager"] | None = setting(
+        None, help="How attention is computed", unset="the model's default", resume=FREE
+    )
+    trust_remote_code: bool = setting(False, help="Run code that a model repository holds", resume=FREE)
+    allow_pickle: bool = setting(False, help="Load weights that are not safetensors", resume=FREE)
+    skip_check: bool = setting(False, help="Do not try out how a model decodes once loaded", resume=FREE)
 
     def __post_init__(self) -> None:
-        if self.dtype not in (None, "float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype must be float32, bfloat16 or float16, not {self.dtype!r}")
-        if self.attn_implementation not in (None, "sdpa", "eager"):
-            raise ValueError(f"attn-implementation must be sdpa or eager, not {self.attn_implementation!r}")
+        check_choices(self)
 
     def device_of(self, role: str) -> str | None:
         """The device that was asked for."""
@@ -108,30 +92,38 @@ class Loading:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompting:
+    """How a row's prompt is found and rendered."""
+
+    prompt_column: str | None = setting(
+        None, help="Where the prompt is", unset="prompt, question, problem or messages", resume=FREE
+    )
+    system_prompt: str | None = setting(None, help="Put before prompts that have none", resume=SAME)
+    chat_template_kwargs: Mapping[str, Any] = setting(
+        dict, help="Such as '{\"enable_thinking\": true}'", resume=SAME, kind="json"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scoring:
     """What a trace is scored by (Local Naturalness, arXiv 2510.03988).
 
-    steps: what a step is, see `rsd.scoring.steps`.
-    window: how much of the trace before a step is in its context, beside the prompt: a number of steps
-        ("4", as in the paper's first version) or a share of the steps before it, rounded up ("20%",
-        its second version; the rounding is ours).
-    weighting: whether every step weighs the same, or every token.
-    threshold: below this student probability a token counts as improbable.
+    steps: see `rsd.scoring.steps`. window: a number of steps ("4", as in the paper's first version) or a share of the
+    steps before it, rounded up ("20%", its second version; the rounding is ours).
 
     Raises:
         ValueError: a value is out of its range.
     """
 
-    steps: Literal["sentence", "line", "paragraph"] = "sentence"
-    window: str = "4"
-    weighting: Literal["step", "token"] = "step"
-    threshold: float = 0.01
+    steps: Literal["sentence", "line", "paragraph"] = setting("sentence", help="What a step is")
+    window: str = setting(
+        "4", help="Steps before a step that are in its context, as 4, or a share of them, as 20%, beside the prompt"
+    )
+    weighting: Literal["step", "token"] = setting("step", help="What weighs the same")
+    threshold: float = setting(0.01, help="Student probability below which a token is improbable")
 
     def __post_init__(self) -> None:
-        if self.steps not in ("sentence", "line", "paragraph"):
-            raise ValueError(f"steps must be sentence, line or paragraph, not {self.steps!r}")
-        if self.weighting not in ("step", "token"):
-            raise ValueError(f"weighting must be step or token, not {self.weighting!r}")
+        check_choices(self)
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold is a probability: choose one in [0, 1], not {self.threshold}")
         percent = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%", self.window)
@@ -145,25 +137,26 @@ class Scoring:
         return max(0, step - int(self.window))
 
 
+MODEL = "Directory, GGUF file, Hub id or BASE+ADAPTER (with a PEFT adapter)"
+REVISION = "Branch, tag or commit on the Hub, of the base"
+
+
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(Scoring, Loading):
+class ScoreConfig(Scoring, Prompting, Loading):
     """Everything that a scorer is asked to do: the student, what it scores by, and where a row's trace is.
 
-    response_column, thinking_column: for rows in no known format, the columns of the answer and of the
-        thinking that precedes it; prompt_column is the prompt's. See `responses.responses`.
+    response_column, thinking_column: see `responses.responses`.
     """
 
-    student: str = BUNDLED_STUDENT
-    student_revision: str | None = None
-    prompt_column: str | None = None
-    response_column: str | None = None
-    thinking_column: str | None = None
-    system_prompt: str | None = None
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    student: str = setting(BUNDLED_STUDENT, help=MODEL)
+    student_revision: str | None = setting(None, help=REVISION)
+    response_column: str | None = setting(
+        None, help="Where the trace is", unset="completion, messages or conversations"
+    )
+    thinking_column: str | None = setting(None, help="A column with the thinking before the response, such as s1K's")
 
     def __post_init__(self) -> None:
         Scoring.__post_init__(self)
-        Loading.__post_init__(self)
 
     def scoring(self) -> Scoring:
         return Scoring(**{f.name: getattr(self, f.name) for f in fields(Scoring)})
@@ -174,76 +167,99 @@ class ScoreConfig(Scoring, Loading):
         return {name: value for name in names if (value := getattr(self, name))}
 
 
+USUAL = "student's generation config, else {}"
+LOAD_IN = "Quantise the weights with bitsandbytes as they are loaded"
+
+
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(Loading):
+class GenerateConfig(Prompting, Loading):
     """Everything that shapes a run of `rsd generate`.
 
-    `None` for temperature, top_p and top_k means the student's generation config, and where that
-    is silent 0.7, 0.95 and 20; `None` for batch_size as many rows as the free memory holds; `None`
-    for block_size what is measured to be fastest; `None` for teacher_prompt the student's, or with different
-    tokenizers the teacher's own; `None` for max_new_tokens 2048, or what the context
-    leaves; `None` for teacher_device and student_device `device`. With `score`, traces carry the
-    scores of `Scoring()` under the student.
-
-    teacher_model, teacher_tokenizer: where `teacher` is the address of a server, the model's name there, and
-        the directory or Hub id of its tokenizer (by default the same name).
-    verify, answer_column: how answers are judged, and against which column; see `verify.Verifier`.
-    until_correct: stop sampling a problem once `want` of its traces are right (`keep.is_right`), at
-        most num_generations; a trace with more than max_fallback_rate of its tokens from the student
-        does not count.
-    loop_check: end a trace that repeats itself for ever; see `loops`.
-    completion_prefix: what every completion begins with, written for both models.
-    suppress: tokens that no trace holds, by id or by text.
-    teacher_prompt_column, teacher_template: what the teacher reads in the prompt's place, from a column of
-        its own, or a Jinja template of the row's columns and `prompt`, the last user's turn. The
-        student never reads it, and no row holds it.
-
-    teacher, student: a directory, a GGUF file, a Hub id, a bundled model, or BASE+ADAPTER, with a PEFT adapter; the
-        revisions are the bases'.
-    teacher_load_in, student_load_in: quantise the weights with bitsandbytes as they are loaded.
+    With `score`, traces carry the scores of `Scoring()` under the student. Where `teacher` is the address of a server,
+    teacher_model is the model's name there. verify: see `answers.verifier.Verifier`. until_correct: see
+    `filters.is_right`. loop_check: see `decoding.loops`.
 
     Raises:
         ValueError: a value is out of its range; the message says which values are allowed.
     """
 
-    teacher: str = BUNDLED_TEACHER
-    student: str = BUNDLED_STUDENT
-    teacher_revision: str | None = None
-    student_revision: str | None = None
-    teacher_model: str | None = None
-    teacher_tokenizer: str | None = None
-    threshold: float = 0.01
-    threshold_on: Literal["raw", "sampled"] = "raw"
-    trials: float = 5
-    accept_top_k: int = 0
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    max_new_tokens: int | None = None
-    num_generations: int = 1
-    seed: int = 0
-    score: bool = False
-    verify: str = "auto"
-    answer_column: str | None = None
-    until_correct: bool = False
-    want: int = 1
-    max_fallback_rate: float = 1.0
-    loop_check: bool = True
-    teacher_prompt: Literal["student", "own"] | None = None
-    teacher_prompt_column: str | None = None
-    teacher_template: str | None = None
-    completion_prefix: str = ""
-    suppress: Sequence[str | int] = ()
-    prompt_column: str | None = None
-    system_prompt: str | None = None
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    teacher_load_in: Literal["4bit", "8bit"] | None = None
-    student_load_in: Literal["4bit", "8bit"] | None = None
-    batch_size: int | None = None
-    block_size: int | None = None
-    teacher_device: str | None = None
-    student_device: str | None = None
-    compile: bool = False
+    teacher: str = setting(BUNDLED_TEACHER, help=f"{MODEL}, or a server's address", resume=SAME)
+    student: str = setting(BUNDLED_STUDENT, help=MODEL, resume=SAME)
+    teacher_revision: str | None = setting(None, help=REVISION, resume=SAME)
+    student_revision: str | None = setting(None, help=REVISION, resume=SAME)
+    teacher_model: str | None = setting(
+        None, help="Of a --teacher that is a server (http://host:port/v1), the model there", resume=SAME
+    )
+    teacher_tokenizer: str | None = setting(
+        None, help="Its tokenizer's directory or Hub id", unset="--teacher-model", resume=SAME
+    )
+    threshold: float = setting(Acceptance.threshold, help="Student probability that a proposal needs", resume=SAME)
+    threshold_on: Literal["raw", "sampled"] = setting(Acceptance.threshold_on, help="Probability compared", resume=SAME)
+    trials: float = setting(
+        Acceptance.trials, help="Teacher draws before the student falls back", resume=SAME, kind="trials"
+    )
+    accept_top_k: int = setting(
+        Acceptance.top_k, help="Proposals must be in the student's top k; 0 is off", resume=SAME
+    )
+    temperature: float | None = setting(None, help="0 is greedy", unset=USUAL.format(Sampling.temperature), resume=SAME)
+    top_p: float | None = setting(
+        None, help="The likeliest tokens that have this mass", unset=USUAL.format(Sampling.top_p), resume=SAME
+    )
+    top_k: int | None = setting(
+        None, help="So many likeliest tokens; 0 is off", unset=USUAL.format(Sampling.top_k), resume=SAME
+    )
+    max_new_tokens: int | None = setting(
+        None, help="Tokens of a trace at the most", unset="2048, or what the context leaves", resume=SAME
+    )
+    num_generations: int = setting(1, help="Traces a prompt", resume=FREE)
+    seed: int = setting(0, help="Another one makes other traces", resume=SAME)
+    verify: str = setting(
+        "auto", help="auto, boxed, math, none, or your own module:callable, here or installed", resume=SAME, kind="how"
+    )
+    answer_column: str | None = setting(
+        None, help="Where the right answer is", unset="answer, final_answer or solution", resume=SAME
+    )
+    until_correct: bool = setting(False, help="Sample a problem until --want of its traces are right", resume=FREE)
+    want: int = setting(1, help="Correct traces a problem, for --until-correct", resume=FREE)
+    max_fallback_rate: float = setting(
+        1.0, help="A trace with more tokens of the student's own is not fit for training", resume=FREE
+    )
+    loop_check: bool = setting(True, help="End traces that repeat themselves for ever", resume=SAME)
+    teacher_prompt: Literal["student", "own"] | None = setting(
+        None,
+        help="What the teacher reads: the student's prompt, or its own template's",
+        unset="own if tokenizers differ",
+        resume=SAME,
+    )
+    teacher_prompt_column: str | None = setting(
+        None, help="A column with a prompt for the teacher alone; no row holds it", resume=SAME
+    )
+    teacher_template: str | None = setting(
+        None,
+        help="Jinja text, or @FILE, for the teacher's last turn: '{{ prompt }} Solution: {{ solution }}'",
+        resume=SAME,
+        kind="text",
+    )
+    completion_prefix: str = setting("", help="What every completion begins with, such as '<think>'", resume=SAME)
+    suppress: Sequence[str | int] = setting(
+        (), help="A token, or its id, that no trace holds", resume=SAME, kind="tokens"
+    )
+    batch_size: int | None = setting(
+        None,
+        help="Rows decoded together; changes no trace",
+        unset="auto: what the free memory holds",
+        resume=FREE,
+        kind="rows",
+    )
+    block_size: int | None = setting(
+        None, help="Tokens drafted a round; changes no trace", unset="what is fastest", resume=FREE
+    )
+    teacher_load_in: Literal["4bit", "8bit"] | None = setting(None, help=LOAD_IN, resume=SAME)
+    student_load_in: Literal["4bit", "8bit"] | None = setting(None, help=LOAD_IN, resume=SAME)
+    teacher_device: str | None = setting(None, help="A device of the teacher's own", unset="--device", resume=FREE)
+    student_device: str | None = setting(None, help="A device of the student's own", unset="--device", resume=FREE)
+    compile: bool = setting(False, help="torch.compile both models: a minute first, then faster", resume=FREE)
+    score: bool = setting(False, help="Add the scores of `rsd score` to every trace", resume=SAME)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -252,12 +268,7 @@ class GenerateConfig(Loading):
         for name in ("max_new_tokens", "num_generations", "want", "batch_size", "block_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name.replace('_', '-')} must be at least 1, not {value}")
-        for role, load_in in (("teacher", self.teacher_load_in), ("student", self.student_load_in)):
-            if load_in not in (None, "4bit", "8bit"):
-                raise ValueError(f"{role}-load-in must be 4bit or 8bit, not {load_in!r}")
-        if self.teacher_prompt not in (None, "student", "own"):
-            raise ValueError(f"teacher-prompt must be 'student' or 'own', not {self.teacher_prompt!r}")
+                raise ValueError(f"{flag(name)} must be at least 1, not {value}")
         if self.served and self.teacher_model is None:
             raise ValueError("a teacher behind a server needs its name there: give teacher-model")
         if not self.served and (self.teacher_model or self.teacher_tokenizer):

@@ -5,21 +5,8 @@ from typing import Any
 import click
 
 from rsd.cli.options import flags, given, one_line_errors, quiet
+from rsd.dataset.config import ExportConfig
 from rsd.terminal import echo, one_line
-from rsd.traces.filters import KEEP
-
-FLAGS = [
-    click.option(
-        "--format",
-        type=click.Choice(["prompt-completion", "messages", "sharegpt", "alpaca", "token-ids"]),
-        help="[prompt-completion]",
-    ),
-    click.option("--keep", type=click.Choice(KEEP), help="Which traces [correct]."),
-    click.option("--max-fallback-rate", type=float, help="Leave out traces with more of the student's own tokens [1]."),
-    click.option("--test-share", type=float, help="Share of problems that are set apart for testing [0]."),
-    click.option("--seed", type=int, help="Which problems these are [0]."),
-    click.option("--prefix-tokens", type=int, help="Add so many tokens of a trace of each unsolved problem [0]."),
-]
 
 
 @click.command()
@@ -28,7 +15,7 @@ FLAGS = [
 @click.option("--push-to-hub", metavar="ID", help="Put data and card into the data set owner/name on the Hub.")
 @click.option("--private", is_flag=True, help="Make that data set a private one.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT.")
-@flags(FLAGS)
+@flags(ExportConfig)
 def export(
     source: str, output: str | None, push_to_hub: str | None, private: bool, overwrite: bool, **values: Any
 ) -> None:
@@ -44,7 +31,6 @@ def export(
       rsd export traces.jsonl --test-share 0.05 --push-to-hub owner/name --private
     """
     with one_line_errors(output or source):
-        from rsd.dataset.export import ExportConfig
         from rsd.dataset.export import export as export_file
         from rsd.dataset.publish import check_repo_id, parquet_library, push, write, written
         from rsd.files import Output, check_outputs, place

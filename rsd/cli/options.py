@@ -3,13 +3,15 @@
 import errno
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import Field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from rsd.settings import about, default_of, flag, kinds, settings
 from rsd.strictjson import loads
 from rsd.terminal import echo, say
 
@@ -80,42 +82,53 @@ class Token(click.ParamType):
         return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
 
 
-MODEL_FLAGS = [
-    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[float32 on a CPU]"),
-    click.option("--device", help="cpu, cuda, cuda:1, auto ... [cuda where there is one]"),
-    click.option("--attn-implementation", help="sdpa or eager [the model's default]."),
-    click.option("--trust-remote-code", is_flag=True, default=None, help="Run code that a model repository holds."),
-    click.option("--allow-pickle", is_flag=True, default=None, help="Load weights that are not safetensors."),
-    click.option("--skip-check", is_flag=True, default=None, help="Do not try out how a model decodes once loaded."),
-]
-PROMPT_FLAGS = [
-    click.option("--prompt-column", help="[prompt, question, problem or messages]"),
-    click.option("--system-prompt", help="Put before prompts that have none."),
-    click.option("--chat-template-kwargs", type=JsonObject(), help="Such as '{\"enable_thinking\": true}'."),
-]
-SCORE_FLAGS = [
-    click.option("--student", help="Directory, GGUF file, Hub id or BASE+ADAPTER [the bundled student]."),
-    click.option("--student-revision", help="Branch, tag or commit on the Hub."),
-    click.option("--steps", type=click.Choice(["sentence", "line", "paragraph"]), help="What a step is [sentence]."),
-    click.option("--window", help="Steps before a step that are in its context, as 4, or a share of them, as 20% [4]."),
-    click.option("--weighting", type=click.Choice(["step", "token"]), help="What weighs the same [step]."),
-    click.option("--threshold", type=float, help="Student probability below which a token is improbable [0.01]."),
-    *PROMPT_FLAGS,
-    click.option("--response-column", help="[completion, messages or conversations]"),
-    click.option("--thinking-column", help="A column with the thinking before the response, such as s1K's."),
-    *MODEL_FLAGS,
-]
+class Free(click.ParamType):
+    """A text that is called by what it says."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
 
 
-def flags(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
-    """These flags, each by its own name; those not given are None."""
+KINDS = {
+    "rows": Rows(),
+    "trials": Trials(),
+    "json": JsonObject(),
+    "text": TextOrFile(),
+    "tokens": Token(),
+    "how": Free("how"),
+}
+
+
+def flags(config: type) -> Callable[[Command], Command]:
+    """A flag for every setting of a configuration, each by its own name; those not given are None."""
 
     def add(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
+        for one in reversed(settings(config)):
+            command = _flag(config, one)(command)
         return command
 
     return add
+
+
+def _flag(config: type, one: "Field[Any]") -> Callable[[Command], Command]:
+    known, kind, name = about(one), kinds(config)[one.name], flag(one.name)
+    usual = default_of(one)
+    unset = known.unset or ("on" if usual is True else f"{usual:g}" if isinstance(usual, float) else str(usual or ""))
+    unset = "0" if usual == 0 and type(usual) is int else unset
+    text = f"{known.help} [{unset}]." if unset else f"{known.help}."
+    if kind.type is bool:
+        named = f"--{name}/--no-{name}" if usual is True else f"--{name}"
+        return click.option(named, is_flag=True, default=None, help=text)
+    several = known.kind == "tokens"
+    shown = KINDS[known.kind] if known.kind else click.Choice(kind.choices) if kind.choices else kind.type
+    return click.option(f"--{name}", type=shown, multiple=several, callback=_or_none if several else None, help=text)
+
+
+def _or_none(_: click.Context, __: click.Parameter, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    return values or None
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:

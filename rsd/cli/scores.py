@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsd.cli.options import SCORE_FLAGS, flags, given, one_line_errors, quiet
+from rsd.cli.options import flags, given, one_line_errors, quiet
 from rsd.config import GenerateConfig, ScoreConfig
 from rsd.files import Output, check_outputs, place, write_text
 from rsd.scoring.metrics import BY
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="FILE")
 @click.option("-o", "--output", help="Scored rows [FILE with .scored before its end].")
 @click.option("--overwrite", is_flag=True, help="Start anew instead of resuming OUTPUT.")
-@flags(SCORE_FLAGS)
+@flags(ScoreConfig)
 def score(source: str, output: str | None, overwrite: bool, **values: Any) -> None:
     """Add to every trace in FILE how natural it is for the student.
 
@@ -61,7 +61,7 @@ def score(source: str, output: str | None, overwrite: bool, **values: Any) -> No
 @click.argument("candidate", required=False)
 @click.option("--html", "html_file", help="Write a report to this file.")
 @click.option("--json", "json_file", help="Write the figures to this file.")
-@flags(SCORE_FLAGS)
+@flags(ScoreConfig)
 def compare(
     baseline: str | None, candidate: str | None, html_file: str | None, json_file: str | None, **values: Any
 ) -> None:
@@ -150,7 +150,7 @@ def _bundled_traces(folder: str) -> str:
 @click.option("--by", type=click.Choice([*BY]), default="ln", show_default=True)
 @click.option("--keep-incorrect", is_flag=True, help="Where no response is known to be correct, choose among all.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT.")
-@flags(SCORE_FLAGS)
+@flags(ScoreConfig)
 def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, overwrite: bool, **values: Any) -> None:
     """Rank teachers by how natural their traces are for the student, and choose the best response to each prompt.
 

@@ -5,54 +5,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from rsd.dataset.formats import FORMATS, WITH_TEMPLATE, Row, Tokens, answer, formatted, prefix
+from rsd.dataset.config import ExportConfig
+from rsd.dataset.formats import WITH_TEMPLATE, Row, Tokens, answer, formatted, prefix
 from rsd.dataset.readback import beside, key_of, read_traces
 from rsd.terminal import in_lines
-from rsd.traces.filters import KEEP, is_right, keep
+from rsd.traces.filters import is_right, keep
 from rsd.traces.rows import digest
 from rsd.traces.store import Key, Store
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """What is exported, and how.
-
-    keep, max_fallback_rate: see `keep.keep`.
-    test_share, seed: the share of problems that are set apart for testing; which ones depends on the seed
-        and their prompts alone, so that all traces of a prompt are on one side.
-    prefix_tokens: of each unsolved problem, the first so many tokens of one trace, without an end, for
-        prefix tuning; labelled `is_prefix`. 0 is none.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    format: Literal["prompt-completion", "messages", "sharegpt", "alpaca", "token-ids"] = "prompt-completion"
-    keep: Literal["all", "correct", "shortest-correct", "best-ln"] = "correct"
-    max_fallback_rate: float = 1.0
-    test_share: float = 0.0
-    seed: int = 0
-    prefix_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise ValueError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
-        if self.keep not in KEEP:
-            raise ValueError(f"keep must be one of {', '.join(KEEP)}, not {self.keep!r}")
-        if not 0 <= self.max_fallback_rate <= 1:
-            raise ValueError(f"max-fallback-rate is a share: choose one in [0, 1], not {self.max_fallback_rate}")
-        if not 0 <= self.test_share < 1:
-            raise ValueError(f"test-share must be at least 0 and below 1, not {self.test_share}")
-        if self.prefix_tokens < 0:
-            raise ValueError(f"prefix-tokens must be 0 (none) or positive, not {self.prefix_tokens}")
-        if self.prefix_tokens and self.format != "token-ids":
-            raise ValueError(
-                "prefix-tokens needs --format token-ids: a trainer ends a text with an EOS, and a prefix has no end"
-            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,6 @@ import numpy as np
 
 from rsd.traces.trace import PROVENANCE
 
-FORMATS = ("prompt-completion", "messages", "sharegpt", "alpaca", "token-ids")
 SHAREGPT = {"user": "human", "assistant": "gpt"}
 # Those whose trainer, TRL, gives to the chat template what the column `chat_template_kwargs` holds.
 WITH_TEMPLATE = ("prompt-completion", "messages")
@@ -29,7 +28,7 @@ def answer(row: Row) -> str:
 
 
 def formatted(row: Row, format: str, tokens: Tokens | None, template_kwargs: Row) -> dict[str, Any]:
-    """A row of ours in one of `FORMATS`; "token-ids" needs its tokens.
+    """A row of ours in the shape of a format; "token-ids" needs its tokens.
 
     template_kwargs: what the job gave to the chat template, for the formats that can say so.
     """

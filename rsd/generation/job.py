@@ -12,12 +12,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rsd.config import FREE_SETTINGS
 from rsd.files import Output, check_outputs, place, write_rows
 from rsd.generation.generator import TraceGenerator
 from rsd.generation.schedule import Schedule
 from rsd.models.loading import Source
 from rsd.pair.vocabulary import SAME
+from rsd.settings import free
 from rsd.terminal import in_lines, say
 from rsd.traces import ours
 from rsd.traces import rows as data
@@ -258,7 +258,6 @@ def _manifest(generator: TraceGenerator, source: str | Path, out: str | Path, li
             made["adapter"] = place(model.adapter.name, model.adapter.path, model.adapter.revision)
         return made | ({"load_in": model.load_in} if model.load_in else {})
 
-    free = {name: getattr(generator.config, name) for name in FREE_SETTINGS}
     return {
         "format": 1,
         "teacher": described(teacher),
@@ -266,7 +265,7 @@ def _manifest(generator: TraceGenerator, source: str | Path, out: str | Path, li
         "widths": {"teacher": teacher.width, "student": student.width},
         "versions": {"rsd": __version__} | {name: version(name) for name in ("torch", "transformers", "numpy")},
         "identity": generator.identity(),
-        "settings": free | {"input": str(source), "output": Path(out).name, "limit": limit},
+        "settings": free(generator.config) | {"input": str(source), "output": Path(out).name, "limit": limit},
         "totals": None,
         "decoding": {},
     }

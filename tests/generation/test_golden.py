@@ -40,6 +40,7 @@ def summary(folder: Path, flags: list[str]) -> dict:
     kept = {name: manifest[name] for name in ("format", "identity", "settings")}
     for place in ("input", "output"):
         kept["settings"].pop(place)
+    kept["settings"] = dict(sorted(kept["settings"].items()))
     totals = {k: v for k, v in manifest["totals"].items() if k not in MEASURED}
     return {
         "rows": len(rows),

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, M
 
 import rsd.scoring.naturalness
 from rsd.config import Scoring
-from rsd.scoring.naturalness import LOGITS, Reader, documents
 from rsd.scoring.measure import measure
+from rsd.scoring.naturalness import LOGITS, Reader, documents
 
 VOCAB = 40
 SMALL = {

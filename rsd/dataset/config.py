@@ -1,0 +1,41 @@
+"""What is exported, and how."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rsd.settings import check_choices, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Everything that shapes an export. keep: see `filters.keep`.
+
+    Which problems are set apart for testing depends on the seed and their prompts alone, so that all traces of a
+    prompt are on one side. Prefixes, for prefix tuning, are one of each unsolved problem, without an end, labelled
+    `is_prefix`.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    format: Literal["prompt-completion", "messages", "sharegpt", "alpaca", "token-ids"] = setting(
+        "prompt-completion", help="Shape of the rows"
+    )
+    keep: Literal["all", "correct", "shortest-correct", "best-ln"] = setting("correct", help="Which traces")
+    max_fallback_rate: float = setting(1.0, help="Leave out traces with more of the student's own tokens")
+    test_share: float = setting(0.0, help="Share of problems that are set apart for testing")
+    seed: int = setting(0, help="Which problems these are")
+    prefix_tokens: int = setting(0, help="Add so many tokens of a trace of each unsolved problem; 0 is none")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not 0 <= self.max_fallback_rate <= 1:
+            raise ValueError(f"max-fallback-rate is a share: choose one in [0, 1], not {self.max_fallback_rate}")
+        if not 0 <= self.test_share < 1:
+            raise ValueError(f"test-share must be at least 0 and below 1, not {self.test_share}")
+        if self.prefix_tokens < 0:
+            raise ValueError(f"prefix-tokens must be 0 (none) or positive, not {self.prefix_tokens}")
+        if self.prefix_tokens and self.format != "token-ids":
+            raise ValueError(
+                "prefix-tokens needs --format token-ids: a trainer ends a text with an EOS, and a prefix has no end"
+            )

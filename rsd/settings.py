@@ -1,0 +1,95 @@
+"""One place for each setting: its dataclass field carries the default, the help text, the choices (its type), and
+whether a job may be resumed with another value of it."""
+
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+# What a resumed job is to a setting. SAME: it shapes the traces or their rows, so that another value is another job.
+# FREE: it only says when, where and how many are made.
+SAME, FREE = "same", "free"
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of a setting beside its name, type and default.
+
+    help: one line, without a stop. resume: `SAME` or `FREE`, of a job's settings. unset: in words, what it is if it is
+    not given. kind: how the command line reads it, where its type does not say so.
+    """
+
+    help: str
+    resume: str | None
+    unset: str | None
+    kind: str | None
+
+
+def setting(
+    default: Any, *, help: str, resume: str | None = None, unset: str | None = None, kind: str | None = None
+) -> Any:
+    """A field of a configuration. default: a value, or a callable that makes one. The rest: as of `About`."""
+    metadata = {"about": About(help, resume, unset, kind)}
+    if isinstance(default, Callable):  # type: ignore[arg-type]
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def about(setting: "Field[Any]") -> About:
+    made: About = setting.metadata["about"]
+    return made
+
+
+def settings(config: type) -> "list[Field[Any]]":
+    """A configuration's settings: its own first, then those of the classes that it is made of."""
+    by_name = {f.name: f for f in fields(config) if "about" in f.metadata}
+    order = [name for kind in config.__mro__ for name in vars(kind).get("__annotations__", {}) if name in by_name]
+    return [by_name[name] for name in dict.fromkeys(order)]
+
+
+def default_of(setting: "Field[Any]") -> Any:
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
+
+
+class Kind(NamedTuple):
+    """A setting's type without None, what it may be if that is one of a few, and whether it may be None."""
+
+    type: Any
+    choices: tuple[Any, ...]
+    optional: bool
+
+
+@cache
+def kinds(config: type) -> dict[str, Kind]:
+    """By setting."""
+    found = {}
+    for name, hint in get_type_hints(config).items():
+        optional = get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint)
+        kind = next(h for h in get_args(hint) if h is not NoneType) if optional else hint
+        found[name] = Kind(kind, get_args(kind) if get_origin(kind) is Literal else (), optional)
+    return found
+
+
+def check_choices(config: Any) -> None:
+    """Whether every setting that is one of a few is one of these.
+
+    Raises:
+        ValueError: see above.
+    """
+    of: type = type(config)
+    for name, kind in kinds(of).items():
+        value = getattr(config, name)
+        if kind.choices and value not in kind.choices and not (value is None and kind.optional):
+            words = ", ".join(kind.choices[:-1]) + f" or {kind.choices[-1]}"
+            raise ValueError(f"{flag(name)} must be {words}, not {value!r}")
+
+
+def flag(name: str) -> str:
+    """A setting's name on the command line."""
+    return name.replace("_", "-")
+
+
+def free(config: Any) -> dict[str, Any]:
+    """The settings that a resumed job may have other values of."""
+    return {f.name: getattr(config, f.name) for f in settings(type(config)) if about(f).resume == FREE}
