@@ -35,9 +35,15 @@ def html_report(comparison: Comparison, traces: TraceFile, *, tokens: int = 300_
     import jinja2
 
     pairs = _embedded(comparison, tokens)
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     page.filters["number"] = number
-    html = page.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8")).generate(
+    html = page.get_template("report.html").generate(
         c=comparison,
         by_construction=BY_CONSTRUCTION,
         ln=comparison.metrics.get(LN),

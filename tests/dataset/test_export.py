@@ -1,18 +1,12 @@
-"""`rsd export`: files that train as they are, the books, the card, and the Hub."""
+"""`rsd export`: files that train as they are, and what is left out."""
 
 import json
-import re
 import shutil
-import subprocess
-import sys
-from collections import Counter
 
-import numpy as np
 import pytest
-import yaml
 from click.testing import CliRunner
-from conftest import environment, read, write
-from hub import Hub
+from conftest import read, write
+from exports import FORMATS, export, made, traces  # noqa: F401 (fixtures)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs import by_key, files, run
@@ -22,36 +16,6 @@ from rsd.cli import main
 from rsd.models.bundled import bundled
 from rsd.traces.filters import keep
 from rsd.traces.rows import read_rows
-
-FORMATS = ["prompt-completion", "messages", "sharegpt", "alpaca", "token-ids"]
-
-
-def export(*args, expect=0):
-    result = CliRunner().invoke(main, ["export", *map(str, args)])
-    assert result.exit_code == expect, result.output + str(result.exception)
-    return result.output
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Traces of bundled problems, three of each, and some rows in which something is the matter."""
-    folder = tmp_path_factory.mktemp("made")
-    problems = [
-        *read_rows(bundled("problems.jsonl"))[:20],
-        {"id": "never", "problem": "Mia has 3 pens. Tom gives 4 to Mia. How many pens does Mia have?", "answer": "-1"},
-        {"id": "open", "problem": "Mia has 5 pens. Tom gives 4 to Mia. How many pens does Mia have?"},
-        {"id": "bad", "problem": ""},
-    ]
-    source = write(folder / "in.jsonl", problems)
-    run(source, "-o", folder / "traces.jsonl", "--num-generations", 3, expect=1)
-    return folder
-
-
-@pytest.fixture
-def traces(made, tmp_path):
-    for file in made.glob("traces*"):
-        shutil.copy(file, tmp_path)
-    return tmp_path / "traces.jsonl"
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -259,47 +223,6 @@ def test_a_column_of_a_table_has_one_type(tmp_path):
     assert not list(tmp_path.glob("odd.parquet*"))
 
 
-def test_prefixes_of_unsolved_problems(traces, tmp_path):
-    export(traces, "--format", "token-ids", "--prefix-tokens", 7, "-o", tmp_path / "out.jsonl")
-    rows, tokens, source = read(tmp_path / "out.jsonl"), by_key(files(traces)[1]), read(traces)
-    solved = {r["id"] for r in source if r["is_correct"]}
-    unsolved = {r["id"] for r in source if r["is_correct"] is False} - solved
-    assert "never" in unsolved and "open" not in unsolved
-    prefixes = [r for r in rows if r["is_prefix"]]
-    assert {r["id"] for r in prefixes} == unsolved and len(prefixes) == len(unsolved)
-    for r in prefixes:
-        line = tokens[r["id"], r["generation"]]
-        assert r["input_ids"] == line["prompt_ids"] + line["token_ids"][:7]
-        assert r["is_correct"] is False
-    assert all(r["is_correct"] for r in rows if not r["is_prefix"])
-    assert "is_prefix" not in json.dumps(by_key(read_export(traces, tmp_path / "none.jsonl"))[rows[0]["id"], 0])
-    refused = export(traces, "--prefix-tokens", 7, "-o", tmp_path / "no.jsonl", expect=2)
-    assert "needs --format token-ids" in refused
-
-
-def read_export(traces, out):
-    export(traces, "--format", "token-ids", "-o", out)
-    return read(out)
-
-
-def test_prefixes_never_hold_the_end(traces, tmp_path):
-    export(traces, "--format", "token-ids", "--prefix-tokens", 5000, "-o", tmp_path / "out.jsonl")
-    for r in read(tmp_path / "out.jsonl"):
-        assert (r["input_ids"][-1] == 759) is not r["is_prefix"]
-
-
-def test_a_written_beginning_is_a_part_of_what_is_learnt(tmp_path):
-    source = write(tmp_path / "in.jsonl", read_rows(bundled("problems.jsonl"))[:3])
-    run(source, "-o", tmp_path / "out.jsonl", "--completion-prefix", "<think>")
-    output = export(tmp_path / "out.jsonl", "--keep", "all")
-    assert "3 of 3 rows give the sampled ids" in output
-    export(tmp_path / "out.jsonl", "--keep", "all", "--format", "token-ids")
-    for row in read(tmp_path / "out.token-ids.jsonl"):
-        learnt = [i for i, m in zip(row["input_ids"], row["completion_mask"], strict=True) if m]
-        assert learnt[0] == 760 and learnt == [i for i in row["labels"] if i >= 0]
-        assert learnt.count(760) == 1
-
-
 def test_an_interrupted_job_can_be_exported_up_to_its_torn_line(traces, tmp_path):
     with open(traces, "ab") as file:
         file.write(b'{"id": "torn", "gener')
@@ -390,97 +313,3 @@ def test_rows_of_any_shape_are_exported_or_refused_in_one_line(tmp_path_factory,
     if result.exit_code:
         assert isinstance(result.exception, SystemExit) and len(result.output.strip().splitlines()) == 1
         assert not list(folder.glob("out*"))
-
-
-def front(card: str) -> dict:
-    return yaml.safe_load(card.split("---")[1])
-
-
-def test_the_card_says_what_the_data_is(traces, tmp_path):
-    export(traces, "--test-share", "0.3", "-o", tmp_path / "out.jsonl")
-    card = (tmp_path / "out.md").read_text()
-    rows = read(tmp_path / "out.jsonl"), read(tmp_path / "out.test.jsonl")
-    for words in (
-        "bundled-teacher",
-        "bundled-student",
-        "they do not transfer",
-        f"| rows for training | {len(rows[0])} |",
-        f"| rows for testing | {len(rows[1])} |",
-        "| threshold | 0.01 |",
-        "| problems | 23 |",
-        json.loads(traces.with_suffix(".meta.json").read_text())["identity"]["student"],
-        'load_dataset("json", data_files={"train": "out.jsonl", "test": "out.test.jsonl"})',
-    ):
-        assert words in card
-    assert front(card)["configs"][0]["data_files"][1] == {"split": "test", "path": "out.test.jsonl"}
-    tokens = sum(r["num_tokens"] for of in rows for r in of)
-    assert f"| tokens | {tokens} |" in card
-    assert str(bundled("student")) not in card  # a path says more of a machine than of a model
-
-
-def test_nothing_in_a_manifest_is_markup(traces, tmp_path):
-    manifest = traces.with_suffix(".meta.json")
-    meta = json.loads(manifest.read_text())
-    nasty = "x | <script>alert(1)</script> ![i](http://evil)\n---\n# Title {{ 7 * 7 }}"
-    meta["teacher"]["name"] = meta["identity"]["system_prompt"] = nasty
-    meta["teacher"]["path"] = "x"  # a name on the Hub
-    manifest.write_text(json.dumps(meta))
-    export(traces, "-o", tmp_path / "out.jsonl")
-    card = (tmp_path / "out.md").read_text()
-    assert not re.search(r"(?<!\\)<script|(?<!\\)!\[|(?<!\\)\[i| x \||\n# Title", card)
-    assert card.count(r"x \| \<script\>alert(1)\</script\> \!\[i\](http://evil) --- \# Title \{\{ 7 \* 7 \}\}") == 2
-    assert front(card)["pretty_name"] == "RSD traces"
-
-
-def test_the_card_loads_the_data(traces, tmp_path):
-    datasets = pytest.importorskip("datasets")
-    export(traces, "--test-share", "0.3", "-o", tmp_path / "out.parquet")
-    named = {split: str(tmp_path / f"out{end}.parquet") for split, end in (("train", ""), ("test", ".test"))}
-    loaded = datasets.load_dataset("parquet", data_files=named, cache_dir=str(tmp_path / "cache"))
-    assert set(loaded) == {"train", "test"}
-    assert loaded["train"][0]["completion"][0]["role"] == "assistant"
-
-
-def push(hub, folder, *flags):
-    env = environment() | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret_token"}
-    env |= {"HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    command = [sys.executable, "-m", "rsd", "export", "traces.jsonl", "--push-to-hub", "owner/name", *flags]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-
-
-def test_pushed_to_the_hub(traces, tmp_path):
-    with Hub() as hub:
-        result = push(hub, tmp_path, "--private", "--test-share", "0.3", "-o", "out.jsonl")
-        assert result.returncode == 0, result.stderr
-        assert f"pushed to    {hub.url}/datasets/owner/name" in result.stdout
-    (created,) = hub.created
-    assert created["type"] == "dataset" and (created.get("private") or created.get("visibility") == "private")
-    assert hub.commits == 1 and hub.tokens == {"Bearer hf_secret_token"}
-    assert hub.files.keys() == {"README.md", "data/train.jsonl", "data/test.jsonl"}
-    assert hub.files["data/train.jsonl"] == (tmp_path / "out.jsonl").read_bytes()
-    card = hub.files["README.md"].decode()
-    assert 'load_dataset("owner/name")' in card
-    assert front(card)["configs"][0]["data_files"] == [
-        {"split": "train", "path": "data/train.jsonl"},
-        {"split": "test", "path": "data/test.jsonl"},
-    ]
-    for text in [result.stdout, result.stderr, *(f.read_text() for f in tmp_path.glob("*.*"))]:
-        assert "hf_secret" not in text
-
-
-def test_a_hub_that_refuses_costs_nothing(traces, tmp_path):
-    with Hub(deny=True) as hub:
-        result = push(hub, tmp_path, "-o", "out.jsonl")
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1 and "rsd: --push-to-hub owner/name: " in result.stderr
-    assert "hf_secret" not in result.stderr
-    assert len(read(tmp_path / "out.jsonl")) > 5
-    gone = push(hub, tmp_path, "-o", "again.jsonl")  # nobody listens there any more
-    assert gone.returncode == 2 and gone.stderr.count("\n") == 1, gone.stderr
-    assert len(read(tmp_path / "again.jsonl")) > 5
-
-
-def test_counts_by_problem_are_of_ids(traces, tmp_path):
-    rows = read(traces)
-    per = Counter(r["id"] for r in rows)
-    assert set(per.values()) == {3} and np.sum(list(per.values())) == len(rows)

@@ -15,7 +15,7 @@ from rsd.models.bundled import bundled
 
 
 @pytest.mark.parametrize("fault", ["flood", "bomb", "deep", *ODD])
-def test_answers_that_are_none_are_asked_for_again(stub, local, fault):  # noqa: F811
+def test_answers_that_are_none_are_asked_for_again(stub, local, fault):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     generator = TraceGenerator(config(stub)).load()
     stub.fail(fault, fault)
@@ -25,7 +25,7 @@ def test_answers_that_are_none_are_asked_for_again(stub, local, fault):  # noqa:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700_000
 
 
-def test_a_server_that_drips_is_given_up(stub, local, monkeypatch):  # noqa: F811
+def test_a_server_that_drips_is_given_up(stub, local, monkeypatch):
     generator = TraceGenerator(config(stub)).load()
     monkeypatch.setattr(served, "WHOLE", 0.5)
     stub.fail("drip")
@@ -36,14 +36,14 @@ def test_a_server_that_drips_is_given_up(stub, local, monkeypatch):  # noqa: F81
         generator.run(ROWS)
 
 
-def test_a_server_that_drips_from_the_beginning(stub, tmp_path, monkeypatch):  # noqa: F811
+def test_a_server_that_drips_from_the_beginning(stub, tmp_path, monkeypatch):
     monkeypatch.setattr(served, "WHOLE", 0.5)
     stub.fail(*["drip"] * 20)
     result = command(stub, tmp_path)
     assert result.exit_code == 2 and "cannot be reached" in result.output and len(result.output.splitlines()) == 1
 
 
-def test_fewer_likeliest_tokens_are_another_distribution(stub, tmp_path):  # noqa: F811
+def test_fewer_likeliest_tokens_are_another_distribution(stub, tmp_path):
     stub.tells = 5
     result = command(stub, tmp_path)
     assert result.exit_code == 2 and "--max-logprobs 20" in result.output
@@ -52,7 +52,7 @@ def test_fewer_likeliest_tokens_are_another_distribution(stub, tmp_path):  # noq
     assert result.exit_code == 2 and "greater than max allowed: 5" in result.output
 
 
-def test_a_server_that_tells_fewer_midway_ends_the_job(stub, tmp_path):  # noqa: F811
+def test_a_server_that_tells_fewer_midway_ends_the_job(stub, tmp_path):
     def fewer():
         while len(stub.bodies) < 10:
             time.sleep(0.005)
@@ -67,7 +67,7 @@ def test_a_server_that_tells_fewer_midway_ends_the_job(stub, tmp_path):  # noqa:
     assert command(stub, tmp_path).exit_code == 0
 
 
-def test_a_tokenizer_that_is_not_the_servers(stub, tmp_path):  # noqa: F811
+def test_a_tokenizer_that_is_not_the_servers(stub, tmp_path):
     result = command(stub, tmp_path, "--teacher-tokenizer", bundled("llama"))
     assert result.exit_code == 2 and "name the served model's own" in result.output
     stub.tokenizer = None  # a server that does not tell: taken at its word, which is said
@@ -76,14 +76,14 @@ def test_a_tokenizer_that_is_not_the_servers(stub, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("faults", [[503, 503], ["close", 502], ["drop"], [429]])
-def test_a_server_that_is_starting_is_waited_for(stub, local, monkeypatch, capsys, faults):  # noqa: F811
+def test_a_server_that_is_starting_is_waited_for(stub, local, monkeypatch, capsys, faults):
     monkeypatch.setattr(probe, "STARTING", 20.0)
     stub.fail(*faults)
     assert_same(TraceGenerator(config(stub)).run(ROWS), local[0.7])
     assert capsys.readouterr().err.count("waiting for the teacher's server") == 1
 
 
-def test_a_server_that_is_not_there_yet(stub, local, monkeypatch):  # noqa: F811
+def test_a_server_that_is_not_there_yet(stub, local, monkeypatch):
     monkeypatch.setattr(probe, "STARTING", 20.0)
     stub.stop()
     threading.Timer(1.0, stub.start).start()
