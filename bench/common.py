@@ -23,7 +23,8 @@ from rsd.decoding.sequence import Request
 from rsd.models.bundled import bundled
 from rsd.models.loading import find, load
 from rsd.models.packed import pack
-from rsd.pair.vocabulary import Vocabulary, meet
+from rsd.pair.meeting import meet
+from rsd.pair.vocabulary import Vocabulary
 from rsd.traces.rows import read_rows
 
 

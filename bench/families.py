@@ -41,6 +41,21 @@ def better(metric: str, value: float) -> float:
     return value if METRICS[metric].better else -value
 
 
+def over_traces(sets: dict[str, list[Scored]], results: list[dict]) -> None:
+    """How scores go together over the traces of each set: prints a table, and adds to the results."""
+    print("\n| Spearman over traces | raw | rsd | own |\n|---|---|---|---|")
+    for i, a in enumerate(COMPARED):
+        for b in COMPARED[i + 1 :]:
+            cells = []
+            for name, scored in sets.items():
+                known = [s for s in scored if s.metrics[a] is not None and s.metrics[b] is not None]
+                columns = ([better(m, s.metrics[m] or 0.0) for s in known] for m in (a, b))
+                rho = float(spearmanr(*columns).statistic)
+                results.append({"spearman": f"{a}, {b} of {name}", "rho": rho, "n": len(known)})
+                cells.append(f"{rho:+.2f}")
+            print(f"| {a}, {b} | " + " | ".join(cells) + " |")
+
+
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--generations", type=int, default=4, help="traces a problem in each set")
@@ -89,18 +104,7 @@ def main() -> None:
         cells.append(f"{rho:+.2f}")
     print("| Spearman with it | | " + " | ".join(cells) + " |")
 
-    print("\n| Spearman over traces | raw | rsd | own |\n|---|---|---|---|")
-    for i, a in enumerate(COMPARED):
-        for b in COMPARED[i + 1 :]:
-            cells = []
-            for name, scored in sets.items():
-                known = [s for s in scored if s.metrics[a] is not None and s.metrics[b] is not None]
-                columns = ([better(m, s.metrics[m] or 0.0) for s in known] for m in (a, b))
-                rho = float(spearmanr(*columns).statistic)
-                results.append({"spearman": f"{a}, {b} of {name}", "rho": rho, "n": len(known)})
-                cells.append(f"{rho:+.2f}")
-            print(f"| {a}, {b} | " + " | ".join(cells) + " |")
-
+    over_traces(sets, results)
     print("\n| selected by | raw | rsd | own | as by ln | mean tokens |\n|---|---|---|---|---|---|")
     chosen = {by: {s.response.id: (t, s) for t, s in select(sets, by=by).chosen} for by in BY}
     for by, picks in chosen.items():

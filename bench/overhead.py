@@ -23,7 +23,7 @@ from rsd.decoding.sampling import row_key
 from rsd.decoding.sequence import Request
 from rsd.models.bundled import bundled
 from rsd.models.loading import find, load
-from rsd.pair.vocabulary import meet
+from rsd.pair.meeting import meet
 from rsd.traces.rows import read_rows
 
 

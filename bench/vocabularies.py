@@ -27,8 +27,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rsd.pair.meeting import meet
 from rsd.pair.spelling import BLANK
-from rsd.pair.vocabulary import TeacherContext, Vocabulary, meet
+from rsd.pair.vocabulary import TeacherContext, Vocabulary
 
 HERE = Path(__file__).parent
 NAMES = ("qwen3", "llama3", "llama2", "gemma3", "deepseek_v3", "gptoss", "smollm2")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from rsd.answers import residues, units
-from rsd.answers.mathtext import CLOSING, GREEK, OPENING, Token, Unread, split
+from rsd.answers.mathtext import GREEK, OPENING, Cursor, Token, Unread, split
 from rsd.answers.nodes import (
     EMPTY,
     IMAGINARY,
@@ -43,27 +43,15 @@ def _value(tokens: list[Token], depth: int, within: bool = False) -> Value:
     return node
 
 
-class _Parser:
+class _Parser(Cursor):
     """One side of a relation. within: an argument of a function, where degrees and percent are factors."""
 
     def __init__(self, tokens: list[Token], depth: int, within: bool = False) -> None:
         if depth > DEEPEST:
             raise Unread("too deep")
-        self.tokens, self.at, self.depth, self.within = tokens, 0, depth, within
+        super().__init__(tokens)
+        self.depth, self.within = depth, within
         self.in_bars = False
-
-    def next(self, ahead: int = 0) -> Token:
-        at = self.at + ahead
-        return self.tokens[at] if at < len(self.tokens) else Token("end", "")
-
-    def take(self) -> Token:
-        token = self.next()
-        self.at += 1
-        return token
-
-    def rest(self) -> list[Token]:
-        start, self.at = self.at, len(self.tokens)
-        return self.tokens[start:]
 
     def whole(self) -> Node:
         currency = None
@@ -194,16 +182,6 @@ class _Parser:
         if not isinstance(node, Value):
             raise Unread("an argument that is no value")
         return node
-
-    def enclosed(self) -> tuple[list[Token], str]:
-        """The tokens inside the brackets that open here, and both brackets; moves behind them."""
-        opening, depth, start = self.take().text, 1, self.at
-        while depth:
-            t = self.take()
-            if t.kind == "end":
-                raise Unread("a bracket that is not closed")
-            depth += (t.text in OPENING) - (t.text in CLOSING)
-        return self.tokens[start : self.at - 1], opening + t.text
 
     def primary(self, *, alone: bool = False) -> Node:
         t = self.next()

@@ -111,6 +111,36 @@ class Token:
     value: Fraction | None = None
 
 
+class Cursor:
+    """A place in a list of tokens."""
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self.tokens, self.at = tokens, 0
+
+    def next(self, ahead: int = 0) -> Token:
+        at = self.at + ahead
+        return self.tokens[at] if at < len(self.tokens) else Token("end", "")
+
+    def take(self) -> Token:
+        token = self.next()
+        self.at += 1
+        return token
+
+    def rest(self) -> list[Token]:
+        start, self.at = self.at, len(self.tokens)
+        return self.tokens[start:]
+
+    def enclosed(self) -> tuple[list[Token], str]:
+        """The tokens inside the brackets that open here, and both brackets; moves behind them."""
+        opening, depth, start = self.take().text, 1, self.at
+        while depth:
+            t = self.take()
+            if t.kind == "end":
+                raise Unread("a bracket that is not closed")
+            depth += (t.text in OPENING) - (t.text in CLOSING)
+        return self.tokens[start : self.at - 1], opening + t.text
+
+
 def cleaned(answer: str) -> str:
     """One spelling for what Unicode and LaTeX have several for; white space is kept where it was."""
     answer = answer.translate(MINUSES).translate(SYMBOLS)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rsd.dataset.config import ExportConfig
-from rsd.dataset.formats import WITH_TEMPLATE, Row, Tokens, answer, formatted, prefix
+from rsd.dataset.formats import WITH_TEMPLATE, Ids, Row, answer, formatted, prefix
 from rsd.dataset.readback import beside, key_of, read_traces
 from rsd.terminal import in_lines
 from rsd.traces.filters import is_right, keep
@@ -76,14 +76,8 @@ def export(path: str | Path, config: ExportConfig) -> Export:
     chosen = {id(row) for row in first.values()}
     distinct = [row for row in kept if id(row) in chosen]  # in the order of the file; which ones, does not depend on it
     dropped |= {why: n for why, n in (("duplicates", len(kept) - len(distinct)), ("torn lines", torn)) if n}
-    if config.format == "token-ids" and (bad := [key_of(row) for row in rows if key_of(row) in broken]):
-        (name, generation), sidecar = bad[0], Store.files(path)[0].name
-        raise ValueError(f"{sidecar}, row {name!r}, generation {generation}: {broken[bad[0]]}")
-    if config.format == "token-ids" and (missing := sum(key_of(row) not in tokens for row in distinct)):
-        raise ValueError(
-            f"{path}: token-ids needs every trace's tokens, and {missing} are not in {Store.files(path)[0].name}: "
-            "export the file that rsd generate wrote, or choose another format"
-        )
+    if config.format == "token-ids":
+        _check_tokens(Path(path), rows, distinct, tokens, broken)
     template_kwargs = kwargs_of(manifest)
     made = [(row, formatted(row, config.format, tokens.get(key_of(row)), template_kwargs)) for row in distinct]
     prefixes = []
@@ -123,6 +117,25 @@ def export(path: str | Path, config: ExportConfig) -> Export:
     )
 
 
+def _check_tokens(
+    path: Path, rows: Sequence[Row], distinct: Sequence[Row], tokens: Mapping[Key, Ids], broken: Mapping[Key, str]
+) -> None:
+    """Whether a job's tokens are there for the rows that are exported, and are ids in all.
+
+    Raises:
+        ValueError: they are not.
+    """
+    sidecar = Store.files(path)[0].name
+    if bad := [key_of(row) for row in rows if key_of(row) in broken]:
+        name, generation = bad[0]
+        raise ValueError(f"{sidecar}, row {name!r}, generation {generation}: {broken[bad[0]]}")
+    if missing := sum(key_of(row) not in tokens for row in distinct):
+        raise ValueError(
+            f"{path}: token-ids needs every trace's tokens, and {missing} are not in {sidecar}: "
+            "export the file that rsd generate wrote, or choose another format"
+        )
+
+
 def kwargs_of(manifest: Row) -> dict[str, Any]:
     """What a job gave to the chat template."""
     kwargs = manifest.get("identity", {}).get("chat_template_kwargs")
@@ -145,7 +158,7 @@ def _for_testing(row: Row, config: ExportConfig) -> bool:
 
 
 def _respelled(
-    rows: Sequence[Row], tokens: Mapping[Key, Tokens], manifest: Row, format: str
+    rows: Sequence[Row], tokens: Mapping[Key, Ids], manifest: Row, format: str
 ) -> tuple[int | None, list[str]]:
     """How many rows a trainer that applies the student's chat template reads as other ids than were sampled.
 

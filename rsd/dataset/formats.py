@@ -14,7 +14,7 @@ WITH_TEMPLATE = ("prompt-completion", "messages")
 Row = Mapping[str, Any]
 
 
-class Tokens(NamedTuple):
+class Ids(NamedTuple):
     """A trace's line in the sidecar: the prompt, what was written before the trace, and the trace."""
 
     prompt_ids: np.ndarray
@@ -27,7 +27,7 @@ def answer(row: Row) -> str:
     return str(row["completion"][0]["content"])
 
 
-def formatted(row: Row, format: str, tokens: Tokens | None, template_kwargs: Row) -> dict[str, Any]:
+def formatted(row: Row, format: str, tokens: Ids | None, template_kwargs: Row) -> dict[str, Any]:
     """A row of ours in the shape of a format; "token-ids" needs its tokens.
 
     template_kwargs: what the job gave to the chat template, for the formats that can say so.
@@ -68,7 +68,7 @@ SHAPES: dict[str, Callable[[Row], dict[str, Any]]] = {
 }
 
 
-def _token_ids(t: Tokens) -> dict[str, Any]:
+def _token_ids(t: Ids) -> dict[str, Any]:
     """What both TRL (`input_ids`, `completion_mask`) and a plain trainer (`input_ids`, `labels`) read."""
     completion = np.concatenate([t.prefix_ids, t.token_ids])
     return {
@@ -78,7 +78,7 @@ def _token_ids(t: Tokens) -> dict[str, Any]:
     }
 
 
-def prefix(row: Row, length: int, tokens: Tokens) -> dict[str, Any]:
+def prefix(row: Row, length: int, tokens: Ids) -> dict[str, Any]:
     """The first tokens of a trace; never its last one, which may be an end."""
     shaped = _token_ids(tokens._replace(token_ids=tokens.token_ids[:-1][:length]))
     return {**shaped, **{c: row.get(c) for c in PROVENANCE}, "is_prefix": True}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rsd.dataset.formats import Row, Tokens
+from rsd.dataset.formats import Ids, Row
 from rsd.traces.columns import oddity
 from rsd.traces.store import Key, Store, whole_lines
 
@@ -66,7 +66,7 @@ def _is_turn(turn: Any) -> bool:
     return isinstance(turn, dict) and all(isinstance(turn.get(c), str) for c in ("role", "content"))
 
 
-def beside(path: str | Path) -> tuple[dict[Key, Tokens], dict[Key, str], Row]:
+def beside(path: str | Path) -> tuple[dict[Key, Ids], dict[Key, str], Row]:
     """The tokens and the manifest of the job that made a file, or the one that it was scored or filtered from.
 
     Between them, what is wrong with the tokens that are none.
@@ -75,7 +75,7 @@ def beside(path: str | Path) -> tuple[dict[Key, Tokens], dict[Key, str], Row]:
     for name in (base, base.removesuffix(".kept").removesuffix(".scored")):
         sidecar, file = Store.files(f"{name}.jsonl")
         if sidecar.exists() or file.exists():
-            tokens: dict[Key, Tokens] = {}
+            tokens: dict[Key, Ids] = {}
             broken: dict[Key, str] = {}
             manifest = _manifest(file)
             widths = manifest.get("widths")
@@ -83,11 +83,11 @@ def beside(path: str | Path) -> tuple[dict[Key, Tokens], dict[Key, str], Row]:
             for line in whole_lines(sidecar):
                 if "id" not in line:  # a line that is not ours
                     continue
-                columns = [line.get(c) or [] for c in Tokens._fields]
-                checked = zip(Tokens._fields, columns, strict=True)
+                columns = [line.get(c) or [] for c in Ids._fields]
+                checked = zip(Ids._fields, columns, strict=True)
                 what = next((what for c, ids in checked if (what := _no_ids(c, ids, width))), None)
                 if what is None:
-                    tokens[key_of(line)] = Tokens(*(np.array(ids, dtype=np.int64) for ids in columns))
+                    tokens[key_of(line)] = Ids(*(np.array(ids, dtype=np.int64) for ids in columns))
                 else:
                     broken[key_of(line)] = what
             return tokens, broken, manifest

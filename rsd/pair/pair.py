@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from rsd.config import GenerateConfig, Sampling
 from rsd.models.loading import sampling_of
 from rsd.models.source import Source
+from rsd.pair.meeting import meet
 from rsd.pair.prompts import Prompt, notices, render
-from rsd.pair.vocabulary import Vocabulary, meet, token_ids
+from rsd.pair.vocabulary import Vocabulary, token_ids
 from rsd.traces.rows import Row
 
 DEFAULT_NEW_TOKENS = 2048

@@ -7,7 +7,8 @@ a token may be half a character.
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from functools import cached_property, lru_cache
 
 from transformers import PreTrainedTokenizerBase
@@ -83,22 +84,8 @@ class Speller:
         self.words = words
         self.lengths = sorted({len(word) for word in words}, reverse=True)
         others = {i for i, t in added.items() if t.content not in ordinary and t.content not in words}
-        alphabet = _byte_alphabet()
-        self.bytes: dict[int, bytes] = {}
-        for token, i in vocab.items():
-            if i in others:
-                continue
-            if i in added and token in words:
-                self.bytes[i] = token.encode()
-            elif self.byte_level:
-                try:
-                    self.bytes[i] = token.translate(alphabet).encode("latin-1")
-                except UnicodeEncodeError:
-                    continue
-            elif token.startswith("<0x") and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
-                self.bytes[i] = bytes([int(token[3:5], 16)])
-            else:
-                self.bytes[i] = token.replace(BLANK, " ").encode("utf-8", "surrogatepass")
+        whole = {i for i in added if i not in others}  # whose text is what it says
+        self.bytes = self._bytes({t: i for t, i in vocab.items() if i not in others}, whole)
         alone = [(i, b) for i, b in self.bytes.items() if len(b) == 1]
         self.single = {b[0]: i for i, b in sorted(alone, reverse=True)}
         if not self.byte_level:  # the bytes to fall back on, not the letters
@@ -109,6 +96,22 @@ class Speller:
         lone = "" if self.byte_level else BLANK
         lone += "".join(re.escape(chr(b)) for b in range(128) if b not in self.single)
         self.cut = re.compile(f"([\udc80-\udcff{lone}]+)" + (f"|[{begins}]" if begins else ""))
+
+    def _bytes(self, vocab: Mapping[str, int], whole: Collection[int]) -> dict[int, bytes]:
+        """The bytes of each token, by id; those in `whole` that are words stand for their text."""
+        alphabet = _byte_alphabet()
+        found: dict[int, bytes] = {}
+        for token, i in vocab.items():
+            if i in whole and token in self.words:
+                found[i] = token.encode()
+            elif self.byte_level:
+                with suppress(UnicodeEncodeError):
+                    found[i] = token.translate(alphabet).encode("latin-1")
+            elif token.startswith("<0x") and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+                found[i] = bytes([int(token[3:5], 16)])
+            else:
+                found[i] = token.replace(BLANK, " ").encode("utf-8", "surrogatepass")
+        return found
 
     @cached_property
     def by_bytes(self) -> dict[bytes, int]:

@@ -18,7 +18,7 @@ Three cases:
 Ids and bytes are exchanged, never decoded text: half a character cannot break a trace.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rsd.pair.spelling import NEEDED, Speller
+from rsd.pair.spelling import Speller
 
 # Bytes before a blank from which on a tokenization is taken to stand, whatever follows; and how many of the
 # teacher's tokens are looked at for one.
@@ -192,130 +192,3 @@ def token_ids(tokens: Iterable[str | int], tokenizer: PreTrainedTokenizerBase) -
         else:
             raise ValueError(f"suppress: the student has no token {token}; its ids end at {len(tokenizer) - 1}")
     return ids
-
-
-def meet(
-    teacher: PreTrainedTokenizerBase,
-    student: PreTrainedTokenizerBase,
-    *,
-    teacher_width: int,
-    student_width: int,
-    teacher_eos: Sequence[int] = (),
-    student_eos: int | None = None,
-) -> Vocabulary:
-    """Compare two tokenizers' token -> id maps, added tokens included; the widths are the models' logits'.
-
-    Args:
-        teacher_eos, student_eos: tokens that end the teacher's text (the usual one first) and that the student
-            lacks stand for the student's own one.
-
-    Raises:
-        ValueError: a tokenizer holds more tokens than its model has logits, or two different tokenizers
-            are not both between tokens and bytes (see `spelling.Speller`).
-    """
-    theirs, ours = teacher.get_vocab(), student.get_vocab()
-    for side, vocab, width in (("teacher", theirs, teacher_width), ("student", ours, student_width)):
-        if max(vocab.values()) >= width:
-            raise ValueError(f"the {side}'s tokenizer has {max(vocab.values()) + 1} ids, its model only {width} logits")
-    added = {
-        side: {token.content: i for i, token in tok.added_tokens_decoder.items()}
-        for side, tok in (("student", student), ("teacher", teacher))
-    }
-    either = added["student"].keys() | added["teacher"].keys()
-    one_base = (ours.keys() ^ theirs.keys()) <= either and all(theirs.get(t, i) == i for t, i in ours.items())
-    # Words such as `</think>` that the teacher alone has as tokens: the student spells them.
-    kinds = teacher.added_tokens_decoder
-    words = {t: i for t, i in added["teacher"].items() if t not in ours and not kinds[i].special}
-    case = DIFFERENT if not one_base else SAME if ours.keys() == theirs.keys() else "one base, other added tokens"
-    spellers = None
-    if words or not one_base:
-        spellers = Speller(teacher, "teacher", words, vocab=theirs), Speller(student, "student", vocab=ours)
-    if spellers is None:
-        pairs = {i: i for t, i in ours.items() if t in theirs}
-        student_only = {t: i for t, i in ours.items() if t not in theirs}
-        teacher_only = {t: i for t, i in theirs.items() if t not in ours}
-        spellers = _of_one_base(teacher, student) if student_only else None
-        spelled = {i: tuple(teacher.encode(t, add_special_tokens=False)) for t, i in student_only.items()}
-        if spellers:
-            spelled = {i: tuple(spellers[0].encode(t.encode())) for t, i in student_only.items()}
-        also, several, unread = [], {}, []
-    else:
-        reads, writes = spellers
-        if not reads.single.keys() >= NEEDED:
-            raise ValueError(
-                f"the teacher's tokenizer has tokens for {len(reads.single)} of 256 single bytes, so that it cannot "
-                "read every text of the student's: choose one that is byte-level, or has bytes to fall back on"
-            )
-        student_only = {t: i for t, i in added["student"].items() if t not in added["teacher"]}
-        teacher_only = {t: i for t, i in added["teacher"].items() if t not in added["student"]}
-        unread = [i for i, raw in writes.bytes.items() if not {*raw} <= reads.single.keys()]
-        pairs = {i: reads.by_bytes[raw] for raw, i in writes.by_bytes.items() if raw in reads.by_bytes}
-        for i in unread:
-            pairs.pop(i, None)
-        pairs |= {i: added["teacher"][t] for t, i in added["student"].items() if t in added["teacher"]}
-        known = writes.bytes.keys() | pairs
-        spelled = {i: tuple(reads.encode(t.encode())) for t, i in ours.items() if i not in known}
-        known = set(pairs.values())
-        others = ((t, raw) for t, raw in reads.bytes.items() if t not in known)
-        also = [(t, writes.by_bytes[raw]) for t, raw in others if raw in writes.by_bytes]
-        lacking = {t: raw for t, raw in reads.bytes.items() if raw not in writes.by_bytes}
-        several = {t: tuple(writes.encode(raw)) for t, raw in lacking.items() if raw and {*raw} <= writes.single.keys()}
-    for i, pieces in spelled.items():
-        if not pieces:
-            raise ValueError(f"the teacher's tokenizer cannot spell the student's token {student.decode([i])!r}")
-    if student_eos is not None and (ends := sorted({*teacher_eos} - {*pairs.values()}, key=[*teacher_eos].index)):
-        if student_eos not in pairs:
-            pairs[student_eos] = ends.pop(0)
-            spelled.pop(student_eos, None)
-        also += [(t, student_eos) for t in ends]
-
-    own = torch.full((student_width,), -torch.inf)
-    own[list(ours.values())] = 0
-    own[unread] = -torch.inf
-    shared = torch.zeros(student_width)
-    shared[list(pairs)] = 1
-    to_teacher = torch.zeros(student_width, dtype=torch.long)
-    to_teacher[list(pairs)] = torch.tensor(list(pairs.values()))
-    return Vocabulary(
-        shared=shared,
-        own=own,
-        theirs=None if all(i == t for i, t in pairs.items()) else to_teacher,
-        also=tuple(also),
-        student_to_teacher=spelled,
-        teacher_to_student=several,
-        merged=_merged(spelled.values(), spellers, {*added["teacher"].values()}) if spellers else {},
-        case=case,
-        student_only=_ordered(student_only),
-        teacher_only=_ordered(teacher_only),
-        spellers=spellers,
-        alike=one_base and not words,
-    )
-
-
-def _of_one_base(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> tuple[Speller, Speller] | None:
-    """Spellers for what stands near a spelled token; none where tokens have no exact bytes."""
-    try:
-        spellers = Speller(teacher, "teacher"), Speller(student, "student")
-    except ValueError:
-        return None
-    return spellers if all(len(s.single) == 256 for s in spellers) else None
-
-
-def _merged(
-    spellings: Iterable[tuple[int, ...]], spellers: tuple[Speller, Speller], added: Collection[int]
-) -> dict[int, dict[int, tuple[int, ...]]]:
-    """See `Vocabulary.merged`."""
-    reads, writes = spellers
-    ends = {pieces[-1]: reads.bytes[pieces[-1]] for pieces in spellings if len(pieces) > 1}
-    merged: dict[int, dict[int, tuple[int, ...]]] = {piece: {} for piece in ends}
-    begin = tuple(ends.values())
-    for t, raw in reads.bytes.items():
-        if raw.startswith(begin) and t not in added:
-            for piece, end in ends.items():
-                if raw.startswith(end) and (left := raw[len(end) :]) and {*left} <= writes.single.keys():
-                    merged[piece][t] = tuple(writes.encode(left))
-    return merged
-
-
-def _ordered(tokens: dict[str, int]) -> tuple[str, ...]:
-    return tuple(sorted(tokens, key=tokens.__getitem__))

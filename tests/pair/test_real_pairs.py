@@ -9,7 +9,8 @@ from test_real_vocabularies import without
 from transformers import PreTrainedModel
 
 from rsd.config import Acceptance, Sampling
-from rsd.pair.vocabulary import Vocabulary, meet
+from rsd.pair.meeting import meet
+from rsd.pair.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.real
 

@@ -10,7 +10,8 @@ from real import TOKENIZERS, tokenizer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rsd.pair.vocabulary import TeacherContext, Vocabulary, meet
+from rsd.pair.meeting import meet
+from rsd.pair.vocabulary import TeacherContext, Vocabulary
 
 pytestmark = pytest.mark.real
 

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from rsd import GenerateConfig, TraceGenerator
 from rsd.config import Acceptance, Sampling
 from rsd.models.bundled import bundled
-from rsd.pair.vocabulary import TeacherContext, meet
+from rsd.pair.meeting import meet
+from rsd.pair.vocabulary import TeacherContext
 from rsd.traces.rows import read_rows
 
 CORPUS = [

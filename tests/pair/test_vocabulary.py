@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rsd.pair.vocabulary import TeacherContext, meet
+from rsd.pair.meeting import meet
+from rsd.pair.vocabulary import TeacherContext
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 
