@@ -197,7 +197,7 @@ def write(selection: Selection, out: str | Path) -> None:
 
 
 def table(s: Selection) -> str:
-    """The ranking and the books of a selection, as text."""
+    """The ranking and the counts of a selection, as text."""
     where = f"the {s.common} prompts that all answered" if s.common else "the prompts that each answered"
     lines = [f"notice: {n}" for n in s.notices]
     lines.append(f"scored by    {named(s.chosen[0][1].scoring)}")

@@ -20,7 +20,7 @@ from rsd.traces.store import Key, Store
 
 @dataclass(frozen=True, eq=False)
 class Export:
-    """What was exported, and the books: `rows` are the train and test rows and all that was `dropped`.
+    """What was exported, and the counts: `rows` are the train and test rows and all that was `dropped`.
 
     prefixes: how many of the rows are prefixes. sources: lines of the input, prefixes not counted.
     respelled: of the rows in a text format, how many the student's tokenizer spells with other ids than
@@ -89,8 +89,8 @@ def export(path: str | Path, config: ExportConfig) -> Export:
     if len({type(row["id"]) for row, _ in made}) > 1:  # a column of a table has one type
         made = [(row, {**out, "id": str(row["id"])}) for row, out in made]
     if not made:
-        books = ", ".join(f"{n} {why}" for why, n in dropped.items())
-        raise ValueError(f"{path}: nothing is left to export ({books}); --keep all keeps what is not verified, too")
+        counts = ", ".join(f"{n} {why}" for why, n in dropped.items())
+        raise ValueError(f"{path}: nothing is left to export ({counts}); --keep all keeps what is not verified, too")
     respelled: int | None = None
     notices: list[str] = []
     if config.format != "token-ids":

@@ -22,7 +22,7 @@ FORGET = 0.99  # the same for the survival of drafts
 
 
 class BlockController:
-    """Chooses the block length of every round, and keeps the books of all of them.
+    """Chooses the block length of every round, and keeps statistics of all of them.
 
     It begins in lockstep and climbs while that pays. A choice never changes a trace.
 
@@ -34,13 +34,13 @@ class BlockController:
         self.fixed = fixed
         self.longest = max(fixed or 0, int(CHOICES[-1]))
         self.begin()
-        # Drafts judged by position in the block, and of these the ones after which a row goes on.
+        # Drafts verified by position in the block, and of these the ones after which a row goes on.
         self._recent = np.zeros((2, self.longest))
         self._costs: dict[int, dict[int, _Cost]] = {}
 
     def begin(self) -> None:
-        """Open new books; what was learned stays."""
-        self.judged = np.zeros(self.longest, dtype=np.int64)
+        """Begin new statistics; what was learned stays."""
+        self.verified = np.zeros(self.longest, dtype=np.int64)
         self.survived = np.zeros(self.longest, dtype=np.int64)
         self.blocks: Counter[int] = Counter()
         self.row_rounds = self.tokens = 0
@@ -71,9 +71,9 @@ class BlockController:
 
     def expected(self) -> np.ndarray:
         """Tokens that a round of 1, 2, ... drafts is expected to commit to a row."""
-        judged, went_on = self._recent
-        pooled = (went_on.sum() + 4) / (judged.sum() + 5)
-        goes_on = (went_on + 4 * pooled) / (judged + 4)
+        verified, went_on = self._recent
+        pooled = (went_on.sum() + 4) / (verified.sum() + 5)
+        goes_on = (went_on + 4 * pooled) / (verified + 4)
         return np.concatenate([[1.0], goes_on[:-1]]).cumprod().cumsum()
 
     @property
@@ -81,23 +81,25 @@ class BlockController:
         """Tokens that a round committed to a row, on average; 0 before the first."""
         return self.tokens / max(self.row_rounds, 1)
 
-    def learn(self, *, seconds: float, judged: np.ndarray, survived: np.ndarray, ends: np.ndarray, tokens: int) -> None:
-        """Book one round.
+    def learn(
+        self, *, seconds: float, verified: np.ndarray, survived: np.ndarray, ends: np.ndarray, tokens: int
+    ) -> None:
+        """Take down one round.
 
         Args:
             seconds: wall time of the round.
-            judged, survived, ends: bool [R, K]: drafts that were judged with all before them standing;
+            verified, survived, ends: bool [R, K]: drafts that were verified with all before them standing;
                 those that stood; those whose token ended the trace.
             tokens: committed by all rows together.
         """
-        rows, block = judged.shape
+        rows, block = verified.shape
         self.blocks[block] += 1
         self.row_rounds += rows
         self.tokens += tokens
-        self.judged[:block] += judged.sum(0)
+        self.verified[:block] += verified.sum(0)
         self.survived[:block] += survived.sum(0)
         self._recent *= FORGET
-        self._recent[0, :block] += judged.sum(0)
+        self._recent[0, :block] += verified.sum(0)
         self._recent[1, :block] += (survived & ~ends).sum(0)
         costs = self._costs.setdefault(_kind(rows), {})
         for cost in costs.values():
@@ -108,15 +110,15 @@ class BlockController:
         """Totals of all rounds since `begin`, as JSON values.
 
         rounds, row_rounds (a round of 8 rows is 8), tokens committed, rounds by block size, and by a
-        draft's position in its block how many were judged and how many survived.
+        draft's position in its block how many were verified and how many survived.
         """
-        longest = int(np.count_nonzero(self.judged))
+        longest = int(np.count_nonzero(self.verified))
         return {
             "rounds": self.blocks.total(),
             "row_rounds": self.row_rounds,
             "tokens": self.tokens,
             "block_sizes": {str(k): n for k, n in sorted(self.blocks.items())},
-            "drafts_judged": self.judged[:longest].tolist(),
+            "drafts_judged": self.verified[:longest].tolist(),
             "drafts_survived": self.survived[:longest].tolist(),
         }
 

@@ -33,8 +33,8 @@ class Verified(NamedTuple):
     """What verifying makes of R rows' K drafts, on the host.
 
     tokens: records [R, K] of `TOKEN`: the drafts, and in place of the first of a row that falls what replaces it.
-    survived: int64 [R], how many stand before that. reached: int64 [R], how many the teacher could judge.
-    sound: bool [R, K], both models' logits are finite. errors: rows that the teacher cannot judge, and why.
+    survived: int64 [R], how many stand before that. reached: int64 [R], how many the teacher could read up to.
+    sound: bool [R, K], both models' logits are finite. errors: rows that the teacher cannot read, and why.
     """
 
     tokens: np.ndarray
@@ -150,7 +150,7 @@ class Rounds:
         return Verified(records, survived, reached, np.isfinite(columns["sound"]), errors)
 
     def commit(self, state: np.ndarray, records: np.ndarray, verified: Verified, started: float) -> Ended:
-        """Book what survived and what replaced the next one, up to a row's end; both models read on from there."""
+        """Keep what survived and what replaced the next one, up to a row's end; both models read on from there."""
         tokens = verified.tokens["token_ids"]
         column = np.arange(tokens.shape[1])
         # The first draft that falls is replaced, and ends the block.
@@ -176,7 +176,7 @@ class Rounds:
         state["done"][broken] = 0  # nothing of a broken row is kept
         self.blocks.learn(
             seconds=time.perf_counter() - started,
-            judged=valid,
+            verified=valid,
             survived=valid & (column < verified.survived[:, None]),
             ends=ends,
             tokens=int(count.sum()),

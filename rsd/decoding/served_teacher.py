@@ -1,7 +1,7 @@
 """A teacher behind a server: any OpenAI-compatible completions endpoint that takes token ids and returns the
 ids of top log-probs (vLLM). The student stays here.
 
-A row's drafts are judged by one request that carries their contexts as prompts, each to be continued by one token:
+A row's drafts are read in one request that carries their contexts as prompts, each to be continued by one token:
 what counts is the log-probs beside it, and the server's prefix cache makes each context cost little more than its last
 tokens. (The log-probs of a *prompt* would need one context alone, but servers compute the whole prompt anew for them.)
 Rows share requests, since a request costs a server several times what a context does; several are under way together.

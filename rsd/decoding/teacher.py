@@ -158,16 +158,16 @@ class LocalTeacher:
         most = block if len(trees) >= WAIT_FROM else None
         columns, nodes = [], []
         for row, tree in enumerate(trees):
-            held, judged = self.held[row], block
+            held, reached = self.held[row], block
             while True:  # as many drafts as there is room for
-                path, end, _ = tree.nodes[judged - 1]
+                path, end, _ = tree.nodes[reached - 1]
                 made = _Columns(tree, path, min(held, tree.common(0, path)), end)
                 if most is None:  # what is asked beside may be the path's next ids
                     made.reach(max((p.end for p in tree.nodes if p.path == path), default=end))
-                index = [made.column(p) for p in tree.nodes[:judged]]
-                if most is None or made.width <= most or judged == 1:
+                index = [made.column(p) for p in tree.nodes[:reached]]
+                if most is None or made.width <= most or reached == 1:
                     break
-                judged -= 1
+                reached -= 1
             if most is not None and made.width > most:  # it waits
                 made = _Columns(tree, path, made.start, made.start + most)
                 index = []

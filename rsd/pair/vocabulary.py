@@ -35,7 +35,7 @@ SAME, DIFFERENT = "the same tokens", "different tokenizers"
 
 
 class ContextEdit(NamedTuple):
-    """What a token of the student changes in the teacher's reading: of its ids `keep` stay, `new` follow.
+    """What a token of the student changes in the teacher's context: of its ids `keep` stay, `new` follow.
 
     fixed: the ids before this one are never read differently again.
     """
@@ -105,42 +105,42 @@ class Vocabulary:
         """The student's tokens that are these ones of the teacher's."""
         return {s for s in self.shared.nonzero()[:, 0].tolist() if self.teacher_id(s) in ids}
 
-    def edit(self, reading: TeacherContext, token: int) -> ContextEdit:
-        """What the student's next token changes in the teacher's reading."""
-        end = len(reading.ids)
+    def edit(self, context: TeacherContext, token: int) -> ContextEdit:
+        """What the student's next token changes in the teacher's context."""
+        end = len(context.ids)
         if (spelled := self.student_to_teacher.get(token)) is not None:
-            return ContextEdit(end, spelled, self._open(reading, spelled))
-        if self.spellers is None or (self.alike and reading.fixed == end):
+            return ContextEdit(end, spelled, self._open(context, spelled))
+        if self.spellers is None or (self.alike and context.fixed == end):
             return ContextEdit(end, (token,), end + 1)
         teacher, student = self.spellers
         raw = student.bytes.get(token)
         if raw is None:  # an added token that both have
             return ContextEdit(end, (self.teacher_id(token),), end + 1)
-        start = _settled(reading, teacher.bytes)
-        old = reading.ids[start:]
+        start = _settled(context, teacher.bytes)
+        old = context.ids[start:]
         before = b"".join(teacher.bytes[i] for i in old)
         new = teacher.encode(before + raw)
         same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-        fixed = reading.fixed
+        fixed = context.fixed
         if self.alike and (end - fixed >= REACH or (new == [*old, token] and teacher.cuts(before, raw))):
             fixed = start + len(new)  # from here on both read the same
         return ContextEdit(start + same, tuple(new[same:]), fixed)
 
-    def _open(self, reading: TeacherContext, spelled: tuple[int, ...]) -> int:
-        """From which id on a reading may change behind a token that the teacher spells."""
-        end = len(reading.ids)
+    def _open(self, context: TeacherContext, spelled: tuple[int, ...]) -> int:
+        """From which id on a context may change behind a token that the teacher spells."""
+        end = len(context.ids)
         if self.spellers is None or not self.spellers[0].bytes.keys() >= {*spelled}:
             return end + len(spelled)
-        if self.alike and reading.fixed == end > 0:  # the id before it may go together with the first piece
-            raw = self.spellers[0].bytes.get(reading.ids[-1])
-            return end - (raw is not None and self.spellers[0].encode(raw) == reading.ids[-1:])
-        return reading.fixed
+        if self.alike and context.fixed == end > 0:  # the id before it may go together with the first piece
+            raw = self.spellers[0].bytes.get(context.ids[-1])
+            return end - (raw is not None and self.spellers[0].encode(raw) == context.ids[-1:])
+        return context.fixed
 
-    def read(self, reading: TeacherContext, tokens: Iterable[int]) -> TeacherContext:
-        """A reading, continued with the student's tokens, in place; returns it."""
+    def read(self, context: TeacherContext, tokens: Iterable[int]) -> TeacherContext:
+        """A context, continued with the student's tokens, in place; returns it."""
         for token in tokens:
-            reading.apply(self.edit(reading, token))
-        return reading
+            context.apply(self.edit(context, token))
+        return context
 
     def for_teacher(self, ids: Iterable[int]) -> list[int]:
         """The student's ids as the teacher reads them."""
@@ -162,14 +162,14 @@ class Vocabulary:
         return words
 
 
-def _settled(reading: TeacherContext, spelled: dict[int, bytes]) -> int:
-    """From which id on a reading may change with the next token: a blank that follows a word, some ids back.
+def _settled(context: TeacherContext, spelled: dict[int, bytes]) -> int:
+    """From which id on a context may change with the next token: a blank that follows a word, some ids back.
 
-    It depends on the reading's ids alone, so that a trace does not depend on how it was cut into blocks.
+    It depends on the context's ids alone, so that a trace does not depend on how it was cut into blocks.
     """
-    first = max(reading.fixed, len(reading.ids) - REACH)
-    for start in range(len(reading.ids) - SETTLED, first, -1):
-        if spelled[reading.ids[start]][:1] in (b" ", b"\n") and spelled[reading.ids[start - 1]][-1:] not in b" \n":
+    first = max(context.fixed, len(context.ids) - REACH)
+    for start in range(len(context.ids) - SETTLED, first, -1):
+        if spelled[context.ids[start]][:1] in (b" ", b"\n") and spelled[context.ids[start - 1]][-1:] not in b" \n":
             return start
     return first
 

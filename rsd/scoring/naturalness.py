@@ -23,7 +23,7 @@ SLOTS = 1 << 15  # that a batch's attention reads: a layer's keys and values of 
 CHUNK = 512  # of one pass over a long row: bounds the attention mask
 EAGER_CHUNK = 64  # where the scores of all heads are as large as the mask, too
 LOGITS = 1 << 25  # that are held at once
-PIECE = 1 << 18  # of them that are judged at once on a CPU
+PIECE = 1 << 18  # of them that are scored at once on a CPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class TokenScores:
 
 
 class Document(NamedTuple):
-    """Tokens [start, end) of a trace, read right after its prompt; those from `wanted` on are judged."""
+    """Tokens [start, end) of a trace, read right after its prompt; those from `wanted` on are scored."""
 
     start: int
     wanted: int
@@ -77,7 +77,7 @@ class Reader:
         self.whole = CachedModel(model, 1)
         self.branches = CachedModel(model, 0)
         self.chunk = EAGER_CHUNK if model.config._attn_implementation == "eager" else CHUNK
-        self.most = max(1, LOGITS // model.config.get_text_config().vocab_size)  # tokens judged at once
+        self.most = max(1, LOGITS // model.config.get_text_config().vocab_size)  # tokens scored at once
 
     @torch.inference_mode()
     def read(self, prompt: list[int], tokens: list[int], steps: Sequence[int], first: Sequence[int]) -> TokenScores:
@@ -111,21 +111,21 @@ class Reader:
     def _batches(self, todo: list[Document], shared: int) -> Iterator[list[Document]]:
         """Documents of like length together, as many as bound the columns, the slots and the logits of a pass."""
         batch: list[Document] = []
-        judged = 0
+        scored = 0
         for document in sorted(todo, key=lambda d: d.start - d.end):  # the longest first
             widest = batch[0].end - batch[0].start if batch else 0
-            judged += document.end - document.wanted
+            scored += document.end - document.wanted
             rows = min(COLUMNS // widest, SLOTS // (shared + widest)) if batch else 1
-            if batch and (len(batch) >= rows or judged > self.most):
+            if batch and (len(batch) >= rows or scored > self.most):
                 yield batch
-                batch, judged = [], document.end - document.wanted
+                batch, scored = [], document.end - document.wanted
             batch.append(document)
         if batch:
             yield batch
 
     def _together(self, line: list[int], batch: list[Document], width: int, shared: int, into: Tensor) -> None:
-        """Put the log-probs of all documents' judged tokens `into` [T]; the documents branch off one prompt."""
-        ids = np.zeros((len(batch), width), dtype=np.int64)  # padding comes after all that is judged
+        """Put the log-probs of all documents' scored tokens `into` [T]; the documents branch off one prompt."""
+        ids = np.zeros((len(batch), width), dtype=np.int64)  # padding comes after all that is scored
         columns, targets = [], []
         for row, d in enumerate(batch):
             # line[i] predicts token i; the last id of the prompt stands before every document.
@@ -139,10 +139,10 @@ class Reader:
             np.concatenate(columns),
         )
         at = np.concatenate([np.arange(d.wanted, d.end) for d in batch])
-        into[torch.from_numpy(at)] = _judge(logits, torch.from_numpy(np.concatenate(targets)))[0]
+        into[torch.from_numpy(at)] = _scored(logits, torch.from_numpy(np.concatenate(targets)))[0]
 
     def _long(self, line: list[int], d: Document, shared: int, into: Tensor, ranks: Tensor | None = None) -> None:
-        """Put the log-probs of one document's judged tokens `into` [T] and their ranks into `ranks`, piece by piece.
+        """Put the log-probs of one document's scored tokens `into` [T] and their ranks into `ranks`, piece by piece.
 
         It overwrites what was read after the prompt before, which nothing needs any more.
         """
@@ -157,10 +157,10 @@ class Reader:
                 continue
             logits = self._logits(self.whole, piece, positions, np.arange(begin, end) - start)
             targets = self._tensor(line[d.start + begin + 1 : d.start + end + 1])
-            judged = slice(d.start + begin, d.start + end)
-            into[judged], places = _judge(logits, targets)
+            scored = slice(d.start + begin, d.start + end)
+            into[scored], places = _scored(logits, targets)
             if ranks is not None:
-                ranks[judged] = places
+                ranks[scored] = places
 
     def _logits(self, model: CachedModel, ids: Tensor, positions: Tensor, columns: np.ndarray) -> Tensor:
         """Logits [N, V] at N of the flattened columns of `ids` [R, W].
@@ -199,7 +199,7 @@ class SharedPrompt(RowCache):
         return torch.cat([k, keys], 2), torch.cat([v, values], 2)
 
 
-def _judge(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _scored(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probs and ranks [N] of `targets` [N] under logits [N, V]."""
     targets = targets[:, None].to(logits.device)
     # On a CPU a few rows at a time: what fits into the cache is an order of magnitude faster.

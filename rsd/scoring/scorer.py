@@ -1,4 +1,4 @@
-"""Scoring responses under a student: text to ids and steps, the student's reading to scores, rows to files."""
+"""Scoring responses under a student: text to ids and steps, the student's log-probs to scores, rows to files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field

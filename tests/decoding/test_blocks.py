@@ -231,7 +231,7 @@ def regret(cost, survival, *, rounds=600, noise=0.1, drift=0.0, seed=0):
         seconds = cost(k) * np.exp(speed + random.normal(0, noise)) * (1 if k in seen else 1.5)  # the first is cold
         seen.add(k)
         blocks.learn(
-            seconds=seconds, judged=judged, survived=stood, ends=np.zeros((rows, k), bool), tokens=int(tokens.sum())
+            seconds=seconds, verified=judged, survived=stood, ends=np.zeros((rows, k), bool), tokens=int(tokens.sum())
         )
         took, made = took + cost(k), made + tokens.sum()
     best = min(cost(k) / (rows * (1 - survival**k) / (1 - survival)) for k in CHOICES)
