@@ -12,20 +12,21 @@ from conftest import environment, rsd
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 NUMBER = re.compile(r" *[+-]?\d+(?:\.\d+)?")
 
 
 def block(name: str) -> str:
-    return re.search(rf"<!-- {name} -->\n```\w+\n(.+?)\n```", README, re.S).group(1)
+    return re.search(rf"<!-- {name} -->\n```\w+\n(.+?)\n```", README + CONTRIBUTING, re.S).group(1)
 
 
 def lines_without_time(text: str) -> list[str]:
     return [line for line in text.splitlines() if line and not line.startswith(("time ", "memory: "))]
 
 
-def test_ci_runs_the_readmes_test_command():
+def test_ci_runs_the_test_command_that_contributors_read():
     assert block("test") in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     for name in ("run", "test"):
         assert "torch==2.13.0 " in block(name)
@@ -48,15 +49,14 @@ def test_the_comparison_shown_is_the_comparison(tmp_path):
     command = block("compare").split()
     result = rsd(*command[1:], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    before, after = block("compared").split("\n...\n")  # the same table once more for right and for wrong traces
-    whole = result.stdout.rstrip("\n")
-    for shown, made in (
-        (before, whole[: whole.index("\n\ncorrect on both sides")]),
-        (after, whole[whole.index("greatest gain") :]),
-    ):
-        assert [NUMBER.split(line) for line in shown.splitlines()] == [NUMBER.split(line) for line in made.splitlines()]
-        shown_numbers, made_numbers = ([float(n) for n in NUMBER.findall(text)] for text in (shown, made))
-        assert made_numbers == pytest.approx(shown_numbers, rel=0.03, abs=0.005)  # other processors round otherwise
+    lines, at = result.stdout.splitlines(), 0
+    for part in block("compared").split("\n...\n"):  # what stands between is left out
+        for shown in part.splitlines():
+            words = NUMBER.split(shown)
+            at = next(i for i in range(at, len(lines)) if NUMBER.split(lines[i]) == words)
+            shown_numbers, made = ([float(n) for n in NUMBER.findall(text)] for text in (shown, lines[at]))
+            assert made == pytest.approx(shown_numbers, rel=0.03, abs=0.005), shown  # processors round otherwise
+            at += 1
     assert (tmp_path / "report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
 
 
@@ -123,3 +123,29 @@ def test_the_first_command_in_a_fresh_clone(tmp_path):
         == lines_without_time(block("output"))[-len(lines_without_time(result.stdout)) :]
     )
     assert len((tmp_path / "clone" / "traces.jsonl").read_text().splitlines()) == 256
+
+
+PAGES = ("README.md", "rsd/README.md", "bench/README.md", ".github/CONTRIBUTING.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        if not link.startswith("https://"):
+            name, _, anchor = link.partition("#")
+            file = (ROOT / page).parent / name if name else ROOT / page
+            assert file.exists(), link
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.M) if anchor else []
+            anchors = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
+            assert not anchor or anchor in anchors, link
+
+
+def test_modules_that_are_named_exist():
+    """What the pages call by a path in the code is there."""
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for path in re.findall(r"`((?:rsd|tests|bench|data)/[\w./-]+\.(?:py|jsonl|json))`", text):
+            assert (ROOT / path).exists(), (page, path)
+    layers = (ROOT / "rsd" / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:decoding|traces|scoring|pair|models|generation|dataset|cli)/\w+\.py)`", layers):
+        assert (ROOT / "rsd" / name).exists(), name
