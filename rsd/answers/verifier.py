@@ -1,7 +1,7 @@
 """Is a trace's answer right? True, False, or None: not known.
 
 Answers spelled the same are right. Whether others are mathematically equal, or what a user's own function
-says, is found out in processes of their own (`judge`), each case with a time limit: so it works in any thread
+says, is found out in processes of their own (`worker`), each case with a time limit: so it works in any thread
 and inside any worker, and an answer that never ends costs its own verdict alone.
 """
 
@@ -177,7 +177,7 @@ class _Ended(Exception):
 
 
 class _Worker:
-    """One `judge` process, spoken to in lines of JSON.
+    """One `worker` process, spoken to in lines of JSON.
 
     Raises:
         ValueError: it does not start.

@@ -24,7 +24,6 @@ from rsd.traces.tokens import TOKEN
 
 READ_AHEAD = 2048  # prompt tokens that are prefilled together, before rows are free for them
 AT_ONCE = 16  # and how many prompts at the most
-Live = list[TraceSoFar | None]  # by slot
 
 
 class Ready(NamedTuple):
@@ -97,107 +96,89 @@ class Engine:
         rows again later. With one row left, that row ends as an error.
         """
         self.blocks.begin()
-        waiting = _Waiting(requests)
-        ready: deque[Ready] = deque()
-        live: Live = []  # by slot
-        state = np.zeros(self.room.asked, dtype=STATE)
-        records = np.empty((self.room.asked, 256), dtype=TOKEN)
+        rows = _Rows(requests, self.room.asked)
         while True:
-            if self.room.may_grow and (ready or waiting.rows):
-                if twice_fit(self._models()):
-                    self._interrupt(waiting, ready, live, state, records)
-                    self.room.grow()
-                    self.at_once = AT_ONCE
-                    self._drop_caches()
-                else:
-                    self.room.wait()
+            if self.room.may_grow and (rows.ready or rows.waiting.rows):
+                self._try_more_rows(rows)
             short = False
             ended: Ended = []
             try:
-                records = self._fill(waiting, ready, live, state, records)
-                if not live:
+                self._fill(rows)
+                if not rows.live:
                     return
+                live = rows.state[: len(rows.live)]
                 block = self.blocks.choose(len(live))
-                records = _room(records, int(state["done"][: len(live)].max()) + block)
-                ended = self.rounds.round(state[: len(live)], records, block)
+                rows.reserve(int(live["done"].max()) + block)
+                ended = self.rounds.round(live, rows.records, block)
             except (RuntimeError, MemoryError) as e:
                 if not out_of_memory(e):
                     raise
                 short = True  # what the exception holds on to is only freed after this block
             if short:
                 alone = self.rows == 1
-                self._interrupt(waiting, ready, live, state, records)
+                self._interrupt(rows)
                 self.room.shrink()
                 self._drop_caches()
-                if alone and (row := waiting.pop()):
+                if alone and (row := rows.waiting.pop()):
                     why = f"out of memory after {len(row.tokens)} tokens, with this row alone"
                     yield Finished(row.request, row.tokens[:0], "error", why)
             for slot, reason, error in ended:
-                request = live[slot].request  # type: ignore[union-attr]
-                live[slot] = None
+                request = rows.live[slot].request  # type: ignore[union-attr]
+                rows.live[slot] = None
                 self.room.finish(1)
-                yield Finished(request, records[slot, : state["done"][slot]].copy(), reason, error)
+                yield Finished(request, rows.tokens(slot), reason, error)
 
-    def _interrupt(
-        self,
-        waiting: "_Waiting",
-        ready: deque[Ready],
-        live: Live,
-        state: np.ndarray,
-        records: np.ndarray,
-    ) -> None:
+    def _try_more_rows(self, rows: "_Rows") -> None:
+        if twice_fit(self._models()):
+            self._interrupt(rows)
+            self.room.grow()
+            self.at_once = AT_ONCE
+            self._drop_caches()
+        else:
+            self.room.wait()
+
+    def _interrupt(self, rows: "_Rows") -> None:
         """All rows wait again, with the tokens that they have."""
         interrupted = [
-            TraceSoFar(row.request, records[slot, : state["done"][slot]].copy(), self.rounds.proposer.partials[slot])
-            for slot, row in enumerate(live)
+            TraceSoFar(row.request, rows.tokens(slot), self.rounds.proposer.partials[slot])
+            for slot, row in enumerate(rows.live)
             if row
         ]
-        waiting.put_back(interrupted + [r.row for r in ready])
-        live.clear()
-        ready.clear()
+        rows.waiting.put_back(interrupted + [r.row for r in rows.ready])
+        rows.live.clear()
+        rows.ready.clear()
 
-    def _fill(
-        self,
-        waiting: "_Waiting",
-        ready: deque[Ready],
-        live: Live,
-        state: np.ndarray,
-        records: np.ndarray,
-    ) -> np.ndarray:
+    def _fill(self, rows: "_Rows") -> None:
         """Fill the free slots, with rows that wait or else with the last live ones, so that these stay together."""
-        slot = 0
+        slot, live = 0, rows.live
         while slot < self.rows:
             if slot < len(live) and live[slot] is not None:
                 slot += 1
                 continue
-            if not ready:
-                self._prefill(waiting, ready)
-            if ready:
-                row, prefilled, at = ready[0]
+            if not rows.ready:
+                self._prefill(rows)
+            if rows.ready:
+                row, (student, teacher), at = rows.ready[0]
                 ours, theirs = row.read(self.vocabulary)
-                student, teacher = prefilled
                 self.student.cache.copy_row(student.cache, at, slot)
                 self.rounds.proposer.place_row(slot, theirs, row.partial, row.ids, prefilled=teacher, at=at)
                 done = len(row.tokens)
-                state[slot] = row.request.key, done, row.request.max_new_tokens, len(ours) - 1, ours[-1]
-                records = _room(records, done)
-                records[slot, :done] = row.tokens
+                rows.state[slot] = row.request.key, done, row.request.max_new_tokens, len(ours) - 1, ours[-1]
+                rows.reserve(done)
+                rows.records[slot, :done] = row.tokens
                 live[slot : slot + 1] = [row]
-                ready.popleft()
+                rows.ready.popleft()
             elif slot >= len(live):
                 break
             elif live[-1] is None:
                 live.pop()
             else:
                 last = len(live) - 1
-                state[slot] = state[last]
-                done = state["done"][slot]
-                records[slot, :done] = records[last, :done]
+                rows.move(last, slot)
                 self.rounds.move_row(last, slot)
                 live[slot] = live.pop()
-        return records
 
-    def _prefill(self, waiting: "_Waiting", ready: deque[Ready]) -> None:
+    def _prefill(self, rows: "_Rows") -> None:
         """Read what waits first: several different prompts in one pass, equal ones in a row once.
 
         Out of memory, it reads half as many at once.
@@ -206,7 +187,7 @@ class Engine:
             group: list[tuple[TraceSoFar, int]] = []
             ours: list[list[int]] = []
             theirs: list[list[int]] = []
-            while (row := waiting.peek(len(group))) is not None:
+            while (row := rows.waiting.peek(len(group))) is not None:
                 reads = row.read(self.vocabulary)
                 if not group or (reads[0], reads[1].ids) != (ours[-1], theirs[-1]):
                     if len(ours) == self.at_once or sum(map(len, ours)) >= READ_AHEAD:
@@ -223,8 +204,8 @@ class Engine:
                     raise
             else:
                 for row, at in group:
-                    waiting.pop()
-                    ready.append(Ready(row, prefilled, at))
+                    rows.waiting.pop()
+                    rows.ready.append(Ready(row, prefilled, at))
                 return
             self.at_once = len(ours) // 2
 
@@ -236,6 +217,34 @@ class Engine:
     def _models(self) -> list[CachedModel]:
         teacher = [self.teacher.model] if isinstance(self.teacher, LocalTeacher) else []
         return [self.student, *teacher]
+
+
+class _Rows:
+    """The rows of one run: those that wait, those that are read, and the live ones, with their state and records.
+
+    live: by slot. state: [slots] of `sequence.STATE`. records: [slots, T] of `tokens.TOKEN`.
+    """
+
+    def __init__(self, requests: Iterable[Request], slots: int) -> None:
+        self.waiting = _Waiting(requests)
+        self.ready: deque[Ready] = deque()
+        self.live: list[TraceSoFar | None] = []
+        self.state = np.zeros(slots, dtype=STATE)
+        self.records = np.empty((slots, 256), dtype=TOKEN)
+
+    def reserve(self, tokens: int) -> None:
+        """Have room for the records of so many tokens a row."""
+        while tokens > self.records.shape[1]:
+            self.records = np.concatenate([self.records, np.empty_like(self.records)], 1)
+
+    def tokens(self, slot: int) -> np.ndarray:
+        """A copy of the records of a live row's tokens."""
+        return self.records[slot, : self.state["done"][slot]].copy()
+
+    def move(self, slot: int, to: int) -> None:
+        self.state[to] = self.state[slot]
+        done = self.state["done"][to]
+        self.records[to, :done] = self.records[slot, :done]
 
 
 class _Waiting:
@@ -258,9 +267,3 @@ class _Waiting:
 
     def put_back(self, rows: list[TraceSoFar]) -> None:
         self.rows.extendleft(reversed(rows))
-
-
-def _room(records: np.ndarray, tokens: int) -> np.ndarray:
-    while tokens > records.shape[1]:
-        records = np.concatenate([records, np.empty_like(records)], 1)
-    return records

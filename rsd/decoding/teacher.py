@@ -119,7 +119,7 @@ class Teacher(Protocol):
 
 class LocalTeacher:
     """A model and its cache. A row's path lies in the cache's slots, one slot a position; contexts that are
-    not on it branch off, in slots behind it (`cache.TreeMask`).
+    not on it branch off, in slots behind it (`kv_cache.TreeMask`).
 
     Raises:
         ValueError: a model whose state cannot be rolled back.

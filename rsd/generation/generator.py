@@ -188,7 +188,7 @@ class TraceGenerator:
         )
 
     def prepare(self, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
-        """Find the prompts and ids of input rows (see `data.prepare`), the teacher's prompts and the answers.
+        """Find the prompts and ids of input rows (see `rows.prepare`), the teacher's prompts and the answers.
 
         Raises:
             ValueError: no row has a column that is needed, or ids repeat.

@@ -87,7 +87,7 @@ def run_job(
     """Make the traces of a file's rows and store them; resumes what an earlier run left.
 
     Args:
-        keep: write the rows that are kept (`keep.KEEP`) to a file beside `out`, when all are made.
+        keep: write the rows that are kept (`filters.KEEP`) to a file beside `out`, when all are made.
 
     Raises:
         ValueError: bad input, a pair that does not fit, or an output of another job. Nothing is

@@ -8,8 +8,8 @@ Three cases:
   next to it where these go together (the `>` and a line break), and it proposes one by spelling it (`proposals`).
   Where the teacher alone has such words (its control tokens are none), the pair is treated like the next kind;
 - *different tokenizers*. A token of the teacher whose bytes are one token of the student proposes that; one whose
-  bytes are several proposes them one after the other (`midst`); an added token, the one with the same text; the
-  teacher's end, the student's. What is committed is read by the teacher as it would tokenize the bytes so far: its
+  bytes are several proposes them one after the other (`partial_tokens`); an added token, the one with the same text;
+  the teacher's end, the student's. What is committed is read by the teacher as it would tokenize the bytes so far: its
   last tokens may change with every token of the student's. Given that reading all is exact. The reading itself is an
   approximation (the teacher may have cut its own tokens otherwise), and a student's token that the teacher would put
   together from several of its own is never proposed as a whole. What is left out are the teacher's control tokens;

@@ -79,7 +79,7 @@ class Store:
     def made(
         self, identity: Mapping[str, Any], rows: Iterable[Row], *, overwrite: bool, max_fallback_rate: float = 1.0
     ) -> dict[Key, bool]:
-        """The traces that are already there, and whether each is right (`keep.is_right`). Writes nothing.
+        """The traces that are already there, and whether each is right (`filters.is_right`). Writes nothing.
 
         Where the manifest is lost (gone, empty or torn), `lost` says so: their settings are not known then.
 
