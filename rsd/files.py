@@ -24,7 +24,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 from rsd.strictjson import dumps
 
@@ -130,7 +130,7 @@ def locked(file: Path) -> BinaryIO:
         handle.close()  # its last writer has put another file into its place (`rewritten`)
 
 
-def lock(handle: BinaryIO, file: Path) -> None:
+def lock(handle: IO[bytes], file: Path) -> None:
     """Raises ValueError if another process holds the lock of this file."""
     with suppress(ImportError):  # a platform without file locks does without this guard
         import fcntl
@@ -139,6 +139,16 @@ def lock(handle: BinaryIO, file: Path) -> None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             raise ValueError(f"{file} is being written by another process: wait for it, or use another -o") from e
+
+
+def held(file: Path) -> bool:
+    """Whether a process holds the lock of a file that is there."""
+    with suppress(FileNotFoundError), open(file, "rb") as handle:
+        try:
+            lock(handle, file)
+        except ValueError:
+            return True
+    return False
 
 
 def rewritten(file: Path, lines: Iterable[Mapping[str, Any]]) -> BinaryIO:
@@ -263,6 +273,14 @@ def _check_writable(file: str | Path, there: Path) -> None:
         raise ValueError(f"cannot write to the folder {folder}: {e.strerror}") from e
     if there.exists() and not os.access(there, os.W_OK):
         raise ValueError(f"{file} is write-protected: name another output")
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """A JSON object that is all of a file; None if there is none."""
+    with suppress(OSError, ValueError, RecursionError):
+        made = json.loads(file.read_text(encoding="utf-8"))
+        return made if isinstance(made, dict) else None
+    return None
 
 
 def first_row(file: Path) -> dict[str, Any]:

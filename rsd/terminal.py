@@ -48,7 +48,16 @@ def echo(text: str, *, err: bool = False) -> None:
 
 def say(line: str) -> None:
     """A line for the user beside what a command prints."""
-    echo(one_line(line), err=True)
+    if not _hushed:
+        echo(one_line(line), err=True)
+
+
+_hushed: list[bool] = []
+
+
+def hush() -> None:
+    """Say nothing from now on: another process of the job does."""
+    _hushed.append(True)
 
 
 class Screen(io.TextIOBase):

@@ -6,6 +6,7 @@ import click
 
 from rsd.cli.export import export
 from rsd.cli.generate import generate
+from rsd.cli.merge import merge
 from rsd.cli.scores import compare, score, select
 from rsd.terminal import guarded
 from rsd.version import __version__
@@ -25,5 +26,5 @@ def main() -> None:
     """Reasoning traces tailored to a small model, by reverse speculative decoding (arXiv 2509.22230)."""
 
 
-for command in (generate, score, compare, select, export):
+for command in (generate, merge, score, compare, select, export):
     main.add_command(command)

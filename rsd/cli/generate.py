@@ -2,15 +2,18 @@
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsd.cli.options import flags, given, one_line_errors, quiet
+from rsd.cli.options import flags, given, on_own_device, one_line_errors, quiet, share_of
 from rsd.config import PAPER, GenerateConfig
 from rsd.settings import flag, free
 from rsd.terminal import echo, one_line
 from rsd.traces.filters import KEEP
+
+if TYPE_CHECKING:
+    from rsd.generation.job import Summary
 
 
 @click.command()
@@ -20,6 +23,7 @@ from rsd.traces.filters import KEEP
 @click.option("--preset", type=click.Choice(["paper"]), help="The settings of the paper's generator.")
 @click.option("--keep", type=click.Choice(KEEP), help="Write the rows that are kept to OUTPUT's .kept.jsonl, too.")
 @click.option("--overwrite", is_flag=True, help="Start anew instead of resuming OUTPUT.")
+@click.option("--shard", metavar="I/N", help="Only this share of the rows, 1/N to N/N [RANK and WORLD_SIZE, if set].")
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -33,6 +37,7 @@ def generate(
     preset: str | None,
     keep: str | None,
     overwrite: bool,
+    shard: str | None,
     dry_run: bool,
     **values: Any,
 ) -> None:
@@ -52,17 +57,26 @@ def generate(
         if keep == "best-ln":
             values["score"] = True
         config = GenerateConfig(**(PAPER if preset == "paper" else {}) | given(values))
+        share = share_of(shard)
         quiet()
         from rsd.generation.generator import TraceGenerator
         from rsd.generation.job import run_job
         from rsd.models.bundled import bundled
 
         source = source or str(bundled("problems.jsonl"))
-        generator = TraceGenerator(config)
+        generator = TraceGenerator(on_own_device(config, share))
         if dry_run:
             _show_first(generator, source)
             return
-        summary = run_job(generator, source, output, limit=limit, overwrite=overwrite, keep=keep)
+        how: dict[str, Any] = {"limit": limit, "overwrite": overwrite, "keep": keep}
+        if share is None:
+            summary: Summary | None = run_job(generator, source, output, **how)
+        else:
+            from rsd.generation.share import run_share
+
+            summary = run_share(generator, source, output, share, **how)
+    if summary is None:  # another process prints
+        return
     echo(f"{summary.text()}\nwritten to   {one_line(output)}")
     sys.exit(1 if summary.totals["errors"] else 0)
 

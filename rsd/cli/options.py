@@ -2,10 +2,11 @@
 
 import errno
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import Field
+from dataclasses import Field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +14,8 @@ import click
 
 from rsd.settings import about, default_of, flag, kinds, settings
 from rsd.strictjson import loads
-from rsd.terminal import echo, say
+from rsd.terminal import echo, hush, say
+from rsd.traces.shards import Shard, launched, parse
 
 Command = Callable[..., None]
 
@@ -169,3 +171,30 @@ def quiet() -> None:
 def fail(message: str, *, code: int = 2) -> NoReturn:
     echo(f"rsd: {' '.join(message.split())}", err=True)
     sys.exit(code)
+
+
+def share_of(shard: str | None) -> Shard | None:
+    """This process's share of the rows: as it is asked for, or as its launcher says.
+
+    Raises:
+        ValueError: there is no such share, or both say one.
+    """
+    by_launcher = launched()
+    if shard is not None and by_launcher is not None:
+        raise ValueError("--shard and a launcher (RANK and WORLD_SIZE are set) both share out the rows: leave one out")
+    if os.environ.get("ACCELERATE_USE_CPU") and os.environ.get("MASTER_PORT") and by_launcher is None:
+        say("notice: accelerate launch started one process: with --multi_gpu it starts --num_processes, on a CPU too")
+    if by_launcher is not None and not by_launcher.main:
+        hush()
+    return by_launcher if shard is None else parse(shard)
+
+
+def on_own_device(config: Any, share: Shard | None) -> Any:
+    """The same, on the GPU that is this process's of a launch."""
+    rank = os.environ.get("LOCAL_RANK", "")
+    if share is None or not share.launched or config.device or not rank.isdecimal():
+        return config
+    import torch
+
+    count = torch.cuda.device_count()
+    return replace(config, device=f"cuda:{int(rank) % count}") if count else config

@@ -11,11 +11,11 @@ import numpy as np
 
 from rsd.dataset.config import ExportConfig
 from rsd.dataset.formats import WITH_TEMPLATE, Ids, Row, answer, formatted, prefix
-from rsd.dataset.readback import beside, key_of, read_traces
+from rsd.dataset.readback import beside, read_traces
 from rsd.terminal import in_lines
 from rsd.traces.filters import is_right, keep
 from rsd.traces.rows import digest
-from rsd.traces.store import Key, Store
+from rsd.traces.store import Key, Store, key_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from rsd.dataset.formats import Ids, Row
 from rsd.traces.columns import oddity
-from rsd.traces.store import Key, Store, whole_lines
+from rsd.traces.store import Key, Store, key_of, whole_lines
 
 
 def read_traces(path: Path) -> tuple[list[Row], int]:
@@ -117,7 +117,3 @@ def _manifest(file: Path) -> Row:
         ):
             return manifest
     return {}
-
-
-def key_of(row: Row) -> Key:
-    return str(row["id"]), row["generation"]

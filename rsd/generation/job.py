@@ -1,20 +1,17 @@
 """One job: rows in, files out, resumable, with a progress bar and a summary."""
 
-import sys
-import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from rsd.files import Output, check_outputs, place, write_rows
 from rsd.generation.generator import TraceGenerator
+from rsd.generation.merge import discard, merge
+from rsd.generation.progress import Progress
 from rsd.generation.schedule import Schedule
+from rsd.generation.statistics import combined
 from rsd.models.loading import Source
 from rsd.pair.vocabulary import SAME
 from rsd.settings import free
@@ -24,6 +21,7 @@ from rsd.traces import rows as data
 from rsd.traces.filters import is_right
 from rsd.traces.filters import keep as keep_rows
 from rsd.traces.rows import Row
+from rsd.traces.shards import part_files
 from rsd.traces.store import Key, Store, whole_lines
 from rsd.version import __version__
 
@@ -94,24 +92,45 @@ def run_job(
             written or lost then.
     """
     sidecar, job = Store.files(out)
-    kept = [Output(_kept_file(out), ours.kept)] if keep else []
+    kept = [Output(kept_file(out), ours.kept)] if keep else []
     check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
     rows = generator.prepare(data.read_rows(source)[:limit])
-    manifest = _manifest(generator, source, out, limit)
+    manifest = manifest_of(generator, source, out, limit)
+    if part_files(out):
+        if overwrite:
+            discard(out)
+        else:
+            merge(out, max_fallback_rate=generator.config.max_fallback_rate)
+            say(f"{out}: the parts of several processes are merged")
     with Store(out) as store:
-        return _run(generator, rows, store, manifest, overwrite=overwrite, keep=keep)
+        return run_rows(generator, rows, store, manifest, overwrite=overwrite, keep=keep)
 
 
-def _run(
+@dataclass(frozen=True, kw_only=True)
+class Others:
+    """The processes that share a job with this one.
+
+    done: by key the traces that they have made, and whether each is right. total: traces of the whole job.
+    files: of rows of all processes, this one included. shown: whether this process prints.
+    """
+
+    done: Mapping[Key, bool]
+    total: int
+    files: Sequence[Path]
+    shown: bool
+
+
+def run_rows(
     generator: TraceGenerator,
     rows: Sequence[Row],
     store: Store,
     manifest: dict[str, Any],
     *,
-    overwrite: bool,
-    keep: str | None,
+    overwrite: bool = False,
+    keep: str | None = None,
+    others: Others | None = None,
 ) -> Summary:
-    """The job, with its files locked."""
+    """A job, or a share of it, with its files locked."""
     out, fallback = store.out, generator.config.max_fallback_rate
     manifest["decoding"] = {} if overwrite else store.decoding()
     done = store.made(manifest["identity"], rows, overwrite=overwrite, max_fallback_rate=fallback)
@@ -122,46 +141,47 @@ def _run(
         _check_settings(generator, rows, store, done)
     verdicts = _judged_again(generator, rows, store)
     done |= {key: is_right(store.unjudged[key] | new, max_fallback_rate=fallback) for key, new in verdicts.items()}
-    schedule = generator.schedule(rows, done)
-    found = sum((str(r.id), g) in done for r in rows for g in range(generator.config.num_generations))
+    everywhere = {**others.done, **done} if others else done
+    schedule = generator.schedule(rows, everywhere)
+    found = sum((str(r.id), g) in everywhere for r in rows for g in range(generator.config.num_generations))
     finished = not schedule.at_most
     if finished:
         say(f"{out} is finished: it holds all {found} traces of this job")
     else:
-        if done:
-            say(f"resuming {out}: found {len(done)} finished traces, {schedule.at_most} to make at the most")
+        if everywhere:
+            say(f"resuming {out}: found {len(everywhere)} finished traces, {schedule.at_most} to make at the most")
         generator.load()
     store.begin(manifest, done, overwrite=overwrite, verdicts=verdicts)
-    if overwrite and _kept_file(out).is_file() and ours.kept(_kept_file(out)):
-        place(_kept_file(out)).unlink()  # rows of traces that are no more: the tokens beside them will be others
+    if overwrite and kept_file(out).is_file() and ours.kept(kept_file(out)):
+        place(kept_file(out)).unlink()  # rows of traces that are no more: the tokens beside them will be others
     if finished:  # a job may have been killed after its last trace and before its totals
         totals = store.totals(max_fallback_rate=fallback)
         store.end(manifest | {"totals": totals})
-        return Summary(totals, 0, 0, 0.0, 0.0, _left_out(manifest), *_keep(out, keep, fallback))
-    started, count, tokens, accepted, left_out = time.monotonic(), 0, 0, 0.0, 0.0
-    every = 0.1 if sys.stderr.isatty() else 10  # seconds; a log file needs fewer lines
-    total = found + schedule.at_most
-    with tqdm(total=total, initial=found, unit="trace", dynamic_ncols=True, mininterval=every) as bar:
+        return Summary(totals, 0, 0, 0.0, 0.0, left_out(manifest), *write_kept(out, keep, fallback))
+    with _progress(found, found + schedule.at_most, others) as progress:
         for trace in generator.make(schedule):
             store.append(trace)
-            count += 1
-            tokens += len(trace.tokens)
-            accepted += float(trace.accepted.sum())
-            left_out += float(trace.left_out.sum())
-            rate = tokens / (time.monotonic() - started)
-            shown = [f"{rate:.0f} tok/s", f"acceptance {accepted / max(tokens, 1):.1%}"]
-            if generator.blocks.row_rounds:
-                shown.append(f"{generator.blocks.tokens_per_round:.1f} tokens a round")
-            bar.set_postfix_str(", ".join(shown), refresh=False)
-            bar.total = max(found + count, min(total, found + count + schedule.at_most))
-            bar.update()
-    seconds = time.monotonic() - started
+            progress.add(trace, at_most=schedule.at_most, blocks=generator.blocks)
+    statistics = generator.blocks.statistics()
+    statistics["left_out"] = {"tokens": progress.tokens, "mass": progress.left_out}
     totals = store.totals(max_fallback_rate=fallback)
-    statistics = {**generator.blocks.statistics(), "left_out": {"tokens": tokens, "mass": left_out}}
-    manifest |= {"totals": totals, "decoding": _decoding(manifest["decoding"], statistics)}
+    manifest |= {"totals": totals, "decoding": combined(manifest["decoding"], statistics)}
     store.end(manifest)
-    per_round = generator.blocks.tokens_per_round
-    return Summary(totals, count, tokens, seconds, per_round, _left_out(manifest), *_keep(out, keep, fallback))
+    return Summary(
+        totals,
+        progress.count,
+        progress.tokens,
+        progress.seconds,
+        generator.blocks.tokens_per_round,
+        left_out(manifest),
+        *write_kept(out, keep, fallback),
+    )
+
+
+def _progress(found: int, total: int, others: Others | None) -> Progress:
+    if others is None:
+        return Progress(total, found)
+    return Progress(others.total, len(others.done), of_all=others.files, shown=others.shown)
 
 
 def _judged_again(generator: TraceGenerator, rows: Sequence[Row], store: Store) -> dict[Key, dict[str, Any]]:
@@ -204,48 +224,26 @@ def _check_settings(
     say(f"notice: {store.manifest} was lost: {len(picked)} of its traces, made again, are the same, so the job goes on")
 
 
-def _left_out(manifest: Mapping[str, Any]) -> float | None:
+def left_out(manifest: Mapping[str, Any]) -> float | None:
     """What the pair leaves of the teacher's mass, if its vocabularies are not the same."""
     share = manifest["decoding"].get("left_out", {}).get("share")
     return None if manifest["identity"]["vocabularies"] == SAME else share
 
 
-def _keep(out: str | Path, how: str | None, max_fallback_rate: float) -> tuple[int | None, Path | None]:
+def write_kept(out: str | Path, how: str | None, max_fallback_rate: float) -> tuple[int | None, Path | None]:
     """Write the rows that are kept to OUT.kept.jsonl, whole or not at all; how many they are."""
     if how is None:
         return None, None
     rows, _ = keep_rows(list(whole_lines(Path(out))), how, max_fallback_rate=max_fallback_rate)
-    write_rows(rows, _kept_file(out))
-    return len(rows), _kept_file(out)
+    write_rows(rows, kept_file(out))
+    return len(rows), kept_file(out)
 
 
-def _kept_file(out: str | Path) -> Path:
+def kept_file(out: str | Path) -> Path:
     return Path(str(out).removesuffix(".jsonl") + ".kept.jsonl")
 
 
-def _decoding(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The statistics of several runs added up, and what they come to."""
-
-    def lists(name: str) -> list[int]:
-        return [a + b for a, b in zip_longest(before.get(name, []), now[name], fillvalue=0)]
-
-    sizes = Counter(before.get("block_sizes", {})) + Counter(now["block_sizes"])
-    judged, survived = lists("drafts_judged"), lists("drafts_survived")
-    was = before.get("left_out", {})
-    mass = {name: was.get(name, 0) + now["left_out"][name] for name in ("tokens", "mass")}
-    made = {name: before.get(name, 0) + now[name] for name in ("rounds", "row_rounds", "tokens")}
-    return {
-        "tokens_per_round": round(made["tokens"] / made["row_rounds"], 3) if made["row_rounds"] else None,
-        "left_out": mass | {"share": round(mass["mass"] / mass["tokens"], 6) if mass["tokens"] else None},
-        "survival": [round(s / j, 4) for s, j in zip(survived, judged, strict=True)],
-        **made,
-        "block_sizes": dict(sorted(sizes.items(), key=lambda item: int(item[0]))),
-        "drafts_judged": judged,
-        "drafts_survived": survived,
-    }
-
-
-def _manifest(generator: TraceGenerator, source: str | Path, out: str | Path, limit: int | None) -> dict[str, Any]:
+def manifest_of(generator: TraceGenerator, source: str | Path, out: str | Path, limit: int | None) -> dict[str, Any]:
     pair = generator.find()
     teacher, student = pair.teacher, pair.student
 

@@ -112,12 +112,12 @@ class Store:
                 "use another -o, or --overwrite to start anew"
             )
         given = {str(row.id): row for row in rows}
-        whole = {_key(line): line.get("teacher_prompt") for line in whole_lines(self.sidecar)}
+        whole = {key_of(line): line.get("teacher_prompt") for line in whole_lines(self.sidecar)}
         done = {}
         for number, line in enumerate(whole_lines(self.out), 1):
             if (what := oddity(line)) is not None:
                 raise ValueError(f"{self.out}, line {number}: {what}; mend it, or use another -o")
-            key = _key(line)
+            key = key_of(line)
             if (row := given.get(key[0])) is not None and (what := _differing(line, row, whole.get(key))):
                 raise ValueError(
                     f"{self.out} holds another {what} for id {key[0]!r} than the input: "
@@ -170,8 +170,10 @@ class Store:
 
     def stored(self, keys: Collection[Key]) -> dict[Key, tuple[dict[str, Any], dict[str, Any]]]:
         """Rows and sidecar lines of these traces."""
-        tokens = {_key(line): line for line in whole_lines(self.sidecar) if _key(line) in keys}
-        rows = {_key(line): line for line in whole_lines(self.out) if _key(line) in keys and line.get("error") is None}
+        tokens = {key_of(line): line for line in whole_lines(self.sidecar) if key_of(line) in keys}
+        rows = {
+            key_of(line): line for line in whole_lines(self.out) if key_of(line) in keys and line.get("error") is None
+        }
         return {key: (rows[key], tokens[key]) for key in keys}
 
     def begin(
@@ -195,6 +197,17 @@ class Store:
                 new = rewritten(file, _kept(file, done, changed))
                 self._files[i].close()
                 self._files[i] = new
+
+    def rewrite(
+        self, manifest: Mapping[str, Any], tokens: Iterable[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]
+    ) -> None:
+        """Put other contents into the place of all three files: the tokens before the rows, as always."""
+        self._new.clear()
+        self._write_manifest(manifest)
+        for i, (file, lines) in enumerate(((self.sidecar, tokens), (self.out, rows))):
+            new = rewritten(file, lines)
+            self._files[i].close()
+            self._files[i] = new
 
     def decoding(self) -> dict[str, Any]:
         """The statistics of the rounds (`BlockController.statistics`) that made what is there, as far as runs ended."""
@@ -291,12 +304,13 @@ def _kept(file: Path, keep: Collection[Key], changed: Mapping[Key, Mapping[str, 
     """The lines of these traces, each once, with what is changed."""
     left = set(keep)
     for line in whole_lines(file):
-        if (key := _key(line)) in left and not line.get("error"):
+        if (key := key_of(line)) in left and not line.get("error"):
             left.discard(key)
             yield {**line, **changed.get(key, {})}
 
 
-def _key(line: Mapping[str, Any]) -> Key:
+def key_of(line: Mapping[str, Any]) -> Key:
+    """Which trace a line of rows, or of the sidecar, is of."""
     return str(line.get("id")), line["generation"]
 
 
@@ -321,5 +335,5 @@ def _is_exactly(file: Path, keys: Collection[Key]) -> bool:
     """Whether a file holds these traces, each once, and nothing else."""
     with open(file, "rb") as f:
         count = sum(1 for _ in f)
-    found = [_key(line) for line in whole_lines(file) if not line.get("error")]
+    found = [key_of(line) for line in whole_lines(file) if not line.get("error")]
     return count == len(found) == len(keys) and set(found) == set(keys)

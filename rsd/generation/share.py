@@ -1,0 +1,168 @@
+"""One process's share of a job; see `traces.shards`. What the processes know of each other is in their files."""
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rsd.files import Output, check_outputs, held, read_json
+from rsd.generation.generator import TraceGenerator
+from rsd.generation.job import Others, Summary, kept_file, left_out, manifest_of, run_rows, write_kept
+from rsd.generation.merge import discard, merge
+from rsd.generation.progress import Lines, Progress
+from rsd.terminal import say
+from rsd.traces import ours
+from rsd.traces import rows as data
+from rsd.traces.rows import Row
+from rsd.traces.shards import Shard, part_files
+from rsd.traces.store import Key, Store, whole_lines
+
+POLL = 0.3  # seconds
+LAUNCH = 600.0  # seconds within which all processes of a launch begin
+
+
+class Incomplete(ConnectionError):
+    """Another process ended before its share was made."""
+
+
+def run_share(
+    generator: TraceGenerator,
+    source: str | Path,
+    out: str | Path,
+    shard: Shard,
+    *,
+    limit: int | None = None,
+    overwrite: bool = False,
+    keep: str | None = None,
+) -> Summary | None:
+    """Make this process's share of a job's traces, in a part file of its own.
+
+    When all shares are made the parts are merged to what one process would have left: by the main process of a launch,
+    or by the last one that ends. What any number of processes made before is found and not made again.
+
+    Args:
+        limit: of the whole job. overwrite: only of a launch. keep: as of `run_job`, once all is merged.
+
+    Returns:
+        What the job's file holds, or, while shares are missing, the part file; None for a process that prints nothing.
+
+    Raises:
+        ValueError: as `run_job`.
+        Incomplete: another process of the launch ended before its share was made.
+    """
+    out, part = Path(out), shard.part(out)
+    started = time.monotonic()
+    sidecar, job = Store.files(out)
+    kept = [Output(kept_file(out), ours.kept)] if keep else []
+    check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
+    check_outputs([Output(file) for file in (part, *Store.files(part))], inputs=[source], job=Store.files(part)[1])
+    rows = generator.prepare(data.read_rows(source)[:limit])
+    if overwrite:
+        _discard_together(out, shard)
+    before = _before(out)
+    manifest = manifest_of(generator, source, part, limit)
+    manifest["process"] = {"host": socket.gethostname(), "pid": os.getpid(), "started": round(time.time(), 1)}
+    done = _made_elsewhere(generator, out, part, manifest["identity"], rows)
+    mine = [row for row in rows if shard.has(row.id)]
+    files = [out, *(replace(shard, number=i + 1).part(out) for i in range(shard.count))]
+    files += [file for file in part_files(out).values() if file not in files]
+    total = len(rows) * generator.config.num_generations
+    others = Others(done=done, total=total, files=files, shown=shard.main)
+    with Store(part) as store:
+        summary = run_rows(generator, mine, store, manifest, others=others)
+    if shard.launched:
+        if not shard.main:
+            return None
+        _await_others(shard, out, manifest, others)
+    elif waiting := [str(s) for s in _missing(shard, out, manifest)]:
+        say(f"{out} is merged when the shares {', '.join(waiting)} are made")
+        return summary
+    limit_of = generator.config.max_fallback_rate
+    merged = merge(out, max_fallback_rate=limit_of)
+    totals = merged["totals"]
+    return Summary(
+        totals,
+        totals["rows"] - before[0],
+        totals["tokens"] - before[1],
+        time.monotonic() - started,
+        merged["decoding"].get("tokens_per_round") or 0.0,
+        left_out(merged),
+        *write_kept(out, keep, limit_of),
+    )
+
+
+def _before(out: Path) -> tuple[int, int]:
+    """Rows and tokens that there are in all files of a job."""
+    lines = [line for file in (out, *part_files(out).values()) for line in whole_lines(file) if not line.get("error")]
+    return len(lines), sum(line.get("num_tokens") or 0 for line in lines)
+
+
+def _made_elsewhere(
+    generator: TraceGenerator, out: Path, own: Path, identity: Mapping[str, Any], rows: Sequence[Row]
+) -> dict[Key, bool]:
+    """The traces that are in other files of the job, and whether each is right."""
+    done: dict[Key, bool] = {}
+    for file in (out, *part_files(out).values()):
+        store = Store(file)
+        if file == own or not all(f.is_file() and f.stat().st_size for f in (store.out, store.sidecar)):
+            continue
+        fallback = generator.config.max_fallback_rate
+        done |= store.made(identity, rows, overwrite=False, max_fallback_rate=fallback)
+        if store.lost:
+            raise ValueError(f"{store.manifest} is lost, and with it what {file} was made with: remove {file}")
+    return done
+
+
+def _missing(shard: Shard, out: Path, manifest: Mapping[str, Any], *, since: float = 0.0) -> list[Shard]:
+    """The shares of this job that are not made yet. since: when their processes began, at the earliest."""
+    merged = {p.get("shard") for p in (read_json(Store.files(out)[1]) or {}).get("processes", [])}
+    missing = []
+    for number in range(1, shard.count + 1):
+        other = replace(shard, number=number)
+        theirs = read_json(Store.files(other.part(out))[1])
+        if theirs is None and not other.part(out).exists() and str(other) in merged and not shard.launched:
+            continue
+        same = theirs is not None and all(
+            theirs.get("settings", {}).get(name) == manifest["settings"][name] for name in ("num_generations", "limit")
+        )
+        if not same or theirs is None or not theirs.get("totals") or theirs["process"]["started"] < since:
+            missing.append(other)
+    return missing
+
+
+def _await_others(shard: Shard, out: Path, manifest: Mapping[str, Any], others: Others) -> None:
+    """Wait for the other processes of a launch, and show how far they are."""
+    since = manifest["process"]["started"] - LAUNCH
+    gone: list[Shard] = []
+    with Progress(others.total, Lines(others.files).count(), of_all=others.files) as progress:
+        while missing := _missing(shard, out, manifest, since=since):
+            # Seen twice, since a process that has just ended wrote its manifest before.
+            ended = [other for other in missing if other.part(out).exists() and not held(other.part(out))]
+            if both := [other for other in ended if other in gone]:
+                raise Incomplete(f"process {both[0]} ended before its traces were made")
+            gone = ended
+            progress.look()
+            time.sleep(POLL)
+
+
+def _discard_together(out: Path, shard: Shard) -> None:
+    """Have the main process of a launch remove what there is, before any other one looks."""
+    if not shard.launched:
+        raise ValueError(
+            f"--overwrite with --shard: each process would discard what another has made; remove {out} and its parts"
+        )
+    from accelerate import PartialState
+
+    state = PartialState(cpu=True)
+    if shard.main:
+        discard(out)
+        if Store.files(out)[1].exists() or out.exists():
+            with Store(out) as store:
+                store.made({}, [], overwrite=True)
+                for file in (store.out, store.sidecar, store.manifest):
+                    file.unlink(missing_ok=True)
+    state.wait_for_everyone()
+    state.destroy_process_group()

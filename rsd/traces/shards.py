@@ -1,0 +1,79 @@
+"""A job's rows shared out to processes: by their ids alone, so that any number of them needs to ask nobody.
+
+Each process appends to a part file of its own, `OUT.part-2-of-8.jsonl`, with a sidecar and a manifest as `OUT` has.
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+PART = re.compile(r"\.part-([1-9][0-9]{0,5})-of-([1-9][0-9]{0,5})\.jsonl")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` processes, by its number from 1. launched: by a launcher, together with the others.
+
+    Raises:
+        ValueError: there is no such process.
+    """
+
+    number: int
+    count: int
+    launched: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count < 10**6:
+            raise ValueError(f"a shard is one of 1/N to N/N, such as 2/8, not {self.number}/{self.count}")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @property
+    def main(self) -> bool:
+        """The process that prints, where several are launched together."""
+        return not self.launched or self.number == 1
+
+    def has(self, row_id: str | int) -> bool:
+        """Whether a row is this process's: a stable hash of its id decides."""
+        digest = hashlib.blake2b(str(row_id).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return int.from_bytes(digest, "little") % self.count == self.number - 1
+
+    def part(self, out: str | Path) -> Path:
+        """The file of rows that this process writes of a job at `out`."""
+        return Path(str(out).removesuffix(".jsonl") + f".part-{self.number}-of-{self.count}.jsonl")
+
+
+def parse(text: str) -> Shard:
+    """The shard that a text such as 2/8 names.
+
+    Raises:
+        ValueError: it names none.
+    """
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    if not found:
+        raise ValueError(f"a shard is one of 1/N to N/N, such as 2/8, not {text!r}")
+    return Shard(int(found[1]), int(found[2]))
+
+
+def launched() -> Shard | None:
+    """The shard that this process is by its launcher (torchrun, accelerate launch); None if it is the only one."""
+    rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if not (rank.isdecimal() and world.isdecimal()) or int(world) < 2:
+        return None
+    return Shard(int(rank) + 1, int(world), launched=True)
+
+
+def part_files(out: str | Path) -> dict[Shard, Path]:
+    """The part files that are there, in order."""
+    base = Path(str(out).removesuffix(".jsonl"))
+    found = {}
+    if base.parent.is_dir():
+        for file in base.parent.iterdir():
+            if file.name.startswith(base.name) and (named := PART.fullmatch(file.name[len(base.name) :])):
+                number, count = int(named[1]), int(named[2])
+                if number <= count:
+                    found[Shard(number, count)] = file
+    return dict(sorted(found.items(), key=lambda item: (item[0].count, item[0].number)))
