@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsd.cli.options import flags, given, one_line_errors, quiet
+from rsd.cli.options import flags, given, on_own_device, one_line_errors, quiet, share_of
 from rsd.config import GenerateConfig, ScoreConfig
 from rsd.files import Output, check_outputs, place, write_text
 from rsd.scoring.metrics import BY
 from rsd.terminal import echo, one_line, say
+from rsd.traces.shards import Shard, part_files
 
 if TYPE_CHECKING:
+    from rsd.scoring.job import ScoreSummary
     from rsd.scoring.responses import Response
     from rsd.scoring.scorer import Scored, Scorer
 
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="FILE")
 @click.option("-o", "--output", help="Scored rows [FILE with .scored before its end].")
 @click.option("--overwrite", is_flag=True, help="Start anew instead of resuming OUTPUT.")
+@click.option("--shard", metavar="I/N", help="Only this share of the rows, 1/N to N/N [RANK and WORLD_SIZE, if set].")
 @flags(ScoreConfig)
-def score(source: str, output: str | None, overwrite: bool, **values: Any) -> None:
+def score(source: str, output: str | None, overwrite: bool, shard: str | None, **values: Any) -> None:
     """Add to every trace in FILE how natural it is for the student.
 
     FILE is JSONL of prompt-completion, messages or ShareGPT rows, or any with --prompt-column, --response-column
@@ -49,9 +52,21 @@ def score(source: str, output: str | None, overwrite: bool, **values: Any) -> No
         from rsd.scoring.responses import read_responses
         from rsd.scoring.scorer import load_scorer
 
+        share = share_of(shard) or (Shard(1, 1) if part_files(output) else None)  # goes on with what several began
+        if share is not None and overwrite:
+            raise ValueError(
+                f"--overwrite with several processes: remove {output} and its parts, if they are not wanted"
+            )
         todo = read_responses(source, config)
-        scorer = load_scorer(config)
-        summary = score_file(scorer, todo, output, overwrite=overwrite)
+        scorer = load_scorer(on_own_device(config, share))
+        if share is None:
+            summary: ScoreSummary | None = score_file(scorer, todo, output, overwrite=overwrite)
+        else:
+            from rsd.scoring.share import score_share
+
+            summary = score_share(scorer, todo, output, share)
+    if summary is None:  # another process prints
+        return
     echo(f"{summary.text()}\nwritten to   {one_line(output)}")
     sys.exit(1 if summary.errors else 0)
 

@@ -9,31 +9,10 @@ from typing import Any
 from tqdm import tqdm
 
 from rsd.decoding.block_size import BlockController
+from rsd.traces.shards import Lines
 from rsd.traces.trace import Trace
 
 LOOK = 1.0  # seconds after which the other processes' files are looked at again
-
-
-class Lines:
-    """How many lines files have, which others append to. They may not be there yet."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.sizes, self.lines = dict.fromkeys(files, 0), dict.fromkeys(files, 0)
-
-    def count(self) -> int:
-        for file, size in self.sizes.items():
-            try:
-                with open(file, "rb") as f:
-                    if f.seek(0, 2) < size:  # it was written anew
-                        size = self.lines[file] = 0
-                    f.seek(size)
-                    while piece := f.read(1 << 20):
-                        self.lines[file] += piece.count(b"\n")
-                        size += len(piece)
-            except FileNotFoundError:
-                size = self.lines[file] = 0
-            self.sizes[file] = size
-        return sum(self.lines.values())
 
 
 class Progress:

@@ -12,12 +12,12 @@ from rsd.files import Output, check_outputs, held, read_json
 from rsd.generation.generator import TraceGenerator
 from rsd.generation.job import Others, Summary, kept_file, left_out, manifest_of, run_rows, write_kept
 from rsd.generation.merge import discard, merge
-from rsd.generation.progress import Lines, Progress
+from rsd.generation.progress import Progress
 from rsd.terminal import say
 from rsd.traces import ours
 from rsd.traces import rows as data
 from rsd.traces.rows import Row
-from rsd.traces.shards import Shard, part_files
+from rsd.traces.shards import Lines, Shard, part_files
 from rsd.traces.store import Key, Store, whole_lines
 
 POLL = 0.3  # seconds

@@ -1,5 +1,6 @@
 """Scoring a file: rows with their scores, in order, resumable, with a progress bar and a summary."""
 
+import hashlib
 import json
 import os
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
@@ -19,10 +20,38 @@ from rsd.scoring.responses import Response
 from rsd.scoring.scorer import Scored, Scorer, named
 from rsd.terminal import in_lines, say
 from rsd.traces import ours
+from rsd.traces.shards import Lines
 
 
-def score_file(scorer: Scorer, todo: Sequence[Response], out: str | Path, *, overwrite: bool = False) -> "ScoreSummary":
+class Place(NamedTuple):
+    """Where a line is."""
+
+    file: Path
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Others:
+    """The processes that share a file with this one: rows of all, the files of all, and whether this one prints."""
+
+    total: int
+    files: Sequence[Path]
+    shown: bool
+
+
+def score_file(
+    scorer: Scorer,
+    todo: Sequence[Response],
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    known: Mapping[str, Place] | None = None,
+    others: Others | None = None,
+) -> "ScoreSummary":
     """Write the rows with their scores, in order, each as soon as it is scored; resumes what an earlier run left.
+
+    Args:
+        known: by what `content` says of a row, where a line with scores by the same rules is already.
 
     Raises:
         ValueError: `out` is not what an earlier run over these rows and with these rules left.
@@ -34,11 +63,26 @@ def score_file(scorer: Scorer, todo: Sequence[Response], out: str | Path, *, ove
         file.truncate(size)
         if done:
             say(f"resuming {out}: found {done} scored rows, {len(todo) - done} to score")
-        for scored in progress(scorer, todo[done:], initial=done):
-            file.write(encode(_plain(scored.response.row) | scored.columns()))
+        places = [known.get(content(response.row)) if known else None for response in todo[done:]]
+        missing = [r for r, place in zip(todo[done:], places, strict=True) if place is None]
+        made = progress(scorer, missing, initial=len(todo) - len(missing), others=others)
+        for place in places:
+            if place is None:
+                scored = next(made)
+                file.write(encode(_plain(scored.response.row) | scored.columns()))
+            else:
+                with open(place.file, "rb") as other:
+                    other.seek(place.offset)
+                    file.write(other.readline())
             file.flush()
+        next(made, None)  # closes the bar
     rows = [json.loads(line) for line in Path(out).read_bytes().splitlines()]
-    return ScoreSummary(scorer.scoring, rows, len(rows) - done, time.monotonic() - started)
+    return ScoreSummary(scorer.scoring, rows, len(missing), time.monotonic() - started)
+
+
+def content(row: Mapping[str, Any]) -> str:
+    """What tells a row from others, whatever scores it may have."""
+    return hashlib.blake2b(encode(_plain(row)), digest_size=16).hexdigest()
 
 
 def _begun(out: Path, *, overwrite: bool) -> BinaryIO:
@@ -84,18 +128,29 @@ class ScoreSummary:
         return in_lines(lines)
 
 
-def progress(scorer: Scorer, todo: Sequence[Response], *, initial: int = 0) -> Iterator[Scored]:
+def progress(
+    scorer: Scorer, todo: Sequence[Response], *, initial: int = 0, others: Others | None = None
+) -> Iterator[Scored]:
     """Score responses in order, with a progress bar."""
     every = 0.1 if sys.stderr.isatty() else 10
-    tokens, started = 0, time.monotonic()
+    tokens, started, shown = 0, time.monotonic(), others is None or others.shown
+    total, lines = initial + len(todo), None
+    if others is not None and shown:
+        total, lines = others.total, Lines(others.files)
+        initial = lines.count()
     with tqdm(
-        total=initial + len(todo), initial=initial, unit="trace", dynamic_ncols=True, mininterval=every, disable=None
+        total=total,
+        initial=initial,
+        unit="trace",
+        dynamic_ncols=True,
+        mininterval=every,
+        disable=None if shown else True,
     ) as bar:
         for response in todo:
             scored = scorer.score(response)
             tokens += len(scored.token_ids)
             bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tok/s", refresh=False)
-            bar.update()
+            bar.update(1 if lines is None else lines.count() - bar.n)
             yield scored
 
 

@@ -6,6 +6,7 @@ Each process appends to a part file of its own, `OUT.part-2-of-8.jsonl`, with a 
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,3 +78,25 @@ def part_files(out: str | Path) -> dict[Shard, Path]:
                 if number <= count:
                     found[Shard(number, count)] = file
     return dict(sorted(found.items(), key=lambda item: (item[0].count, item[0].number)))
+
+
+class Lines:
+    """How many lines files have, which others append to. They may not be there yet."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.sizes, self.lines = dict.fromkeys(files, 0), dict.fromkeys(files, 0)
+
+    def count(self) -> int:
+        for file, size in self.sizes.items():
+            try:
+                with open(file, "rb") as f:
+                    if f.seek(0, 2) < size:  # it was written anew
+                        size = self.lines[file] = 0
+                    f.seek(size)
+                    while piece := f.read(1 << 20):
+                        self.lines[file] += piece.count(b"\n")
+                        size += len(piece)
+            except FileNotFoundError:
+                size = self.lines[file] = 0
+            self.sizes[file] = size
+        return sum(self.lines.values())

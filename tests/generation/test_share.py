@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import environment, read, write
 from hypothesis import given
 from hypothesis import strategies as st
 from jobs import by_key, files, run
 
+from rsd.cli import main
 from rsd.models.bundled import bundled
 from rsd.traces.rows import read_rows
 from rsd.traces.shards import Shard, parse, part_files
@@ -195,3 +197,42 @@ def test_a_launch_that_starts_anew(job, alone, tmp_path):
     process = launch(2, *job, "--overwrite")
     process.communicate(timeout=240)
     assert_same(tmp_path, alone)
+
+
+def score(*args, expect=0):
+    result = CliRunner().invoke(main, ["score", "in.jsonl", "-o", "s.jsonl", *args])
+    assert result.exit_code == expect, result.output + str(result.exception)
+    return result.output
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = read_rows(bundled("teacher.jsonl"))[:30]
+    write(tmp_path / "in.jsonl", [*rows, rows[3]])  # a row that is there twice
+    score()
+    return (tmp_path / "s.jsonl").rename(tmp_path / "want.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("then", [1, 2, 3])
+def test_scores_of_several_processes_are_those_of_one(raw, tmp_path, then):
+    assert "when the shares 1/3, 3/3 are scored" in score("--shard", "2/3")
+    part = tmp_path / "s.part-2-of-3.jsonl"
+    part.write_bytes(part.read_bytes()[:-50])
+    if then == 1:
+        score()  # begins anew, and in order; what is scored in parts is taken over
+    for number in range(1, then + 1) if then > 1 else ():
+        score("--shard", f"{number}/{then}")
+    assert (tmp_path / "s.jsonl").read_bytes() == raw
+    assert not part_files(tmp_path / "s.jsonl")
+    assert "(0 new)" in score("--shard", "1/2") and (tmp_path / "s.jsonl").read_bytes() == raw
+    assert "--overwrite with several processes" in score("--shard", "1/2", "--overwrite", expect=2)
+
+
+@pytest.mark.slow
+def test_a_launch_scores_as_one_process_does(raw, tmp_path):
+    command = [*LAUNCH, "--num_processes", "2", "--main_process_port", "0", "-m", "rsd", "score"]
+    command += ["in.jsonl", "-o", "s.jsonl"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("scored by") == 1 and (tmp_path / "s.jsonl").read_bytes() == raw

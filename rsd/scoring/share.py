@@ -1,0 +1,91 @@
+"""One process's share of a file that is scored; see `traces.shards`."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from rsd.files import held, locked, replacing
+from rsd.scoring.job import Others, Place, ScoreSummary, content, score_file
+from rsd.scoring.responses import Response
+from rsd.scoring.scorer import Scorer
+from rsd.strictjson import loads
+from rsd.terminal import say
+from rsd.traces.shards import Lines, Shard, part_files
+
+POLL = 0.3  # seconds
+
+
+def score_share(scorer: Scorer, todo: Sequence[Response], out: str | Path, shard: Shard) -> ScoreSummary | None:
+    """Score this process's share of the rows, in a part file of its own; when all are there, they are put in order.
+
+    That is done by the main process of a launch, or by the last one that ends. What any number of processes scored
+    before by the same rules is taken over.
+
+    Returns:
+        What the file holds, or, while shares are missing, the part file; None for a process that prints nothing.
+
+    Raises:
+        ValueError: as `score_file`.
+        ConnectionError: another process of the launch ended before its share was scored.
+    """
+    out, part, started = Path(out), shard.part(out), time.monotonic()
+    if out.exists() and Lines([out]).count() == len(todo):  # it is checked, and nothing is to be done
+        return score_file(scorer, todo, out, others=Others(total=len(todo), files=[out], shown=False))
+    mine = [response for response in todo if shard.has(response.id)]
+    shares = [replace(shard, number=i + 1) for i in range(shard.count)]
+    parts = {one: one.part(out) for one in shares}
+    wanted = {one: sum(one.has(response.id) for response in todo) for one in shares}
+    others = Others(total=len(todo), files=[*parts.values()], shown=shard.main)
+    known: dict[str, Place] = {}
+    for file in (out, *part_files(out).values()):
+        if file != part and file.exists():
+            known |= dict(_scored(file, scorer))
+    summary = score_file(scorer, mine, part, known=known, others=others)
+
+    def missing() -> list[Shard]:
+        lines = {one: Lines([file]).count() for one, file in parts.items()}
+        return [one for one in shares if lines[one] < wanted[one] or held(parts[one])]
+
+    if shard.launched:
+        if not shard.main:
+            return None
+        gone: list[Shard] = []
+        while waiting := missing():
+            ended = [one for one in waiting if parts[one].exists() and not held(parts[one])]
+            if both := [one for one in ended if one in gone and one in missing()]:
+                raise ConnectionError(f"process {both[0]} ended before its rows were scored")
+            gone = ended
+            time.sleep(POLL)
+    elif waiting := missing():
+        say(f"{out} is written when the shares {', '.join(map(str, waiting))} are scored")
+        return summary
+    _in_order(todo, shares, parts, out)
+    made = score_file(scorer, todo, out, others=replace(others, shown=False))
+    return replace(made, new_rows=summary.new_rows, seconds=time.monotonic() - started)
+
+
+def _scored(file: Path, scorer: Scorer) -> Iterator[tuple[str, Place]]:
+    """Where a file's lines are that hold scores by the same rules, by what their rows are."""
+    offset = 0
+    with open(file, "rb") as lines:
+        for line in lines:
+            with suppress(ValueError):  # what a crash has torn
+                row = loads(line) if line.endswith(b"\n") else None
+                if isinstance(row, dict) and row.get("scoring") == scorer.scoring and row.get("score_error") is None:
+                    yield content(row), Place(file, offset)
+            offset += len(line)
+
+
+def _in_order(todo: Sequence[Response], shares: Sequence[Shard], parts: dict[Shard, Path], out: Path) -> None:
+    """Put the lines of all parts into the input's order, and remove these."""
+    with closing(locked(out)), ExitStack() as stack:
+        if not all(part.exists() for part in parts.values()):  # another process has done it meanwhile
+            return
+        opened = {one: stack.enter_context(open(part, "rb")) for one, part in parts.items()}
+        with replacing(out) as whole:
+            for response in todo:
+                whole.write(next(opened[one] for one in shares if one.has(response.id)).readline())
+        for part in part_files(out).values():
+            part.unlink(missing_ok=True)
