@@ -25,7 +25,7 @@ from rsd.models.loading import find, load
 from rsd.models.packed import pack
 from rsd.pair.meeting import meet
 from rsd.pair.vocabulary import Vocabulary
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 
 @dataclass(frozen=True, eq=False)

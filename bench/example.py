@@ -11,7 +11,7 @@ import torch
 from rsd import GenerateConfig, TraceGenerator
 from rsd.models.bundled import bundled
 from rsd.models.loading import load
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from rsd.scoring.measure import set_rsr
 from rsd.scoring.metrics import BY, METRICS
 from rsd.scoring.responses import responses
 from rsd.scoring.scorer import Scored, load_scorer
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 SETS = {"raw": 0.0, "rsd": 0.01, "own": 1.0}  # the threshold that makes them
 COMPARED = ("local_naturalness", "global_logprob", "rsr", "aslec_drop")

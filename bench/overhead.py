@@ -24,7 +24,7 @@ from rsd.decoding.sequence import Request
 from rsd.models.bundled import bundled
 from rsd.models.loading import find, load
 from rsd.pair.meeting import meet
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 
 @torch.inference_mode()

@@ -33,7 +33,7 @@ from rsd.decoding.sequence import Request
 from rsd.decoding.served_teacher import ServedTeacher
 from rsd.models.bundled import bundled
 from rsd.models.loading import find
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 RATIOS = [("blocks", "published"), ("blocks", "lockstep"), ("lockstep", "published")]
 

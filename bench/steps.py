@@ -15,7 +15,7 @@ import runpy
 from collections import Counter
 from pathlib import Path
 
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 TABLE = Path(__file__).parent.parent / "tests" / "scoring" / "steps.jsonl"
 

@@ -98,6 +98,7 @@ class Prompting:
     prompt_column: str | None = setting(
         None, help="Where the prompt is", unset="prompt, question, problem or messages", resume=FREE
     )
+    split: str | None = setting(None, help="Of an input that is a data set", unset="train", resume=FREE)
     system_prompt: str | None = setting(None, help="Put before prompts that have none", resume=SAME)
     chat_template_kwargs: Mapping[str, Any] = setting(
         dict, help="Such as '{\"enable_thinking\": true}'", resume=SAME, kind="json"

@@ -82,11 +82,11 @@ def generate(
 
 
 def _show_first(generator: Any, source: str) -> None:
-    from rsd.traces import rows as data
+    from rsd.traces.readers import read_rows
 
     pair = generator.find()
     teacher, student = pair.teacher, pair.student
-    row = generator.prepare(data.read_rows(source)[:1])[0]
+    row = generator.prepare(read_rows(source, split=generator.config.split)[:1])[0]
     if row.error is not None:
         raise ValueError(f"the first row is bad: {row.error}")
     prompt = pair.render(row, generator.config)

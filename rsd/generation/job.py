@@ -17,9 +17,9 @@ from rsd.pair.vocabulary import SAME
 from rsd.settings import free
 from rsd.terminal import in_lines, say
 from rsd.traces import ours
-from rsd.traces import rows as data
 from rsd.traces.filters import is_right
 from rsd.traces.filters import keep as keep_rows
+from rsd.traces.readers import read_rows
 from rsd.traces.rows import Row
 from rsd.traces.shards import part_files
 from rsd.traces.store import Key, Store, whole_lines
@@ -94,7 +94,7 @@ def run_job(
     sidecar, job = Store.files(out)
     kept = [Output(kept_file(out), ours.kept)] if keep else []
     check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
-    rows = generator.prepare(data.read_rows(source)[:limit])
+    rows = generator.prepare(read_rows(source, split=generator.config.split)[:limit])
     manifest = manifest_of(generator, source, out, limit)
     if part_files(out):
         if overwrite:

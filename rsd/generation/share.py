@@ -15,7 +15,7 @@ from rsd.generation.merge import discard, merge
 from rsd.generation.progress import Progress
 from rsd.terminal import say
 from rsd.traces import ours
-from rsd.traces import rows as data
+from rsd.traces.readers import read_rows
 from rsd.traces.rows import Row
 from rsd.traces.shards import Lines, Shard, part_files
 from rsd.traces.store import Key, Store, whole_lines
@@ -59,7 +59,7 @@ def run_share(
     kept = [Output(kept_file(out), ours.kept)] if keep else []
     check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
     check_outputs([Output(file) for file in (part, *Store.files(part))], inputs=[source], job=Store.files(part)[1])
-    rows = generator.prepare(data.read_rows(source)[:limit])
+    rows = generator.prepare(read_rows(source, split=generator.config.split)[:limit])
     if overwrite:
         _discard_together(out, shard)
     before = _before(out)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from rsd.config import ScoreConfig
-from rsd.traces.rows import PROMPT_COLUMNS, digest, read_prompt, read_rows
+from rsd.traces.readers import read_rows
+from rsd.traces.rows import PROMPT_COLUMNS, digest, read_prompt
 from rsd.traces.store import Store, whole_lines
 from rsd.traces.tokens import of_sidecar
 
@@ -57,7 +58,7 @@ def read_responses(path: str | Path, config: ScoreConfig, *, named: bool = True)
     Raises:
         ValueError: the file cannot be read, or no row has columns of a known format.
     """
-    rows = read_rows(path)
+    rows = read_rows(path, split=config.split)
     if not named and any(c in row for row in rows for c in FORMATS):
         config = replace(config, prompt_column=None, response_column=None, thinking_column=None)
     try:

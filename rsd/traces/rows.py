@@ -4,12 +4,9 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import jsonlines
-
-from rsd.strictjson import finite, loads
+from rsd.strictjson import finite
 
 PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
 
@@ -37,28 +34,6 @@ class Row:
     @property
     def answer(self) -> Any:
         return None if self.answer_column is None else self.columns.get(self.answer_column)
-
-
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file.
-
-    Raises:
-        ValueError: no such file, no rows, or a line that is not a JSON object (with its number), as strict JSON has it
-            (`strictjson.loads`): what would not be in the output as it is here must not get lost in silence.
-    """
-    try:
-        with jsonlines.open(path, loads=loads) as reader:
-            rows = list(reader.iter(type=dict, skip_empty=True))
-    except jsonlines.InvalidLineError as e:
-        problem = str(e.__cause__ or e).splitlines()[0]
-        raise ValueError(f"{path}, line {e.lineno}: not a JSON object: {problem}") from e
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: not a UTF-8 text file; JSONL is expected") from e
-    except OSError as e:
-        raise ValueError(f"{path}: cannot be read: {e.strerror}") from e
-    if not rows:
-        raise ValueError(f"{path}: holds no rows")
-    return rows
 
 
 def prepare(

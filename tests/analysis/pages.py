@@ -22,7 +22,7 @@ from rsd.generation.job import run_job
 from rsd.models.bundled import bundled
 from rsd.scoring.responses import read_responses, responses
 from rsd.scoring.scorer import Scored, Scorer, load_scorer
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 NAMES = ("teacher.jsonl", "rsd.jsonl")
 LN = "local_naturalness"

@@ -21,7 +21,7 @@ from rsd.models.bundled import bundled
 from rsd.scoring.naturalness import TokenScores
 from rsd.scoring.responses import responses
 from rsd.scoring.scorer import Scored, load_scorer
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 REPEATED = 10  # times a trace's tokens are
 

@@ -10,7 +10,7 @@ from conftest import environment, write
 from jobs import files
 
 from rsd.models.bundled import bundled
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 # Names that the judge, a library of its, or Python itself looks for when it starts.
 LIBRARIES = "json random sympy gmpy2 math_verify mpmath logging sitecustomize usercustomize rsd".split()

@@ -11,7 +11,7 @@ from conftest import write
 
 from rsd.cli import main
 from rsd.models.bundled import bundled
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 KEEP = "--keep", "all"
 ROWS = {"score": "scored.jsonl", "select": "best.jsonl", "export": "set.jsonl"}

@@ -9,7 +9,7 @@ from jobs import run
 
 from rsd.cli import main
 from rsd.models.bundled import bundled
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 FORMATS = ["prompt-completion", "messages", "sharegpt", "alpaca", "token-ids"]
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from rsd.cli import main
 from rsd.models.bundled import bundled
 from rsd.traces.filters import keep
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 
 @pytest.mark.parametrize("format", FORMATS)

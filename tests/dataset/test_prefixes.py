@@ -7,7 +7,7 @@ from exports import FORMATS, export, made, traces  # noqa: F401 (fixtures)
 from jobs import by_key, files, run
 
 from rsd.models.bundled import bundled
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 
 def test_prefixes_of_unsolved_problems(traces, tmp_path):

@@ -19,7 +19,7 @@ from rsd.decoding.sampling import accept_mask, row_key, target, warp
 from rsd.decoding.sequence import Request
 from rsd.models.bundled import bundled
 from rsd.models.packed import PackedLinear, pack
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 SETTINGS = [
     (temperature, threshold, trials, *filters)

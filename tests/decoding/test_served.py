@@ -16,7 +16,7 @@ from rsd.cli import main
 from rsd.decoding import probe
 from rsd.decoding import served_teacher as served
 from rsd.models.bundled import bundled
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 ROWS = read_rows(bundled("problems.jsonl"))[:4]
 SHORT = {"max_new_tokens": 40, "batch_size": 3, "verify": "none"}

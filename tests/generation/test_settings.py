@@ -53,6 +53,7 @@ CHANGES = {
     "student_device": "cpu",
     "compile": True,
     "prompt_column": "problem",
+    "split": "test",
     "device": "cpu",
     "attn_implementation": "eager",
     "trust_remote_code": True,

@@ -19,7 +19,7 @@ from jobs import by_key, files, run
 
 from rsd.cli import main
 from rsd.models.bundled import bundled
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 from rsd.traces.shards import Shard, parse, part_files
 
 ROWS = read_rows(bundled("problems.jsonl"))[:40]
@@ -155,6 +155,11 @@ def test_what_is_not_to_be_merged_is_not(job, tmp_path):
     assert {f: f.read_bytes() for f in tmp_path.iterdir()} == before
     for shard in ("0/2", "3/2", "2", "a/b", "1/0", "-1/2"):
         assert "such as 2/8" in run(*job, "--shard", shard, expect=2).output
+
+
+def test_the_readme_shows_this_launch():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert "accelerate launch --multi_gpu --num_processes 2 -m rsd generate" in readme
 
 
 def launch(count: int, *args: str) -> subprocess.Popen:

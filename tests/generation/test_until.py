@@ -19,7 +19,8 @@ from rsd import GenerateConfig, TraceGenerator
 from rsd.generation.schedule import Schedule
 from rsd.models.bundled import bundled
 from rsd.traces.filters import flaw, keep
-from rsd.traces.rows import Row, read_rows
+from rsd.traces.readers import read_rows
+from rsd.traces.rows import Row
 
 PROBLEMS = read_rows(bundled("problems.jsonl"))[:24]
 # The bundled student alone, which answers about every second problem right.

@@ -18,7 +18,7 @@ from rsd.config import Acceptance, Sampling
 from rsd.models.bundled import bundled
 from rsd.pair.meeting import meet
 from rsd.pair.vocabulary import TeacherContext
-from rsd.traces.rows import read_rows
+from rsd.traces.readers import read_rows
 
 CORPUS = [
     "The trays hold 12 rolls, and 345 of 6789 are left. Therefore x = 12.5 and y2 > 30; so f(x) = \\frac{1}{2}.",

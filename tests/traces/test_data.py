@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsd.traces.rows import prepare, read_rows
+from rsd.traces.readers import read_rows
+from rsd.traces.rows import prepare
 
 
 @pytest.mark.parametrize("column", ["prompt", "question", "problem"])
@@ -118,7 +119,7 @@ def test_reading(tmp_path):
         (b'{"prompt": "a"}\n\n[1, 2]\n', "line 3: not a JSON object"),
         (b'{"prompt": "\xff"}\n', "not a UTF-8"),
         (b"PAR1\x00\x01\x02", "not a JSON object"),
-        (b"[" * 100_000, "not a JSON object"),
+        (b"[" * 100_000, "not a JSON array"),
     ],
 )
 def test_bad_files(tmp_path, content, why):
@@ -131,7 +132,7 @@ def test_bad_files(tmp_path, content, why):
 def test_no_such_file(tmp_path):
     with pytest.raises(ValueError, match="No such file"):
         read_rows(tmp_path / "missing.jsonl")
-    with pytest.raises(ValueError, match="Is a directory"):
+    with pytest.raises(ValueError, match="cannot be read as a data set"):
         read_rows(tmp_path)
 
 

@@ -18,7 +18,8 @@ from rsd.config import ScoreConfig
 from rsd.files import encode
 from rsd.scoring.responses import read_sidecar, responses
 from rsd.traces.filters import KEEP, keep
-from rsd.traces.rows import prepare, read_rows
+from rsd.traces.readers import read_rows
+from rsd.traces.rows import prepare
 from rsd.traces.trace import COLUMNS
 
 
