@@ -65,6 +65,7 @@ def replacing(out: str | Path) -> Iterator[BinaryIO]:
         OSError: it cannot be written.
     """
     target = place(out)
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")  # nobody's; and no longer than a name may be
     with _ended_by_exception():
         try:
@@ -117,6 +118,7 @@ def locked(file: Path) -> BinaryIO:
     Raises:
         ValueError: another process is writing it.
     """
+    file.parent.mkdir(parents=True, exist_ok=True)
     while True:
         handle = open(file, "ab")  # noqa: SIM115 (closed by who asked for it)
         try:
@@ -263,9 +265,14 @@ def _manifests(file: Path) -> list[Path]:
 
 
 def _check_writable(file: str | Path, there: Path) -> None:
+    """Whether a file can be written there; folders that are missing are made when it is."""
     folder = there.parent if os.path.islink(file) else Path(file).parent
+    if os.path.islink(file) and not folder.is_dir():
+        raise ValueError(f"{file} is a link into a folder that is not there: {folder}")
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
     if not folder.is_dir():
-        raise ValueError(f"{file}: there is no folder {folder}")
+        raise ValueError(f"{file}: {folder} is no folder")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -273,6 +280,16 @@ def _check_writable(file: str | Path, there: Path) -> None:
         raise ValueError(f"cannot write to the folder {folder}: {e.strerror}") from e
     if there.exists() and not os.access(there, os.W_OK):
         raise ValueError(f"{file} is write-protected: name another output")
+
+
+def lines_only(file: str | Path) -> None:
+    """Refuse a name that promises something else than lines of JSON.
+
+    Raises:
+        ValueError: see above.
+    """
+    if Path(file).suffix.lower() in (".parquet", ".csv", ".gz", ".zst"):
+        raise ValueError(f"{file}: what is written are lines of JSON: name a .jsonl file (rsd export writes parquet)")
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ class TraceFile:
 
     def __init__(self, folder: Path, decode: Callable[[int], str]) -> None:
         """folder: where the file lies. decode: the text of one token id, for what the teacher proposed."""
+        folder.mkdir(parents=True, exist_ok=True)
         self.decode = cache(decode)
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by who asked for it)
         self.places: dict[Scored, tuple[int, int]] = {}  # where a trace begins, and the bytes after its log-probs

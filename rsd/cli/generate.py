@@ -8,6 +8,7 @@ import click
 
 from rsd.cli.options import flags, given, on_own_device, one_line_errors, quiet, share_of
 from rsd.config import PAPER, GenerateConfig
+from rsd.files import lines_only
 from rsd.settings import flag, free
 from rsd.terminal import echo, one_line
 from rsd.traces.filters import KEEP
@@ -58,6 +59,7 @@ def generate(
             values["score"] = True
         config = GenerateConfig(**(PAPER if preset == "paper" else {}) | given(values))
         share = share_of(shard)
+        lines_only(output)
         quiet()
         from rsd.generation.generator import TraceGenerator
         from rsd.generation.job import run_job

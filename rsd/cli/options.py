@@ -1,10 +1,12 @@
 """What the commands share: kinds of values, flags, errors in one line."""
 
+import difflib
 import errno
+import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import Field, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
+from rsd.config import PAPER
 from rsd.settings import about, default_of, flag, kinds, settings
 from rsd.strictjson import loads
 from rsd.terminal import echo, hush, say
@@ -39,7 +42,7 @@ class Trials(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return math.inf if value == "inf" else int(value)
+            return math.inf if value in ("inf", math.inf) else int(value)
         except (TypeError, ValueError):
             self.fail(f"{value!r} is neither a whole number nor inf", param, ctx)
 
@@ -51,7 +54,7 @@ class JsonObject(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
         try:
-            parsed = loads(value)
+            parsed = loads(value) if isinstance(value, str) else value  # of a --config, it is one already
         except ValueError as e:
             self.fail(f"not JSON: {e}", param, ctx)
         if not isinstance(parsed, dict):
@@ -108,9 +111,28 @@ def flags(config: type) -> Callable[[Command], Command]:
     """A flag for every setting of a configuration, each by its own name; those not given are None."""
 
     def add(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(*args: Any, config_file: str | None, print_config: bool, **values: Any) -> None:
+            if print_config:
+                echo(_in_force(config, values))
+            else:
+                command(*args, **values)
+
+        made: Command = run
+        made = click.option("--print-config", is_flag=True, help="Print all flags in force, for --config, and end.")(
+            made
+        )
+        made = click.option(
+            "--config",
+            "config_file",
+            metavar="FILE",
+            is_eager=True,
+            callback=_defaults_of,
+            help="YAML with values of flags; those that are given win.",
+        )(made)
         for one in reversed(settings(config)):
-            command = _flag(config, one)(command)
-        return command
+            made = _flag(config, one)(made)
+        return made
 
     return add
 
@@ -131,6 +153,56 @@ def _flag(config: type, one: "Field[Any]") -> Callable[[Command], Command]:
 
 def _or_none(_: click.Context, __: click.Parameter, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return values or None
+
+
+def _defaults_of(ctx: click.Context, param: click.Parameter, file: str | None) -> str | None:
+    """Take what a YAML file holds for flags that are not given."""
+    if file is None:
+        return None
+    import yaml
+
+    try:
+        made = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise click.BadParameter(f"{file}: {e.strerror}") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise click.BadParameter(f"{file}: not YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(made, dict):
+        raise click.BadParameter(f"{file}: not a mapping of flags to values")
+    params = {p.name: p for p in ctx.command.params if p.name and p.name not in ("config_file", "print_config")}
+    found = {"source" if key == "input" else str(key).replace("-", "_"): value for key, value in made.items()}
+    if unknown := [flag(key) for key in found if key not in params]:
+        close = difflib.get_close_matches(unknown[0], map(flag, params), 1)
+        raise click.BadParameter(f"{file}: no flag {unknown[0]}" + (f": {close[0]}?" if close else ""))
+    for name, value in found.items():
+        if value is not None and not _fits(params[name], value):
+            raise click.BadParameter(f"{file}: {flag(name)} cannot be {value!r}")
+    ctx.default_map = {**(ctx.default_map or {}), **{k: v for k, v in found.items() if v is not None}}
+    return file
+
+
+def _fits(param: click.Parameter, value: Any) -> bool:
+    """Whether a YAML value is of a kind that a flag can be."""
+    if getattr(param, "is_flag", False):
+        return isinstance(value, bool)
+    if isinstance(param.type, JsonObject):
+        return isinstance(value, dict | str)
+    several = value if isinstance(value, list) and (getattr(param, "multiple", False) or param.nargs != 1) else [value]
+    return all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in several)
+
+
+def _in_force(config: type, given_here: Mapping[str, Any]) -> str:
+    """All flags in force as YAML, for a --config."""
+    import yaml
+
+    values = {f.name: default_of(f) for f in settings(config)}
+    if given_here.get("preset") == "paper":
+        values |= PAPER
+    values |= {k: list(v) if isinstance(v, tuple) else v for k, v in given_here.items() if v is not None}
+    for name in ("preset", "overwrite", "dry_run"):
+        values.pop(name, None)
+    shown = {"input" if k == "source" else flag(k): v for k, v in values.items() if v not in (None, (), "", {}, [])}
+    return str(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)).rstrip()
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import click
 
 from rsd.cli.options import flags, given, on_own_device, one_line_errors, quiet, share_of
 from rsd.config import GenerateConfig, ScoreConfig
-from rsd.files import Output, check_outputs, place, write_text
+from rsd.files import Output, check_outputs, lines_only, place, write_text
 from rsd.scoring.metrics import BY
 from rsd.terminal import echo, one_line, say
 from rsd.traces.shards import Shard, part_files
@@ -46,6 +46,7 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, *
         from rsd.traces import ours
 
         config = ScoreConfig(**given(values))
+        lines_only(output)
         check_outputs([Output(output, ours.scored if overwrite else None)], inputs=[source])
         quiet()
         from rsd.scoring.job import score_file
@@ -180,6 +181,7 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
         from rsd.traces import ours
 
         config = ScoreConfig(**given(values))
+        lines_only(output)
         check_outputs([Output(output, ours.selected)], inputs=files, overwrite=overwrite)
         quiet()
         from rsd.analysis.select import by_teacher, table, write

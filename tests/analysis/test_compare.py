@@ -174,7 +174,7 @@ def test_columns_are_the_baselines(tmp_path):
         (["a.jsonl"], "needs both BASELINE and CANDIDATE"),
         (["a.jsonl", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         (["a.jsonl", "b.jsonl"], "share no problem"),
-        (["a.jsonl", "a.jsonl", "--html", "no/folder.html"], "there is no folder no"),
+        (["a.jsonl", "a.jsonl", "--html", "a.jsonl/folder.html"], "Not a directory"),
         (["a.jsonl", "a.jsonl", "--html", "."], ". is a folder"),
         (["a.jsonl", "b.jsonl", "--json", "b.jsonl"], "b.jsonl is an input itself"),
         (["a.jsonl", "a.jsonl", "--json", "c", "--html", "c"], "cannot be both"),

@@ -251,7 +251,7 @@ def test_scored_rows_find_the_tokens_of_their_job(traces, tmp_path):
         (["--max-fallback-rate", "2"], "max-fallback-rate"),
         (["-o", "out.csv"], "ends in .jsonl or .parquet"),
         (["-o", "{traces}"], "is an input itself"),
-        (["-o", "{folder}/no/out.jsonl"], "there is no folder"),
+        (["-o", "{traces}/out.jsonl"], "Not a directory"),
         (["--private"], "--push-to-hub"),
         (["--push-to-hub", "noowner"], "owner/name"),
         (["--push-to-hub", "../../etc"], "owner/name"),

@@ -1,0 +1,102 @@
+"""Flags in a file, a summary for scripts, and outputs in folders that are not there yet."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from conftest import read, write
+from hypothesis import given
+from hypothesis import strategies as st
+from jobs import FLAGS, PROBLEMS, by_key, files, run
+
+from rsd.cli import main
+
+
+def command(*args, expect=0):
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exit_code == expect, result.output + str(result.exception)
+    return result.output
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "in.jsonl", PROBLEMS[:3])
+    return tmp_path
+
+
+def test_a_file_of_flags_is_as_good_as_flags(folder):
+    run("in.jsonl", "-o", "a.jsonl", *FLAGS, "--suppress", "3", "--suppress", "<|im_start|>", "--limit", "2")
+    asked = {"input": "in.jsonl", "output": "b.jsonl", "max-new-tokens": 30, "temperature": 1, "top_k": 0, "top-p": 1}
+    asked |= {"suppress": [3, "<|im_start|>"], "limit": 3, "threshold": None}
+    Path("job.yaml").write_text(yaml.safe_dump(asked))
+    command("generate", "--config", "job.yaml", "--limit", "2")  # which wins
+    (mine, tokens, manifest), (theirs, wanted, one) = files(Path("b.jsonl")), files(Path("a.jsonl"))
+    texts, ids = ({k: v[c] for k, v in by_key(m).items()} for m, c in ((mine, "completion"), (tokens, "token_ids")))
+    assert len(texts) == 2 and texts == {k: v["completion"] for k, v in by_key(theirs).items()}
+    assert ids == {k: v["token_ids"] for k, v in by_key(wanted).items()}
+    assert manifest["identity"] == one["identity"]
+
+
+def test_what_is_printed_makes_the_same_job_again(folder):
+    flags = [*FLAGS, "--trials", "inf", "--chat-template-kwargs", '{"a": [1, "x"]}', "--limit", "2", "--no-loop-check"]
+    said = command("generate", "in.jsonl", "-o", "a.jsonl", "--preset", "paper", *flags, "--print-config")
+    assert not Path("a.jsonl").exists()
+    Path("job.yaml").write_text(said)
+    assert yaml.safe_load(said)["accept-top-k"] == 20  # the preset's
+    assert yaml.safe_load(command("generate", "--config", "job.yaml", "--print-config")) == yaml.safe_load(said)
+    run("in.jsonl", "-o", "b.jsonl", "--preset", "paper", *flags)
+    command("generate", "--config", "job.yaml")
+    assert files(Path("a.jsonl"))[2]["identity"] == files(Path("b.jsonl"))[2]["identity"]
+    made, want = ({k: v["completion"] for k, v in by_key(read(Path(f))).items()} for f in ("a.jsonl", "b.jsonl"))
+    assert made == want
+    for other in (["score", "a.jsonl"], ["compare"], ["select", "a.jsonl"], ["export", "a.jsonl"]):
+        made = yaml.safe_load(command(*other, "--print-config"))
+        assert made.get("student", made.get("format")) in ("bundled-student", "prompt-completion")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("treshold: 1", "no flag treshold: threshold?"),
+        ("threshold: {a: 1}", "threshold cannot be {'a': 1}"),
+        ("threshold: no", "threshold cannot be False"),
+        ("threshold: x", "'x' is not a valid float"),
+        ("compile: 3", "compile cannot be 3"),
+        ("suppress: [[1]]", "suppress cannot be [[1]]"),
+        ("threshold-on: other", "'other' is not one of"),
+        ("- a\n- b", "not a mapping of flags to values"),
+        ("a: [", "not YAML"),
+        ("!!python/object/apply:os.system [ls]", "not YAML"),
+        ("\0", "not YAML"),
+    ],
+)
+def test_a_bad_file_of_flags_is_said_in_a_line(folder, text, words):
+    Path("job.yaml").write_text(text)
+    assert words in command("generate", "--config", "job.yaml", expect=2)
+    assert "No such file" in command("generate", "--config", "none.yaml", expect=2)
+    assert {f.name for f in folder.iterdir()} == {"in.jsonl", "job.yaml"}
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=4))
+def test_no_value_is_a_traceback(tmp_path_factory, value):
+    file = tmp_path_factory.mktemp("flags") / "job.yaml"
+    for name in ("threshold", "suppress", "compile", "chat-template-kwargs", "trials", "input", "batch-size", "device"):
+        file.write_text(yaml.safe_dump({name: value}), encoding="utf-8")
+        result = CliRunner().invoke(main, ["generate", "--config", str(file), "--print-config"])
+        assert result.exit_code in (0, 2), (name, value, result.exception)
+
+
+def test_missing_folders_are_made(folder):
+    run("in.jsonl", "-o", "new/folder/a.jsonl", *FLAGS)
+    assert len(read(Path("new/folder/a.jsonl"))) == 3
+    command("score", "new/folder/a.jsonl", "-o", "scores/s.jsonl")
+    command("compare", "new/folder/a.jsonl", "scores/s.jsonl", "--html", "pages/p.html", "--json", "pages/p.json")
+    assert json.loads(Path("pages/p.json").read_text())["aligned"] == 3 and Path("pages/p.html").exists()
+    command("export", "new/folder/a.jsonl", "--keep", "all", "-o", "sets/one/x.jsonl")
+    assert len(read(Path("sets/one/x.jsonl"))) == 3
+    # Where nothing comes of it, none is made.
+    assert "no prompt column" in run(write(folder / "bad.jsonl", [{"x": 1}]), "-o", "never/a.jsonl", expect=2).output
+    assert not Path("never").exists()
