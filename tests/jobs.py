@@ -43,3 +43,14 @@ def by_key(rows):
 
 def row(i, text, **columns):
     return {"id": f"p{i}", "prompt": f"Ana has {i} pens and finds 5 more. How many?", "completion": text} | columns
+
+
+def same_rows(made: list[dict], want: list[dict]) -> bool:
+    """Whether rows are the same, whatever their order; a mean of what depends on a batch's last digits nearly so."""
+    mine, theirs = by_key(made), by_key(want)
+    near = all(
+        abs((row.get("acceptance_rate") or 0) - (theirs.get(key, {}).get("acceptance_rate") or 0)) < 1e-4
+        for key, row in mine.items()
+    )
+    rest = [{k: {**row, "acceptance_rate": None} for k, row in side.items()} for side in (mine, theirs)]
+    return len(made) == len(want) and near and rest[0] == rest[1]

@@ -237,7 +237,7 @@ class TraceGenerator:
         """Columns in, columns out: for Ray Data's `map_batches` and `datasets.map(batched=True)`."""
         names, columns = list(batch), [list(v) for v in batch.values()]
         rows = [
-            {k: v.item() if isinstance(v, np.generic) else v for k, v in zip(names, values, strict=True)}
+            {k: v.tolist() if isinstance(v, np.generic | np.ndarray) else v for k, v in zip(names, values, strict=True)}
             for values in zip(*columns, strict=True)
         ]
         made = [trace.row() for trace in self.run(rows)]
