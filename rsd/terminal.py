@@ -56,8 +56,12 @@ _hushed: list[bool] = []
 
 
 def hush() -> None:
-    """Say nothing from now on: another process of the job does."""
+    """Say nothing from now on, and show no bars: another process of the job does, or nobody wants to know."""
     _hushed.append(True)
+
+
+def hushed() -> bool:
+    return bool(_hushed)
 
 
 class Screen(io.TextIOBase):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,12 +20,19 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("source", metavar="[INPUT]", required=False)
-@click.option("-o", "--output", default="traces.jsonl", show_default=True, help="Traces, one JSON object a line.")
+@click.option(
+    "-o",
+    "--output",
+    default="traces.jsonl",
+    show_default=True,
+    help="Traces, one JSON object a line; - is standard output.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first rows of INPUT.")
 @click.option("--preset", type=click.Choice(["paper"]), help="The settings of the paper's generator.")
 @click.option("--keep", type=click.Choice(KEEP), help="Write the rows that are kept to OUTPUT's .kept.jsonl, too.")
 @click.option("--overwrite", is_flag=True, help="Start anew instead of resuming OUTPUT.")
 @click.option("--shard", metavar="I/N", help="Only this share of the rows, 1/N to N/N [RANK and WORLD_SIZE, if set].")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -39,6 +47,7 @@ def generate(
     keep: str | None,
     overwrite: bool,
     shard: str | None,
+    as_json: bool,
     dry_run: bool,
     **values: Any,
 ) -> None:
@@ -70,6 +79,8 @@ def generate(
         if dry_run:
             _show_first(generator, source)
             return
+        if output == "-":
+            sys.exit(1 if _streamed(generator, source, limit, alone=not (share or keep or overwrite or as_json)) else 0)
         how: dict[str, Any] = {"limit": limit, "overwrite": overwrite, "keep": keep}
         if share is None:
             summary: Summary | None = run_job(generator, source, output, **how)
@@ -79,8 +90,23 @@ def generate(
             summary = run_share(generator, source, output, share, **how)
     if summary is None:  # another process prints
         return
-    echo(f"{summary.text()}\nwritten to   {one_line(output)}")
+    if as_json:
+        click.echo(json.dumps(summary.as_json() | {"output": output}))
+    else:
+        echo(f"{summary.text()}\nwritten to   {one_line(output)}")
     sys.exit(1 if summary.totals["errors"] else 0)
+
+
+def _streamed(generator: Any, source: str, limit: int | None, *, alone: bool) -> int:
+    from rsd.generation.job import stream_job
+
+    if not alone:
+        raise ValueError("-o - writes rows to standard output alone: leave --shard, --keep, --overwrite and --json out")
+
+    def write(row: Mapping[str, Any]) -> None:  # in ASCII, which steers no terminal
+        click.echo(json.dumps(row))
+
+    return stream_job(generator, source, write, limit=limit)
 
 
 def _show_first(generator: Any, source: str) -> None:

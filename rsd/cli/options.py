@@ -112,13 +112,16 @@ def flags(config: type) -> Callable[[Command], Command]:
 
     def add(command: Command) -> Command:
         @functools.wraps(command)
-        def run(*args: Any, config_file: str | None, print_config: bool, **values: Any) -> None:
+        def run(*args: Any, config_file: str | None, print_config: bool, quiet: bool, **values: Any) -> None:
+            if quiet:
+                hush()
             if print_config:
                 echo(_in_force(config, values))
             else:
                 command(*args, **values)
 
         made: Command = run
+        made = click.option("--quiet", is_flag=True, help="No notices and no progress bar.")(made)
         made = click.option("--print-config", is_flag=True, help="Print all flags in force, for --config, and end.")(
             made
         )
@@ -199,7 +202,7 @@ def _in_force(config: type, given_here: Mapping[str, Any]) -> str:
     if given_here.get("preset") == "paper":
         values |= PAPER
     values |= {k: list(v) if isinstance(v, tuple) else v for k, v in given_here.items() if v is not None}
-    for name in ("preset", "overwrite", "dry_run"):
+    for name in ("preset", "overwrite", "dry_run", "as_json"):
         values.pop(name, None)
     shown = {"input" if k == "source" else flag(k): v for k, v in values.items() if v not in (None, (), "", {}, [])}
     return str(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)).rstrip()

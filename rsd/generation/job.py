@@ -1,6 +1,6 @@
 """One job: rows in, files out, resumable, with a progress bar and a summary."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ from rsd.generation.statistics import combined
 from rsd.models.loading import Source
 from rsd.pair.vocabulary import SAME
 from rsd.settings import free
+from rsd.strictjson import finite
 from rsd.terminal import in_lines, say
 from rsd.traces import ours
 from rsd.traces.filters import is_right
@@ -38,6 +39,18 @@ class Summary:
     left_out: float | None = None  # the share of the teacher's mass that is no token of the student's
     kept: int | None = None  # rows in `kept_file`, where one was asked for
     kept_file: Path | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {
+            **self.totals,
+            "new_rows": self.new_rows,
+            "new_tokens": self.new_tokens,
+            "seconds": round(self.seconds, 3),
+            "tokens_per_round": round(self.tokens_per_round, 3),
+            "left_out": self.left_out,
+            "kept": self.kept,
+        }
 
     def text(self) -> str:
         t = self.totals
@@ -104,6 +117,35 @@ def run_job(
             say(f"{out}: the parts of several processes are merged")
     with Store(out) as store:
         return run_rows(generator, rows, store, manifest, overwrite=overwrite, keep=keep)
+
+
+def stream_job(
+    generator: TraceGenerator,
+    source: str | Path,
+    write: Callable[[Mapping[str, Any]], object],
+    *,
+    limit: int | None = None,
+) -> int:
+    """Make the traces of a file's rows and write each row when it is finished; nothing is kept to resume by.
+
+    Returns how many of them are errors.
+    """
+    rows = generator.prepare(read_rows(source, split=generator.config.split)[:limit])
+    schedule = generator.schedule(rows, {})
+    for notice in (
+        *generator.notices,
+        generator.memory().text,
+        "rows go to standard output: this job cannot be resumed",
+    ):
+        say(notice)
+    generator.load()
+    errors = 0
+    with Progress(schedule.at_most, 0) as progress:
+        for trace in generator.make(schedule):
+            write(finite(trace.row()))
+            errors += trace.error is not None
+            progress.add(trace, at_most=schedule.at_most, blocks=generator.blocks)
+    return errors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rsd.decoding.block_size import BlockController
+from rsd.terminal import hushed
 from rsd.traces.shards import Lines
 from rsd.traces.trace import Trace
 
@@ -31,8 +32,9 @@ class Progress:
         self.total, self.found = total, found
         self.lines = Lines(of_all) if of_all and shown else None
         self._looked = self.started = time.monotonic()
+        hidden = not shown or hushed()
         self.bar: Any = tqdm(
-            total=total, initial=found, unit="trace", dynamic_ncols=True, mininterval=every, disable=not shown
+            total=total, initial=found, unit="trace", dynamic_ncols=True, mininterval=every, disable=hidden
         )
 
     def __enter__(self) -> "Progress":

@@ -18,7 +18,7 @@ from rsd.scoring.measure import set_rsr
 from rsd.scoring.metrics import COLUMNS, METRICS
 from rsd.scoring.responses import Response
 from rsd.scoring.scorer import Scored, Scorer, named
-from rsd.terminal import in_lines, say
+from rsd.terminal import hushed, in_lines, say
 from rsd.traces import ours
 from rsd.traces.shards import Lines
 
@@ -144,7 +144,7 @@ def progress(
         unit="trace",
         dynamic_ncols=True,
         mininterval=every,
-        disable=None if shown else True,
+        disable=None if shown and not hushed() else True,
     ) as bar:
         for response in todo:
             scored = scorer.score(response)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import read, write
+from conftest import read, rsd, write
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs import FLAGS, PROBLEMS, by_key, files, run
+from jobs import FLAGS, PROBLEMS, by_key, files, run, same_rows
 
 from rsd.cli import main
 
@@ -100,3 +100,28 @@ def test_missing_folders_are_made(folder):
     # Where nothing comes of it, none is made.
     assert "no prompt column" in run(write(folder / "bad.jsonl", [{"x": 1}]), "-o", "never/a.jsonl", expect=2).output
     assert not Path("never").exists()
+
+
+def test_a_summary_for_scripts_and_nothing_else(folder):
+    result = rsd("generate", "in.jsonl", "-o", "a.jsonl", *FLAGS, "--json", "--quiet", cwd=folder)
+    assert result.returncode == 0 and result.stderr == ""
+    made = json.loads(result.stdout)
+    assert (made["rows"], made["new_rows"], made["errors"], made["output"]) == (3, 3, 0, "a.jsonl")
+    assert made["tokens"] == made["new_tokens"] == sum(row["num_tokens"] for row in read(folder / "a.jsonl"))
+    again = json.loads(rsd("generate", "in.jsonl", "-o", "a.jsonl", *FLAGS, "--json", cwd=folder).stdout)
+    assert (again["rows"], again["new_rows"]) == (3, 0)
+    result = rsd("score", "a.jsonl", "--quiet", cwd=folder)
+    assert result.returncode == 0 and result.stderr == "" and "local_naturalness" in result.stdout
+
+
+def test_rows_to_standard_output(folder):
+    run("in.jsonl", "-o", "a.jsonl", *FLAGS)
+    result = rsd("generate", "in.jsonl", "-o", "-", *FLAGS, cwd=folder)
+    assert result.returncode == 0 and "cannot be resumed" in result.stderr
+    assert same_rows([json.loads(line) for line in result.stdout.splitlines()], read(folder / "a.jsonl"))
+    assert {f.name for f in folder.iterdir()} == {"in.jsonl", "a.jsonl", "a.tokens.jsonl", "a.meta.json"}
+    for more in ("--overwrite", "--json", "--shard=1/2", "--keep=all"):
+        result = rsd("generate", "in.jsonl", "-o", "-", *FLAGS, more, cwd=folder)
+        assert result.returncode == 2 and result.stdout == "" and "standard output alone" in result.stderr
+    write(folder / "bad.jsonl", [{"problem": ""}])
+    assert rsd("generate", "bad.jsonl", "-o", "-", cwd=folder).returncode == 1

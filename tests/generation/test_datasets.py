@@ -1,6 +1,7 @@
 """`datasets.map` runs the generator as the README shows it, and makes what the command makes.
 
-Where the first batch has no bad row and a later one has, `datasets` must be told that `error` holds texts (`features=`).
+Where the first batch has no bad row and a later one has, `datasets` must be told that `error` holds texts, by
+`features=`.
 """
 
 import datasets
