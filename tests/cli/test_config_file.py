@@ -1,12 +1,14 @@
 """Flags in a file, a summary for scripts, and outputs in folders that are not there yet."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import read, rsd, write
+from conftest import environment, read, rsd, write
 from hypothesis import given
 from hypothesis import strategies as st
 from jobs import FLAGS, PROBLEMS, by_key, files, run, same_rows
@@ -125,3 +127,13 @@ def test_rows_to_standard_output(folder):
         assert result.returncode == 2 and result.stdout == "" and "standard output alone" in result.stderr
     write(folder / "bad.jsonl", [{"problem": ""}])
     assert rsd("generate", "bad.jsonl", "-o", "-", cwd=folder).returncode == 1
+
+
+def test_a_shell_is_told_how_to_complete():
+    def asked(**variables: str) -> str:
+        command = [sys.executable, "-c", "from rsd.cli import main; main(prog_name='rsd')"]
+        return subprocess.run(command, env=environment() | variables, capture_output=True, text=True).stdout
+
+    assert "complete -o nosort -F _rsd_completion rsd" in asked(_RSD_COMPLETE="bash_source")
+    said = asked(_RSD_COMPLETE="bash_complete", COMP_WORDS="rsd generate --thr", COMP_CWORD="2")
+    assert {line.partition(",")[2] for line in said.split()} == {"--threshold", "--threshold-on"}
