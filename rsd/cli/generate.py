@@ -51,7 +51,9 @@ def generate(
     dry_run: bool,
     **values: Any,
 ) -> None:
-    """Make student-tailored traces for the prompts in INPUT (JSONL; the bundled problems by default).
+    """Make student-tailored traces for the prompts in INPUT; by default for the bundled problems.
+
+    INPUT is JSONL, a JSON array, CSV or parquet (.gz and .zst, too), - for standard input, or a data set's folder or id.
 
     The teacher proposes every token; one stands if the student gives it at least --threshold, else the
     student's own token is taken. --threshold 0 gives the teacher's raw traces, --threshold 1 the student's.

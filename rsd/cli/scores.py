@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 def score(source: str, output: str | None, overwrite: bool, shard: str | None, **values: Any) -> None:
     """Add to every trace in FILE how natural it is for the student.
 
-    FILE is JSONL of prompt-completion, messages or ShareGPT rows, or any with --prompt-column, --response-column
-    (and --thinking-column). A killed run goes on when the same command is run again.
+    FILE holds prompt-completion, messages or ShareGPT rows, or any with --prompt-column, --response-column (and
+    --thinking-column), in the forms that rsd generate reads. A killed run goes on when the same command is run again.
 
     \b
     Examples:
