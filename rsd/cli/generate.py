@@ -53,7 +53,7 @@ def generate(
 ) -> None:
     """Make student-tailored traces for the prompts in INPUT; by default for the bundled problems.
 
-    INPUT is JSONL, a JSON array, CSV or parquet (.gz and .zst, too), - for standard input, or a data set's folder or id.
+    INPUT is JSONL, a JSON array, CSV or parquet (.gz and .zst, too), - for standard input, or a data set.
 
     The teacher proposes every token; one stands if the student gives it at least --threshold, else the
     student's own token is taken. --threshold 0 gives the teacher's raw traces, --threshold 1 the student's.
