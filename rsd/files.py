@@ -21,6 +21,7 @@ import stat
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ from rsd.strictjson import dumps
 # Characters that JSON allows in a string and `str.splitlines` takes for the end of a line.
 LINE_ENDS = {i: f"\\u{i:04x}" for i in (0x85, 0x2028, 0x2029)}
 STREAM = re.compile(r"-|/dev/(stdin|stdout|stderr|fd/.*)|/proc/(self|thread-self|\d+)/fd/.*", re.DOTALL)
+TRIES, MOMENT = 6, 0.05  # seconds
 TOO_LONG = 1 << 26  # bytes; no first line of ours, and none of another's that would have to be held in memory
 
 
@@ -133,24 +135,33 @@ def locked(file: Path) -> BinaryIO:
 
 
 def lock(handle: IO[bytes], file: Path) -> None:
-    """Raises ValueError if another process holds the lock of this file."""
-    with suppress(ImportError):  # a platform without file locks does without this guard
-        import fcntl
-
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise ValueError(f"{file} is being written by another process: wait for it, or use another -o") from e
+    """Raises ValueError if another process holds the lock of this file, and not for a moment only (see `held`)."""
+    for tries in reversed(range(TRIES)):
+        if _flock(handle):
+            return
+        if tries:
+            time.sleep(MOMENT)
+    raise ValueError(f"{file} is being written by another process: wait for it, or use another -o")
 
 
 def held(file: Path) -> bool:
-    """Whether a process holds the lock of a file that is there."""
+    """Whether a process holds the lock of a file that is there. It is taken for a moment, to find that out."""
     with suppress(FileNotFoundError), open(file, "rb") as handle:
-        try:
-            lock(handle, file)
-        except ValueError:
-            return True
+        return not _flock(handle)
     return False
+
+
+def _flock(handle: IO[bytes]) -> bool:
+    """Take the lock of an open file, if nobody has it. A platform without file locks does without this guard."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def rewritten(file: Path, lines: Iterable[Mapping[str, Any]]) -> BinaryIO:

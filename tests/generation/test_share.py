@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from jobs import by_key, files, run, same_rows
 
 from rsd.cli import main
+from rsd.files import held, locked
 from rsd.models.bundled import bundled
 from rsd.traces.readers import read_rows
 from rsd.traces.shards import Shard, parse, part_files
@@ -240,3 +243,29 @@ def test_a_launch_scores_as_one_process_does(raw, tmp_path):
     result = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("scored by") == 1 and (tmp_path / "s.jsonl").read_bytes() == raw
+
+
+def test_asking_whether_a_file_is_held_disturbs_nobody(tmp_path):
+    file, asked, stop = tmp_path / "t.jsonl", [0], threading.Event()
+    file.touch()
+
+    def ask() -> None:
+        while not stop.is_set():
+            held(file)
+            asked[0] += 1
+            stop.wait(0.0002)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(100):
+            locked(file).close()
+        with closing(locked(file)), pytest.raises(ValueError, match="being written by another process"):
+            locked(file)
+        assert asked[0] > 0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not held(file) and not held(tmp_path / "none")
