@@ -123,10 +123,9 @@ def test_rows_to_standard_output(folder):
     assert same_rows([json.loads(line) for line in result.stdout.splitlines()], read(folder / "a.jsonl"))
     assert {f.name for f in folder.iterdir()} == {"in.jsonl", "a.jsonl", "a.tokens.jsonl", "a.meta.json"}
     for more in ("--overwrite", "--json", "--shard=1/2", "--keep=all"):
-        result = rsd("generate", "in.jsonl", "-o", "-", *FLAGS, more, cwd=folder)
-        assert result.returncode == 2 and result.stdout == "" and "standard output alone" in result.stderr
+        assert "standard output alone" in run("in.jsonl", "-o", "-", *FLAGS, more, expect=2).output
     write(folder / "bad.jsonl", [{"problem": ""}])
-    assert rsd("generate", "bad.jsonl", "-o", "-", cwd=folder).returncode == 1
+    assert '"error": "problem is empty"' in run("bad.jsonl", "-o", "-", expect=1).output
 
 
 def test_a_shell_is_told_how_to_complete():

@@ -54,6 +54,8 @@ def test_what_is_not_the_commands_own_is_refused(name, folder):
         "x" * 300 + ".jsonl": "File name too long",
         "a\0b.jsonl": "is no name of a file",
     }
+    if name == "generate":
+        cases["-"] = "writes rows to standard output alone: leave"  # with the --keep of this command
     if name != "generate":
         cases |= {"traces.jsonl": "is an input itself" if name == "export" else "belongs to a job"}
         cases |= {"job.jsonl": "is an input itself" if name == "export" else "belongs to a job"}
