@@ -109,12 +109,9 @@ def run_job(
     check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
     rows = generator.prepare(read_rows(source, split=generator.config.split)[:limit])
     manifest = manifest_of(generator, source, out, limit)
-    if part_files(out):
-        if overwrite:
-            discard(out)
-        else:
-            merge(out, max_fallback_rate=generator.config.max_fallback_rate)
-            say(f"{out}: the parts of several processes are merged")
+    if part_files(out) and not overwrite:
+        merge(out, max_fallback_rate=generator.config.max_fallback_rate)
+        say(f"{out}: the parts of several processes are merged")
     with Store(out) as store:
         return run_rows(generator, rows, store, manifest, overwrite=overwrite, keep=keep)
 
@@ -194,6 +191,8 @@ def run_rows(
             say(f"resuming {out}: found {len(everywhere)} finished traces, {schedule.at_most} to make at the most")
         generator.load()
     store.begin(manifest, done, overwrite=overwrite, verdicts=verdicts)
+    if overwrite:
+        discard(out)
     if overwrite and kept_file(out).is_file() and ours.kept(kept_file(out)):
         place(kept_file(out)).unlink()  # rows of traces that are no more: the tokens beside them will be others
     if finished:  # a job may have been killed after its last trace and before its totals

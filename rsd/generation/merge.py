@@ -30,6 +30,7 @@ def merge(out: str | Path, *, max_fallback_rate: float = 1.0) -> dict[str, Any]:
         known = [m for m in (before, *manifests) if m is not None]
         if not known or any(m["identity"] != known[0]["identity"] for m in known):
             raise ValueError(f"the parts of {out} are of jobs with other settings: remove those that are not wanted")
+        whole.made(known[0]["identity"], [], overwrite=True)  # what is there is a job's, or nothing is replaced
         sources = [whole, *stores]
         good = _made(sources)
         merged = {**known[-1], "totals": None}

@@ -60,10 +60,10 @@ def run_share(
     check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
     check_outputs([Output(file) for file in (part, *Store.files(part))], inputs=[source], job=Store.files(part)[1])
     rows = generator.prepare(read_rows(source, split=generator.config.split)[:limit])
+    manifest = manifest_of(generator, source, part, limit)  # what is wrong with the pair is said before anything goes
     if overwrite:
         _discard_together(out, shard)
     before = _before(out)
-    manifest = manifest_of(generator, source, part, limit)
     manifest["process"] = {"host": socket.gethostname(), "pid": os.getpid(), "started": round(time.time(), 1)}
     done = _made_elsewhere(generator, out, part, manifest["identity"], rows)
     mine = [row for row in rows if shard.has(row.id)]
@@ -107,7 +107,8 @@ def _made_elsewhere(
     done: dict[Key, bool] = {}
     for file in (out, *part_files(out).values()):
         store = Store(file)
-        if file == own or not all(f.is_file() and f.stat().st_size for f in (store.out, store.sidecar)):
+        begun = all(f.is_file() and f.stat().st_size for f in (store.out, store.sidecar))
+        if file == own or not (begun or (file == out and out.exists())):
             continue
         fallback = generator.config.max_fallback_rate
         done |= store.made(identity, rows, overwrite=False, max_fallback_rate=fallback)

@@ -6,12 +6,13 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from rsd.files import held, locked, replacing
+from rsd.files import Output, check_outputs, held, locked, replacing
 from rsd.scoring.job import Others, Place, ScoreSummary, content, score_file
 from rsd.scoring.responses import Response
 from rsd.scoring.scorer import Scorer
 from rsd.strictjson import loads
 from rsd.terminal import say
+from rsd.traces import ours
 from rsd.traces.shards import Lines, Shard, part_files
 
 POLL = 0.3  # seconds
@@ -31,6 +32,7 @@ def score_share(scorer: Scorer, todo: Sequence[Response], out: str | Path, shard
         ConnectionError: another process of the launch ended before its share was scored.
     """
     out, part, started = Path(out), shard.part(out), time.monotonic()
+    check_outputs([Output(out, ours.scored)])
     if out.exists() and Lines([out]).count() == len(todo):  # it is checked, and nothing is to be done
         return score_file(scorer, todo, out, others=Others(total=len(todo), files=[out], shown=False))
     mine = [response for response in todo if shard.has(response.id)]

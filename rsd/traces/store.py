@@ -127,7 +127,7 @@ class Store:
                 done[key] = is_right(line, max_fallback_rate=max_fallback_rate)
                 if line.get("verify_error") is not None and isinstance(line.get("completion"), list):
                     self.unjudged[key] = line
-        self.lost = before is None and any(f.stat().st_size for f in (self.out, self.sidecar))
+        self.lost = before is None and any(f.is_file() and f.stat().st_size for f in (self.out, self.sidecar))
         if self.lost and not given.keys() & {key[0] for key in done}:
             raise ValueError(
                 f"{self.manifest} is lost, and with it what {self.out} was made with; no trace of this input is there "
@@ -164,7 +164,7 @@ class Store:
         """Whether rows and sidecar begin as a job's do, or are empty, or hold (`torn`) no whole line."""
         kinds = {self.out: ("prompt", "completion", "generation"), self.sidecar: ("generation", "token_ids")}
         return all(
-            not f.stat().st_size or first_row(f).keys() >= set(columns) or (torn and not _lines(f))
+            not f.is_file() or not f.stat().st_size or first_row(f).keys() >= set(columns) or (torn and not _lines(f))
             for f, columns in kinds.items()
         )
 

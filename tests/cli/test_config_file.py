@@ -11,15 +11,9 @@ from click.testing import CliRunner
 from conftest import environment, read, rsd, write
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs import FLAGS, PROBLEMS, by_key, files, run, same_rows
+from jobs import FLAGS, PROBLEMS, by_key, command, files, run, same_rows
 
 from rsd.cli import main
-
-
-def command(*args, expect=0):
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    assert result.exit_code == expect, result.output + str(result.exception)
-    return result.output
 
 
 @pytest.fixture
@@ -44,18 +38,18 @@ def test_a_file_of_flags_is_as_good_as_flags(folder):
 
 def test_what_is_printed_makes_the_same_job_again(folder):
     flags = [*FLAGS, "--trials", "inf", "--chat-template-kwargs", '{"a": [1, "x"]}', "--limit", "2", "--no-loop-check"]
-    said = command("generate", "in.jsonl", "-o", "a.jsonl", "--preset", "paper", *flags, "--print-config")
+    said = command("generate", "in.jsonl", "-o", "a.jsonl", "--preset", "paper", *flags, "--print-config").output
     assert not Path("a.jsonl").exists()
     Path("job.yaml").write_text(said)
     assert yaml.safe_load(said)["accept-top-k"] == 20  # the preset's
-    assert yaml.safe_load(command("generate", "--config", "job.yaml", "--print-config")) == yaml.safe_load(said)
+    assert yaml.safe_load(command("generate", "--config", "job.yaml", "--print-config").output) == yaml.safe_load(said)
     run("in.jsonl", "-o", "b.jsonl", "--preset", "paper", *flags)
     command("generate", "--config", "job.yaml")
     assert files(Path("a.jsonl"))[2]["identity"] == files(Path("b.jsonl"))[2]["identity"]
     made, want = ({k: v["completion"] for k, v in by_key(read(Path(f))).items()} for f in ("a.jsonl", "b.jsonl"))
     assert made == want
     for other in (["score", "a.jsonl"], ["compare"], ["select", "a.jsonl"], ["export", "a.jsonl"]):
-        made = yaml.safe_load(command(*other, "--print-config"))
+        made = yaml.safe_load(command(*other, "--print-config").output)
         assert made.get("student", made.get("format")) in ("bundled-student", "prompt-completion")
 
 
@@ -77,8 +71,8 @@ def test_what_is_printed_makes_the_same_job_again(folder):
 )
 def test_a_bad_file_of_flags_is_said_in_a_line(folder, text, words):
     Path("job.yaml").write_text(text)
-    assert words in command("generate", "--config", "job.yaml", expect=2)
-    assert "No such file" in command("generate", "--config", "none.yaml", expect=2)
+    assert words in command("generate", "--config", "job.yaml", expect=2).output
+    assert "No such file" in command("generate", "--config", "none.yaml", expect=2).output
     assert {f.name for f in folder.iterdir()} == {"in.jsonl", "job.yaml"}
 
 

@@ -269,3 +269,29 @@ def test_asking_whether_a_file_is_held_disturbs_nobody(tmp_path):
         for thread in threads:
             thread.join()
     assert not held(file) and not held(tmp_path / "none")
+
+
+def test_a_strangers_file_of_the_outputs_name_is_left_alone(job, tmp_path):
+    mine = tmp_path / "t.jsonl"
+    mine.write_text('{"note": "mine"}\n')
+    assert "is not this job's" in run(*job, "--shard", "1/1", expect=2).output
+    mine.unlink()
+    run(*job, "--shard", "1/2", expect=code(1, 2))
+    mine.write_text('{"note": "mine"}\n')
+    assert "is not this job's" in run(*job, "--shard", "2/2", expect=2).output
+    result = CliRunner().invoke(main, ["merge", "t.jsonl"])
+    assert result.exit_code == 2 and "is not this job's" in result.output
+    assert mine.read_text() == '{"note": "mine"}\n' and len(part_files(mine)) == 1
+    (tmp_path / "s.jsonl").write_text('{"note": "mine"}\n')
+    write(tmp_path / "in.jsonl", read_rows(bundled("teacher.jsonl"))[:2])
+    assert "is not a file that this command wrote" in score("--shard", "1/1", expect=2)
+    assert (tmp_path / "s.jsonl").read_text() == '{"note": "mine"}\n'
+
+
+def test_starting_anew_ends_with_the_parts_too_but_not_before_the_models_are_loaded(job, alone, tmp_path):
+    run(*job, "--seed", "5", "--shard", "1/2", expect=code(1, 2))
+    before = {f: f.read_bytes() for f in tmp_path.iterdir()}
+    assert "device" in run(*job, "--overwrite", "--device", "cuda:99", expect=2).output
+    assert {f: f.read_bytes() for f in tmp_path.iterdir()} == before
+    run(*job, "--overwrite", expect=1)
+    assert_same(tmp_path, alone)
