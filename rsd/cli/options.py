@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import Field, replace
@@ -241,6 +242,8 @@ def quiet() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    # Its models are given a cache by the name that all versions from 5.16 on know.
+    warnings.filterwarnings("ignore", ".*past_key_values.* is deprecated", FutureWarning)
 
 
 def fail(message: str, *, code: int = 2) -> NoReturn:
