@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -217,7 +217,7 @@ class TraceGenerator:
         keys = ((str(row.id), g) for row in prepared for g in range(self.config.num_generations))
         return [made[key] for key in keys if key in made]
 
-    def schedule(self, rows: Iterable[Row], done: Mapping[tuple[str, int], bool]) -> Schedule:
+    def schedule(self, rows: Sequence[Row], done: Mapping[tuple[str, int], bool]) -> Schedule:
         """Which traces of these rows are to be made, where `done` exist, and are right or not."""
         c = self.config
         return Schedule(rows, generations=c.num_generations, want=c.want if c.until_correct else None, done=done)

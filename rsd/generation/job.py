@@ -182,7 +182,8 @@ def run_rows(
     done |= {key: is_right(store.unjudged[key] | new, max_fallback_rate=fallback) for key, new in verdicts.items()}
     everywhere = {**others.done, **done} if others else done
     schedule = generator.schedule(rows, everywhere)
-    found = sum((str(r.id), g) in everywhere for r in rows for g in range(generator.config.num_generations))
+    ids = {str(row.id) for row in rows}
+    found = sum(key in ids and 0 <= g < generator.config.num_generations for key, g in everywhere)
     finished = not schedule.at_most
     if finished:
         say(f"{out} is finished: it holds all {found} traces of this job")

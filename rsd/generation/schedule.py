@@ -1,13 +1,30 @@
 """Which traces are wanted next: all generations of every row, or each row's until enough of them are right."""
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rsd.traces.rows import Row
 
 
+@dataclass(eq=False)
+class _Begun:
+    """A row some of whose generations are under way, or may be begun.
+
+    next: the generation that is looked at next. missing: how many from there on do not exist yet. right: how many
+    before it are right. again: whether the row waits for its turn.
+    """
+
+    row: Row
+    missing: int
+    next: int = 0
+    right: int = 0
+    under_way: int = 0
+    again: bool = False
+
+
 class Schedule:
-    """The generations of rows, in order.
+    """The generations of rows, in order; each is planned when it is asked for, so that their number costs nothing.
 
     Args:
         generations: of each row, at the most.
@@ -16,53 +33,76 @@ class Schedule:
 
     With `want`, the traces made of a row are the shortest run of its generations 0, 1, ... that holds `want`
     right ones. No other is ever begun, however many rows are decoded together: a row has only as many under way
-    as it still needs.
+    as it still needs. What a row needs beyond its first turn comes after the first turns of all rows.
     """
 
     def __init__(
-        self, rows: Iterable[Row], *, generations: int, want: int | None, done: Mapping[tuple[str, int], bool]
+        self, rows: Sequence[Row], *, generations: int, want: int | None, done: Mapping[tuple[str, int], bool]
     ) -> None:
         self.generations, self.done, self.want = generations, done, want
-        self._queue: deque[tuple[Row, int]] = deque()
-        self._next: Counter[str] = Counter()  # the generation that is looked at next
-        self._right: Counter[str] = Counter()
-        self._under_way: Counter[str] = Counter()
-        self.at_most = 0  # traces that may still be made
-        for row in rows:
-            self._begin(row)
-            self.at_most += self._under_way[str(row.id)] + self._left(row)
+        self._there = Counter(key for key, generation in done if 0 <= generation < generations)
+        self.at_most = sum(self._left(self._begin(row)) for row in rows)  # traces that may still be made
+        self._rows = iter(rows)
+        self._turn: _Begun | None = None
+        self._begun: dict[str, _Begun] = {}
+        self._again: deque[_Begun] = deque()
 
-    def _begin(self, row: Row) -> None:
-        """Begin as many generations of a row as it still needs."""
-        key = str(row.id)
-        while self._next[key] < self.generations and (
-            self.want is None or self._right[key] + self._under_way[key] < self.want
-        ):
-            generation = self._next[key]
-            self._next[key] += 1
-            right = self.done.get((key, generation))
-            if right is None:
-                self._queue.append((row, generation))
-                self._under_way[key] += 1
-            else:
-                self._right[key] += right
+    def _begin(self, row: Row) -> _Begun:
+        begun = _Begun(row, missing=self.generations - self._there[str(row.id)])
+        self._pass_existing(begun)
+        return begun
 
-    def _left(self, row: Row) -> int:
-        """How many more generations of a row may be begun, if those under way turn out wrong."""
-        key = str(row.id)
-        if self.want is not None and self._right[key] >= self.want:
-            return 0
-        return sum((key, g) not in self.done for g in range(self._next[key], self.generations))
+    def _pass_existing(self, begun: _Begun) -> None:
+        """Look at the generations that exist, up to the next one that would have to be made."""
+        while self._open(begun) and (right := self.done.get((str(begun.row.id), begun.next))) is not None:
+            begun.next += 1
+            begun.right += right
 
-    def tell(self, row: Row, *, right: bool) -> None:
-        """A trace of this row is finished."""
-        key = str(row.id)
-        before = self._under_way[key] + self._left(row)
-        self._under_way[key] -= 1
-        self._right[key] += right
-        self._begin(row)
-        self.at_most += self._under_way[key] + self._left(row) - before
+    def _open(self, begun: _Begun) -> bool:
+        """Whether another generation of a row is wanted, as far as is known now."""
+        enough = self.want is not None and begun.right + begun.under_way >= self.want
+        return begun.next < self.generations and not enough
+
+    def _left(self, begun: _Begun) -> int:
+        """How many more traces of a row there may be, if those under way turn out wrong."""
+        enough = self.want is not None and begun.right >= self.want
+        return begun.under_way + (0 if enough else begun.missing)
 
     def pop(self) -> tuple[Row, int] | None:
         """The next one to begin; None if none is wanted now."""
-        return self._queue.popleft() if self._queue else None
+        while (begun := self._turn) is not None or (begun := self._another()) is not None:
+            self._turn = begun
+            if self._open(begun):
+                before, generation = self._left(begun), begun.next
+                self._begun[str(begun.row.id)] = begun
+                begun.next, begun.missing, begun.under_way = generation + 1, begun.missing - 1, begun.under_way + 1
+                self._pass_existing(begun)
+                self.at_most += self._left(begun) - before
+                return begun.row, generation
+            self._turn = None
+        return None
+
+    def _another(self) -> _Begun | None:
+        """The row whose turn is next."""
+        if (row := next(self._rows, None)) is not None:
+            return self._begin(row)
+        if self._again:
+            begun = self._again.popleft()
+            begun.again = False
+            return begun
+        return None
+
+    def tell(self, row: Row, *, right: bool) -> None:
+        """A trace of this row is finished."""
+        begun = self._begun[str(row.id)]
+        before = self._left(begun)
+        begun.under_way -= 1
+        begun.right += right
+        self._pass_existing(begun)
+        self.at_most += self._left(begun) - before
+        if self._open(begun):
+            if begun is not self._turn and not begun.again:
+                begun.again = True
+                self._again.append(begun)
+        elif not begun.under_way:
+            del self._begun[str(row.id)]

@@ -62,6 +62,36 @@ def test_a_schedule_makes_the_shortest_run_of_generations(data):
     assert made == Counter({(i, g): 1 for i, g in needed if (str(i), g) not in done})
 
 
+@given(st.integers(1, 4), st.integers(1, 4), st.data())
+def test_without_a_wish_every_generation_is_made_in_order(count, n, data):
+    keys = [(str(i), g) for i in range(count) for g in range(n)]
+    done = dict.fromkeys(data.draw(st.sets(st.sampled_from([*keys, ("0", n + 3), ("another", 0)]))), True)
+    rows = [Row(i, [], {}) for i in range(count)]
+    schedule = Schedule(rows, generations=n, want=None, done=done)
+    assert schedule.at_most == len(set(keys) - done.keys())
+    popped = list(iter(schedule.pop, None))
+    assert [(str(row.id), g) for row, g in popped] == [key for key in keys if key not in done]
+    for row, _ in popped:
+        schedule.tell(row, right=False)
+    assert schedule.at_most == 0 and schedule.pop() is None
+
+
+def test_any_number_of_generations_begins_at_once(tmp_path):
+    """All were planned before the first began, which took the memory of a big job of a million, and no end."""
+    source, out = write(tmp_path / "in.jsonl", PROBLEMS), tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "rsd", "generate", source, "-o", out, *ALONE, "--num-generations", 10**12]
+    job = subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    while job.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 3):
+        time.sleep(0.01)
+    job.send_signal(signal.SIGINT)
+    assert "stopped; run the same command again" in job.communicate()[1]
+    assert {row["id"] for row in read(out)} == {PROBLEMS[0]["id"]}
+    made = len(read(out))
+    assert (
+        f"found {made} finished traces" in run(source, "-o", out, *ALONE, "--limit", 1, "--num-generations", 99).output
+    )
+
+
 def test_the_rows_do_not_depend_on_what_runs_together(tmp_path):
     source = write(tmp_path / "in.jsonl", PROBLEMS)
     every = tmp_path / "all.jsonl"
