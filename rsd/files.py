@@ -262,7 +262,7 @@ def _same(a: Path, b: str | Path) -> bool:
 
 
 def _beside(rows: str | Path) -> list[Path]:
-    """The sidecar and the manifest that a file of rows may have; see `store.Store.files`."""
+    """The sidecar and the manifest that a file of rows may have; see `traces.lines.files_of`."""
     base = str(rows).removesuffix(".jsonl")
     return [Path(base + end) for end in (".tokens.jsonl", ".meta.json")]
 

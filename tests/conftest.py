@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from pairs import random_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 # The models here are too small for two threads to help: beside other work these wait for each other, ten times as long.
 torch.set_num_threads(1)
+# Beside other work anything may take a second; what is slow is measured in bench/.
+settings.register_profile("rsd", deadline=None)
+settings.load_profile("rsd")
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

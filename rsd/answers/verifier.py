@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +23,6 @@ from typing import IO, Any
 
 from rsd.answers.equality import exactly, same
 from rsd.answers.normalise import after_thinking, boxed, reference
-from rsd.traces.rows import Row
 
 # Columns that hold a problem's answer, unless one is named.
 WORKER = Path(__file__).with_name("worker.py")  # started as a process of its own
@@ -147,20 +146,19 @@ def resolve(how: str) -> str:
     return how
 
 
-def answer_column(rows: Sequence[Row], how: str, named: str | None) -> str | None:
-    """The column of the reference answers; None if none is needed, or with "auto" if there is none.
+def answer_column(columns: Collection[str], how: str, named: str | None) -> str | None:
+    """Which of a file's columns has the reference answers; None if none is needed, or with "auto" if there is none.
 
     Raises:
         ValueError: there is none, and one was asked for.
     """
     if named is None and (how == "none" or ":" in how):
         return None
-    found = {c: None for row in rows for c in row.columns}
     wanted = (named,) if named else ANSWER_COLUMNS
-    column = next((c for c in wanted if c in found), None)
-    if column is None and rows and (named or how != "auto"):
+    column = next((c for c in wanted if c in columns), None)
+    if column is None and (named or how != "auto"):
         raise ValueError(
-            f"no column of answers: looked for {', '.join(wanted)}, found {', '.join(map(str, found)) or 'none'}; "
+            f"no column of answers: looked for {', '.join(wanted)}, found {', '.join(map(str, columns)) or 'none'}; "
             "name yours with --answer-column, or use --verify none"
         )
     return column

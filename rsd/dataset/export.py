@@ -14,8 +14,8 @@ from rsd.dataset.formats import WITH_TEMPLATE, Ids, Row, answer, formatted, pref
 from rsd.dataset.readback import beside, read_traces
 from rsd.terminal import in_lines
 from rsd.traces.filters import is_right, keep
+from rsd.traces.lines import Key, files_of, key_of
 from rsd.traces.rows import digest
-from rsd.traces.store import Key, Store, key_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ def _check_tokens(
     Raises:
         ValueError: they are not.
     """
-    sidecar = Store.files(path)[0].name
+    sidecar = files_of(path)[0].name
     if bad := [key_of(row) for row in rows if key_of(row) in broken]:
         name, generation = bad[0]
         raise ValueError(f"{sidecar}, row {name!r}, generation {generation}: {broken[bad[0]]}")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from rsd.dataset.formats import Ids, Row
-from rsd.traces.columns import oddity
-from rsd.traces.store import Key, Store, key_of, whole_lines
+from rsd.traces.columns import not_ours
+from rsd.traces.lines import Key, files_of, key_of, whole_lines
 
 
 def read_traces(path: Path) -> tuple[list[Row], int]:
@@ -31,7 +31,7 @@ def read_traces(path: Path) -> tuple[list[Row], int]:
                 torn = 1
                 continue
             row = None
-        if (what := _not_ours(row)) is not None:
+        if (what := not_ours(row)) is not None:
             wrong.append((number, what))
         else:
             rows.append(row)
@@ -45,27 +45,6 @@ def read_traces(path: Path) -> tuple[list[Row], int]:
     return rows, torn
 
 
-def _not_ours(row: Any) -> str | None:
-    """Why a line is no row that rsd wrote; what of our columns may be missing, is not known."""
-    if not isinstance(row, dict):
-        return "not a JSON object"
-    if (what := oddity(row)) is not None:
-        return what
-    if row.get("generation") is None:
-        return "generation is missing"
-    for column in ("prompt", "completion"):
-        turns = row.get(column)
-        if not isinstance(turns, list) or not all(map(_is_turn, turns)):
-            return f"{column} must be a list of {{'role': string, 'content': string}}"
-        if row.get("error") is None and not turns:
-            return f"{column} is empty"
-    return None
-
-
-def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, dict) and all(isinstance(turn.get(c), str) for c in ("role", "content"))
-
-
 def beside(path: str | Path) -> tuple[dict[Key, Ids], dict[Key, str], Row]:
     """The tokens and the manifest of the job that made a file, or the one that it was scored or filtered from.
 
@@ -73,7 +52,7 @@ def beside(path: str | Path) -> tuple[dict[Key, Ids], dict[Key, str], Row]:
     """
     base = str(path).removesuffix(".jsonl")
     for name in (base, base.removesuffix(".kept").removesuffix(".scored")):
-        sidecar, file = Store.files(f"{name}.jsonl")
+        sidecar, file = files_of(f"{name}.jsonl")
         if sidecar.exists() or file.exists():
             tokens: dict[Key, Ids] = {}
             broken: dict[Key, str] = {}

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,8 +24,7 @@ from rsd.pair.pair import Pair, pair_up
 from rsd.pair.prompts import own_prompt, privileged
 from rsd.scoring.scorer import Scorer
 from rsd.scoring.steps import RULES
-from rsd.traces import rows as data
-from rsd.traces.rows import Row
+from rsd.traces.rows import Row, Rows, prepare
 from rsd.traces.trace import Trace
 
 
@@ -187,18 +186,23 @@ class TraceGenerator:
             | ({"teacher_top_logprobs": TOP} if c.served else {})
         )
 
-    def prepare(self, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+    def prepare(self, rows: Iterable[Mapping[str, Any]]) -> Rows:
         """Find the prompts and ids of input rows (see `rows.prepare`), the teacher's prompts and the answers.
 
         Raises:
             ValueError: no row has a column that is needed, or ids repeat.
         """
         c = self.config
-        prepared = data.prepare(rows, prompt_column=c.prompt_column, system_prompt=c.system_prompt)
-        column = answer_column(prepared, c.verify, c.answer_column)
-        if c.until_correct and c.verify == "auto" and column is None and prepared:
-            answer_column(prepared, "boxed", None)  # says what was looked for
-        return privileged([replace(row, answer_column=column) for row in prepared], c)
+
+        def answers(columns: Collection[str]) -> str | None:
+            column = answer_column(columns, c.verify, c.answer_column)
+            if c.until_correct and c.verify == "auto" and column is None:
+                answer_column(columns, "boxed", None)  # says what was looked for
+            return column
+
+        return privileged(
+            prepare(rows, prompt_column=c.prompt_column, system_prompt=c.system_prompt, answer_column=answers), c
+        )
 
     def stream(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Trace]:
         """Yield traces as they finish, `num_generations` a row or fewer with `until_correct`.
@@ -214,10 +218,10 @@ class TraceGenerator:
         """All traces, in the order of the rows and of their generations."""
         prepared = self.prepare(rows)
         made = {trace.key: trace for trace in self.make(self.schedule(prepared, {}))}
-        keys = ((str(row.id), g) for row in prepared for g in range(self.config.num_generations))
+        keys = ((str(row_id), g) for row_id in prepared.ids for g in range(self.config.num_generations))
         return [made[key] for key in keys if key in made]
 
-    def schedule(self, rows: Sequence[Row], done: Mapping[tuple[str, int], bool]) -> Schedule:
+    def schedule(self, rows: Rows, done: Mapping[tuple[str, int], bool]) -> Schedule:
         """Which traces of these rows are to be made, where `done` exist, and are right or not."""
         c = self.config
         return Schedule(rows, generations=c.num_generations, want=c.want if c.until_correct else None, done=done)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rsd.generation.generator import TraceGenerator
 from rsd.generation.merge import discard, merge
 from rsd.generation.progress import Progress
 from rsd.generation.schedule import Schedule
-from rsd.generation.statistics import combined
+from rsd.generation.statistics import combined, readable
 from rsd.models.loading import Source
 from rsd.pair.vocabulary import SAME
 from rsd.settings import free
@@ -20,10 +21,11 @@ from rsd.terminal import in_lines, say
 from rsd.traces import ours
 from rsd.traces.filters import is_right
 from rsd.traces.filters import keep as keep_rows
-from rsd.traces.readers import read_rows
-from rsd.traces.rows import Row
+from rsd.traces.lines import Key, files_of, whole_lines
+from rsd.traces.readers import stream_rows
+from rsd.traces.rows import Rows
 from rsd.traces.shards import part_files
-from rsd.traces.store import Key, Store, whole_lines
+from rsd.traces.store import Store
 from rsd.version import __version__
 
 
@@ -104,10 +106,10 @@ def run_job(
         ValueError: bad input, a pair that does not fit, or an output of another job. Nothing is
             written or lost then.
     """
-    sidecar, job = Store.files(out)
+    sidecar, job = files_of(out)
     kept = [Output(kept_file(out), ours.kept)] if keep else []
     check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
-    rows = generator.prepare(read_rows(source, split=generator.config.split)[:limit])
+    rows = generator.prepare(islice(stream_rows(source, split=generator.config.split), limit))
     manifest = manifest_of(generator, source, out, limit)
     if part_files(out) and not overwrite:
         merge(out, max_fallback_rate=generator.config.max_fallback_rate)
@@ -127,7 +129,7 @@ def stream_job(
 
     Returns how many of them are errors.
     """
-    rows = generator.prepare(read_rows(source, split=generator.config.split)[:limit])
+    rows = generator.prepare(islice(stream_rows(source, split=generator.config.split), limit))
     schedule = generator.schedule(rows, {})
     for notice in (
         *generator.notices,
@@ -161,7 +163,7 @@ class Others:
 
 def run_rows(
     generator: TraceGenerator,
-    rows: Sequence[Row],
+    rows: Rows,
     store: Store,
     manifest: dict[str, Any],
     *,
@@ -171,18 +173,26 @@ def run_rows(
 ) -> Summary:
     """A job, or a share of it, with its files locked."""
     out, fallback = store.out, generator.config.max_fallback_rate
-    manifest["decoding"] = {} if overwrite else store.decoding()
-    done = store.made(manifest["identity"], rows, overwrite=overwrite, max_fallback_rate=fallback)
+    manifest["decoding"] = {} if overwrite else readable(store.decoding())
+    spelled = generator.find().decode
+    done = store.made(manifest["identity"], rows, overwrite=overwrite, max_fallback_rate=fallback, spelled=spelled)
+    if odd := sum(map(len, store.found.odd)):
+        say(
+            f"notice: {odd} lines of {out} and its tokens are not what this job writes, and are made again: "
+            f"{store.found.why}"
+        )
     for notice in generator.notices:
         say(notice)
     say(generator.memory().text)
-    if store.lost:
+    if store.found.lost:
         _check_settings(generator, rows, store, done)
     verdicts = _judged_again(generator, rows, store)
-    done |= {key: is_right(store.unjudged[key] | new, max_fallback_rate=fallback) for key, new in verdicts.items()}
+    done |= {
+        key: is_right(store.found.unjudged[key] | new, max_fallback_rate=fallback) for key, new in verdicts.items()
+    }
     everywhere = {**others.done, **done} if others else done
     schedule = generator.schedule(rows, everywhere)
-    ids = {str(row.id) for row in rows}
+    ids = set(map(str, rows.ids))
     found = sum(key in ids and 0 <= g < generator.config.num_generations for key, g in everywhere)
     finished = not schedule.at_most
     if finished:
@@ -226,35 +236,36 @@ def _progress(found: int, total: int, others: Others | None) -> Progress:
     return Progress(others.total, len(others.done), of_all=others.files, shown=others.shown)
 
 
-def _judged_again(generator: TraceGenerator, rows: Sequence[Row], store: Store) -> dict[Key, dict[str, Any]]:
+def _judged_again(generator: TraceGenerator, rows: Rows, store: Store) -> dict[Key, dict[str, Any]]:
     """New verdicts for stored rows that have none since what judges them failed: by key the columns that change."""
-    given = {str(row.id): row for row in rows}
-    todo = [(key, line) for key, line in store.unjudged.items() if key[0] in given]
+    at = {str(row_id): i for i, row_id in enumerate(rows.ids)}
+    todo = [(key, line) for key, line in store.found.unjudged.items() if key[0] in at]
     if not todo:
         return {}
     say(f"judging {len(todo)} rows again, which have no verdict")
-    texts = ((given[key[0]], line["completion"][0]["content"]) for key, line in todo)
+    texts = ((rows[at[key[0]]], line["completion"][0]["content"]) for key, line in todo)
     verdicts = {
         key: {"is_correct": new.correct, "verify_error": new.error}
         for (key, _), new in zip(todo, generator.judge_again(texts), strict=True)
     }
-    return {key: new for key, new in verdicts.items() if any(store.unjudged[key].get(c) != new[c] for c in new)}
+    return {key: new for key, new in verdicts.items() if any(store.found.unjudged[key].get(c) != new[c] for c in new)}
 
 
 def _check_settings(
-    generator: TraceGenerator, rows: Sequence[Row], store: Store, done: Mapping[Key, bool], *, tries: int = 3
+    generator: TraceGenerator, rows: Rows, store: Store, done: Mapping[Key, bool], *, tries: int = 3
 ) -> None:
     """Whether traces whose manifest is lost are of these settings: some are made again, and must be the same.
 
     Raises:
         ValueError: one is not.
     """
-    places = {str(row.id): row for row in rows}
-    keys = [key for key in done if key[0] in places]
+    at = {str(row_id): i for i, row_id in enumerate(rows.ids)}
+    keys = [key for key in done if key[0] in at]
     picked = {keys[i * (len(keys) - 1) // (tries - 1)] for i in range(tries)}
     for key, (row, tokens) in store.stored(picked).items():
         others = {(key[0], g): True for g in range(key[1])}
-        (trace,) = generator.make(Schedule([places[key[0]]], generations=key[1] + 1, want=None, done=others))
+        one = Rows.of([rows[at[key[0]]]])
+        (trace,) = generator.make(Schedule(one, generations=key[1] + 1, want=None, done=others))
         made = trace.row()
         same = trace.token_ids.tolist() == tokens["token_ids"] and list(made) == list(row)
         if not same or (row.get("verify_error") is None and made["is_correct"] != row.get("is_correct")):

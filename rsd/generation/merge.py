@@ -1,14 +1,17 @@
 """Part files of a job's processes joined to what one process would have left: rows, sidecar and manifest."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rsd.files import read_json
-from rsd.generation.statistics import combined
+from rsd.generation.statistics import combined, readable
+from rsd.traces.columns import not_ours
+from rsd.traces.found import Found, kept, scan
+from rsd.traces.lines import Key, key_of, read_manifest, whole_lines
+from rsd.traces.rows import Rows
 from rsd.traces.shards import Shard, part_files
-from rsd.traces.store import Key, Store, key_of, whole_lines
+from rsd.traces.store import Store
 
 
 def merge(out: str | Path, *, max_fallback_rate: float = 1.0) -> dict[str, Any]:
@@ -25,22 +28,25 @@ def merge(out: str | Path, *, max_fallback_rate: float = 1.0) -> dict[str, Any]:
     with ExitStack() as stack:
         whole = stack.enter_context(Store(out))
         stores = [stack.enter_context(Store(file)) for file in parts.values()]
-        manifests = [_manifest(store) for store in stores]
-        before = _manifest(whole)
+        manifests = [read_manifest(store.manifest) for store in stores]
+        before = read_manifest(whole.manifest)
         known = [m for m in (before, *manifests) if m is not None]
         if not known or any(m["identity"] != known[0]["identity"] for m in known):
             raise ValueError(f"the parts of {out} are of jobs with other settings: remove those that are not wanted")
-        whole.made(known[0]["identity"], [], overwrite=True)  # what is there is a job's, or nothing is replaced
+        whole.made(
+            known[0]["identity"], Rows.of([]), overwrite=True
+        )  # what is there is a job's, or nothing is replaced
         sources = [whole, *stores]
-        good = _made(sources)
-        merged = {**known[-1], "totals": None}
+        found = [scan(store.out, Rows.of([])) for store in sources]
+        good = set[Key]().union(*(of.done for of in found))
+        merged = {k: v for k, v in known[-1].items() if k != "files"} | {"totals": None}
         merged["settings"] = {**known[-1]["settings"], "output": Path(out).name}
-        merged["decoding"] = dict(before["decoding"]) if before else {}
+        merged["decoding"] = readable(before.get("decoding")) if before else {}
         for manifest in manifests:
-            if manifest and manifest["decoding"].get("left_out"):
-                merged["decoding"] = combined(merged["decoding"], manifest["decoding"])
-        merged["processes"] = [*(before or {}).get("processes", []), *_processes(parts, stores, manifests)]
-        whole.rewrite(merged, _once(sources, good, sidecar=True), _once(sources, good, sidecar=False))
+            if manifest and (decoding := readable(manifest.get("decoding"))):
+                merged["decoding"] = combined(merged["decoding"], decoding)
+        merged["processes"] = [*((before or {}).get("processes") or []), *_processes(parts, stores, manifests)]
+        whole.rewrite(merged, _once(sources, found, good, 0), _once(sources, found, good, 1))
         merged["totals"] = whole.totals(max_fallback_rate=max_fallback_rate)
         whole.end(merged)
         for store in stores:
@@ -61,32 +67,19 @@ def discard(out: str | Path) -> None:
                 file.unlink(missing_ok=True)
 
 
-def _manifest(store: Store) -> dict[str, Any] | None:
-    made = read_json(store.manifest)
-    return made if made and {"identity", "settings", "decoding"} <= made.keys() else None
-
-
-def _made(sources: Sequence[Store]) -> set[Key]:
-    """The traces that are whole in one of the sources: a row without an error, and its tokens."""
-    good: set[Key] = set()
-    for store in sources:
-        tokens = {key_of(line) for line in whole_lines(store.sidecar)}
-        good |= {key_of(line) for line in whole_lines(store.out) if line.get("error") is None} & tokens
-    return good
-
-
-def _once(sources: Iterable[Store], good: set[Key], *, sidecar: bool) -> Iterator[Mapping[str, Any]]:
-    """The lines of all sources, of each trace one."""
+def _once(sources: Sequence[Store], found: Sequence[Found], good: set[Key], i: int) -> Iterator[Mapping[str, Any]]:
+    """The lines of all sidecars (0) or rows (1), of each trace one; and of the rows errors where there is no trace."""
     left, errors = set(good), set[Key]()
-    for store in sources:
-        for line in whole_lines(store.sidecar if sidecar else store.out):
-            key = key_of(line)
-            if key in left and (sidecar or line.get("error") is None):
-                left.discard(key)
+    for store, of in zip(sources, found, strict=True):
+        if (file := (store.sidecar, store.out)[i]).exists():
+            for line in kept(file, left & of.done.keys(), of.odd[i]):
+                left.discard(key_of(line))
                 yield line
-            elif key not in good and not sidecar and line.get("error") is not None and key not in errors:
-                errors.add(key)
-                yield line
+            for line in whole_lines(file) if i else ():
+                key = key_of(line)
+                if line.get("error") is not None and key not in good and key not in errors and not_ours(line) is None:
+                    errors.add(key)
+                    yield line
 
 
 def _processes(
@@ -95,6 +88,6 @@ def _processes(
     """Which process made which rows."""
     made = []
     for shard, store, manifest in zip(parts, stores, manifests, strict=True):
-        ids = list(dict.fromkeys(line["id"] for line in whole_lines(store.out)))
-        made.append({"shard": str(shard), **(manifest or {}).get("process", {}), "ids": ids})
+        ids = list(dict.fromkeys(line["id"] for line in whole_lines(store.out) if not_ours(line) is None))
+        made.append({"shard": str(shard), **((manifest or {}).get("process") or {}), "ids": ids})
     return made

@@ -1,21 +1,22 @@
 """Which traces are wanted next: all generations of every row, or each row's until enough of them are right."""
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rsd.traces.rows import Row
+from rsd.traces.rows import Row, Rows
 
 
 @dataclass(eq=False)
 class _Begun:
     """A row some of whose generations are under way, or may be begun.
 
-    next: the generation that is looked at next. missing: how many from there on do not exist yet. right: how many
-    before it are right. again: whether the row waits for its turn.
+    at: its place. key: its id, as a text. missing: how many generations from the next one on do not exist yet. next:
+    the one that is looked at next. right: how many before it are right. again: whether the row waits for its turn.
     """
 
-    row: Row
+    at: int
+    key: str
     missing: int
     next: int = 0
     right: int = 0
@@ -36,25 +37,25 @@ class Schedule:
     as it still needs. What a row needs beyond its first turn comes after the first turns of all rows.
     """
 
-    def __init__(
-        self, rows: Sequence[Row], *, generations: int, want: int | None, done: Mapping[tuple[str, int], bool]
-    ) -> None:
-        self.generations, self.done, self.want = generations, done, want
+    def __init__(self, rows: Rows, *, generations: int, want: int | None, done: Mapping[tuple[str, int], bool]) -> None:
+        self.rows, self.generations, self.done, self.want = rows, generations, done, want
         self._there = Counter(key for key, generation in done if 0 <= generation < generations)
-        self.at_most = sum(self._left(self._begin(row)) for row in rows)  # traces that may still be made
-        self._rows = iter(rows)
+        self.at_most = sum(self._left(self._begin(at)) for at in range(len(rows)))  # traces that may still be made
+        self._places = iter(range(len(rows)))
         self._turn: _Begun | None = None
         self._begun: dict[str, _Begun] = {}
         self._again: deque[_Begun] = deque()
+        self._row: tuple[int, Row] | None = None  # the last one: its generations come one after the other
 
-    def _begin(self, row: Row) -> _Begun:
-        begun = _Begun(row, missing=self.generations - self._there[str(row.id)])
+    def _begin(self, at: int) -> _Begun:
+        key = str(self.rows.ids[at])
+        begun = _Begun(at, key, missing=self.generations - self._there[key])
         self._pass_existing(begun)
         return begun
 
     def _pass_existing(self, begun: _Begun) -> None:
         """Look at the generations that exist, up to the next one that would have to be made."""
-        while self._open(begun) and (right := self.done.get((str(begun.row.id), begun.next))) is not None:
+        while self._open(begun) and (right := self.done.get((begun.key, begun.next))) is not None:
             begun.next += 1
             begun.right += right
 
@@ -74,18 +75,20 @@ class Schedule:
             self._turn = begun
             if self._open(begun):
                 before, generation = self._left(begun), begun.next
-                self._begun[str(begun.row.id)] = begun
+                self._begun[begun.key] = begun
                 begun.next, begun.missing, begun.under_way = generation + 1, begun.missing - 1, begun.under_way + 1
                 self._pass_existing(begun)
                 self.at_most += self._left(begun) - before
-                return begun.row, generation
+                if self._row is None or self._row[0] != begun.at:
+                    self._row = begun.at, self.rows[begun.at]
+                return self._row[1], generation
             self._turn = None
         return None
 
     def _another(self) -> _Begun | None:
         """The row whose turn is next."""
-        if (row := next(self._rows, None)) is not None:
-            return self._begin(row)
+        if (at := next(self._places, None)) is not None:
+            return self._begin(at)
         if self._again:
             begun = self._again.popleft()
             begun.again = False
@@ -105,4 +108,4 @@ class Schedule:
                 begun.again = True
                 self._again.append(begun)
         elif not begun.under_way:
-            del self._begun[str(row.id)]
+            del self._begun[begun.key]

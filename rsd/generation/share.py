@@ -3,22 +3,25 @@
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rsd.files import Output, check_outputs, held, read_json
+from rsd.files import Output, check_outputs, held
 from rsd.generation.generator import TraceGenerator
 from rsd.generation.job import Others, Summary, kept_file, left_out, manifest_of, run_rows, write_kept
 from rsd.generation.merge import discard, merge
 from rsd.generation.progress import Progress
 from rsd.terminal import say
 from rsd.traces import ours
-from rsd.traces.readers import read_rows
-from rsd.traces.rows import Row
+from rsd.traces.columns import not_ours
+from rsd.traces.lines import Key, files_of, read_manifest, whole_lines
+from rsd.traces.readers import stream_rows
+from rsd.traces.rows import Rows
 from rsd.traces.shards import Lines, Shard, part_files
-from rsd.traces.store import Key, Store, whole_lines
+from rsd.traces.store import Store
 
 POLL = 0.3  # seconds
 LAUNCH = 600.0  # seconds within which all processes of a launch begin
@@ -55,18 +58,18 @@ def run_share(
     """
     out, part = Path(out), shard.part(out)
     started = time.monotonic()
-    sidecar, job = Store.files(out)
+    sidecar, job = files_of(out)
     kept = [Output(kept_file(out), ours.kept)] if keep else []
     check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
-    check_outputs([Output(file) for file in (part, *Store.files(part))], inputs=[source], job=Store.files(part)[1])
-    rows = generator.prepare(read_rows(source, split=generator.config.split)[:limit])
+    check_outputs([Output(file) for file in (part, *files_of(part))], inputs=[source], job=files_of(part)[1])
+    rows = generator.prepare(islice(stream_rows(source, split=generator.config.split), limit))
     manifest = manifest_of(generator, source, part, limit)  # what is wrong with the pair is said before anything goes
     if overwrite:
         _discard_together(out, shard)
     before = _before(out)
     manifest["process"] = {"host": socket.gethostname(), "pid": os.getpid(), "started": round(time.time(), 1)}
     done = _made_elsewhere(generator, out, part, manifest["identity"], rows)
-    mine = [row for row in rows if shard.has(row.id)]
+    mine = rows.only(shard.has)
     files = [out, *(replace(shard, number=i + 1).part(out) for i in range(shard.count))]
     files += [file for file in part_files(out).values() if file not in files]
     total = len(rows) * generator.config.num_generations
@@ -96,12 +99,16 @@ def run_share(
 
 def _before(out: Path) -> tuple[int, int]:
     """Rows and tokens that there are in all files of a job."""
-    lines = [line for file in (out, *part_files(out).values()) for line in whole_lines(file) if not line.get("error")]
-    return len(lines), sum(line.get("num_tokens") or 0 for line in lines)
+    rows = tokens = 0
+    for file in (out, *part_files(out).values()):
+        for line in whole_lines(file):
+            if line.get("error") is None and not_ours(line) is None:
+                rows, tokens = rows + 1, tokens + (line.get("num_tokens") or 0)
+    return rows, tokens
 
 
 def _made_elsewhere(
-    generator: TraceGenerator, out: Path, own: Path, identity: Mapping[str, Any], rows: Sequence[Row]
+    generator: TraceGenerator, out: Path, own: Path, identity: Mapping[str, Any], rows: Rows
 ) -> dict[Key, bool]:
     """The traces that are in other files of the job, and whether each is right."""
     done: dict[Key, bool] = {}
@@ -112,18 +119,18 @@ def _made_elsewhere(
             continue
         fallback = generator.config.max_fallback_rate
         done |= store.made(identity, rows, overwrite=False, max_fallback_rate=fallback)
-        if store.lost:
+        if store.found.lost:
             raise ValueError(f"{store.manifest} is lost, and with it what {file} was made with: remove {file}")
     return done
 
 
 def _missing(shard: Shard, out: Path, manifest: Mapping[str, Any], *, since: float = 0.0) -> list[Shard]:
     """The shares of this job that are not made yet. since: when their processes began, at the earliest."""
-    merged = {p.get("shard") for p in (read_json(Store.files(out)[1]) or {}).get("processes", [])}
+    merged = {p.get("shard") for p in (read_manifest(files_of(out)[1]) or {}).get("processes", [])}
     missing = []
     for number in range(1, shard.count + 1):
         other = replace(shard, number=number)
-        theirs = read_json(Store.files(other.part(out))[1])
+        theirs = read_manifest(files_of(other.part(out))[1])
         if theirs is None and not other.part(out).exists() and str(other) in merged and not shard.launched:
             continue
         same = theirs is not None and all(
@@ -160,9 +167,9 @@ def _discard_together(out: Path, shard: Shard) -> None:
     state = PartialState(cpu=True)
     if shard.main:
         discard(out)
-        if Store.files(out)[1].exists() or out.exists():
+        if files_of(out)[1].exists() or out.exists():
             with Store(out) as store:
-                store.made({}, [], overwrite=True)
+                store.made({}, Rows.of([]), overwrite=True)
                 for file in (store.out, store.sidecar, store.manifest):
                     file.unlink(missing_ok=True)
     state.wait_for_everyone()

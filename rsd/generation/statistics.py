@@ -26,3 +26,13 @@ def combined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
         "drafts_judged": judged,
         "drafts_survived": survived,
     }
+
+
+def readable(decoding: Any) -> dict[str, Any]:
+    """A manifest's statistics, or none where they are not what `combined` makes."""
+    empty = {"rounds": 0, "row_rounds": 0, "tokens": 0, "block_sizes": {}, "drafts_judged": [], "drafts_survived": []}
+    try:
+        combined(decoding, {**empty, "left_out": {"tokens": 0, "mass": 0}})
+    except (AttributeError, TypeError, ValueError, KeyError):
+        return {}
+    return dict(decoding)

@@ -1,13 +1,14 @@
 """What each model reads before a trace: the student's prompt, the teacher's own one, and a completion's beginning."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
 from rsd.config import GenerateConfig
 from rsd.models.source import DATE, TODAY, Source
 from rsd.pair.vocabulary import DIFFERENT, Vocabulary
-from rsd.traces.rows import Row, read_prompt
+from rsd.traces.rows import Row, Rows, read_prompt
+from rsd.traces.spool import Spool
 
 
 class Prompt(NamedTuple):
@@ -24,7 +25,7 @@ class Prompt(NamedTuple):
     opened: bool
 
 
-def privileged(rows: Sequence[Row], config: GenerateConfig) -> list[Row]:
+def privileged(rows: Rows, config: GenerateConfig) -> Rows:
     """Rows with a prompt of the teacher's own, where `config` asks for one.
 
     It comes from a column, which is kept no longer, and stands for all of the prompt but a system message; or
@@ -37,9 +38,9 @@ def privileged(rows: Sequence[Row], config: GenerateConfig) -> list[Row]:
     if column is not None:
         if rows and not any(column in row.columns for row in rows):
             raise ValueError(f"no column {column} for --teacher-prompt-column")
-        return [_from_column(row, column) for row in rows]
+        return Rows(rows.ids, lambda i: _from_column(rows[i], column))
     if template is None:
-        return list(rows)
+        return rows
     import jinja2
 
     from rsd.models.limits import Bounded, in_time
@@ -60,11 +61,21 @@ def privileged(rows: Sequence[Row], config: GenerateConfig) -> list[Row]:
             return replace(row, error=f"teacher-template: {e}".splitlines()[0])
         return replace(row, teacher=[*before, {**last, "content": text}])
 
-    filled = [fill(row) for row in rows]
-    failed = [new.error for old, new in zip(rows, filled, strict=True) if old.error is None and new.error is not None]
-    if failed and not any(row.teacher for row in filled):  # then it is not the rows that are wrong
-        raise ValueError(f"{failed[0]}, in every row that was tried ({len(failed)})")
-    return filled
+    tried, first, made_any = 0, "", False
+
+    def all_filled() -> Iterator[Row]:
+        nonlocal tried, first, made_any
+        for row in rows:
+            new = fill(row)
+            made_any = made_any or new.teacher is not None
+            if row.error is None and new.error is not None:
+                tried, first = tried + 1, first or new.error
+            yield new
+
+    filled = Spool(all_filled())  # each is rendered once: a template may take seconds
+    if tried and not made_any:  # then it is not the rows that are wrong
+        raise ValueError(f"{first}, in every row that was tried ({tried})")
+    return Rows(rows.ids, filled.__getitem__)
 
 
 def _from_column(row: Row, column: str) -> Row:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from rsd.config import ScoreConfig
+from rsd.traces.lines import files_of, whole_lines
 from rsd.traces.readers import read_rows
 from rsd.traces.rows import PROMPT_COLUMNS, digest, read_prompt
-from rsd.traces.store import Store, whole_lines
 from rsd.traces.tokens import of_sidecar
 
 FORMATS = ("completion", "messages", "conversations", "token_ids")
@@ -122,7 +122,7 @@ def responses(
 def read_sidecar(path: str | Path) -> dict[tuple[str, int], np.ndarray]:
     """The tokens that `rsd generate` wrote beside its rows, records [T] of `TOKEN`; none if there is no such file."""
     read = {}
-    for line in whole_lines(Store.files(path)[0]):
+    for line in whole_lines(files_of(path)[0]):
         with suppress(ValueError, TypeError, LookupError, OverflowError):  # a line that is not ours
             # What was written before the trace is a part of its completion, of which nothing is known.
             prefix = of_sidecar({"token_ids": line.get("prefix_ids") or []})

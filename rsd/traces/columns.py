@@ -48,5 +48,26 @@ def oddity(row: Mapping[str, Any]) -> str | None:
     return None
 
 
+def not_ours(row: Any) -> str | None:
+    """Why a line is no row that rsd wrote; of what of our columns is missing nothing is known."""
+    if not isinstance(row, dict):
+        return "not a JSON object"
+    if (what := oddity(row)) is not None:
+        return what
+    if row.get("generation") is None:
+        return "generation is missing"
+    for column in ("prompt", "completion"):
+        turns = row.get(column)
+        if not isinstance(turns, list) or not all(map(_is_turn, turns)):
+            return f"{column} must be a list of {{'role': string, 'content': string}}"
+        if row.get("error") is None and not turns:
+            return f"{column} is empty"
+    return None
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and all(isinstance(turn.get(c), str) for c in ("role", "content"))
+
+
 def _shown(value: Any) -> str:
     return "null" if value is None else reprlib.repr(value)

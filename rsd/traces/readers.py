@@ -22,11 +22,16 @@ STDIN = ("-", "/dev/stdin")
 WRITER = 10.0  # seconds in which a named pipe must be written to
 MORE = "install it: pip install 'rsd[parquet]'"
 
-Rows = list[dict[str, Any]]
+Rows = Iterator[dict[str, Any]]
 
 
-def read_rows(source: str | Path, *, split: str | None = None) -> Rows:
-    """The rows of a file, of standard input (`-`), or of a data set.
+def read_rows(source: str | Path, *, split: str | None = None) -> list[dict[str, Any]]:
+    """All rows of a file, of standard input, or of a data set; see `stream_rows`."""
+    return list(stream_rows(source, split=split))
+
+
+def stream_rows(source: str | Path, *, split: str | None = None) -> Rows:
+    """The rows of a file, of standard input (`-`), or of a data set, each as it is read.
 
     A file is JSONL, or a JSON array of objects, whatever it is called; .parquet and .csv by their names; .gz and .zst
     of any of them. A folder, and a name such as owner/name or owner/name:config of which there is no file, is a data
@@ -38,35 +43,40 @@ def read_rows(source: str | Path, *, split: str | None = None) -> Rows:
             silence.
     """
     name = os.fspath(source)
+    empty = True
     try:
         if name not in STDIN and (os.path.isdir(name) or (not os.path.exists(name) and _is_id(name))):
             rows = _of_a_dataset(name, split)
         elif split is not None:
             raise ValueError(f"{name} is a file: split is for a data set")
         else:
-            with _opened(name) as file:
-                rows = _of_a_file(name, file)
+            rows = _of_a_file(name)
+        for row in rows:
+            empty = False
+            yield row
     except UnicodeDecodeError as e:
         raise ValueError(f"{name}: not a UTF-8 text file; JSONL is expected") from e
     except (OSError, EOFError) as e:
         raise ValueError(f"{name}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
-    if not rows:
+    if empty:
         raise ValueError(f"{name}: holds no rows")
-    return rows
 
 
-def _of_a_file(name: str, file: IO[bytes]) -> Rows:
+def _of_a_file(name: str) -> Rows:
     kind = Path(name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
-    if kind == ".parquet":
-        return list(_of_parquet(name, file))
-    text = io.TextIOWrapper(file, encoding="utf-8-sig" if kind == ".csv" else "utf-8", newline="")
-    if kind == ".csv":
-        return list(_of_csv(name, text))
-    head = file.peek(4096)[:4096].lstrip() if isinstance(file, io.BufferedReader) else b""
-    return _of_an_array(name, text.read()) if head[:1] == b"[" else list(_of_lines(name, text))
+    with _opened(name) as file:
+        if kind == ".parquet":
+            yield from _of_parquet(name, file)
+            return
+        text = io.TextIOWrapper(file, encoding="utf-8-sig" if kind == ".csv" else "utf-8", newline="")
+        if kind == ".csv":
+            yield from _of_csv(name, text)
+            return
+        head = file.peek(4096)[:4096].lstrip() if isinstance(file, io.BufferedReader) else b""
+        yield from _of_an_array(name, text.read()) if head[:1] == b"[" else _of_lines(name, text)
 
 
-def _of_lines(name: str, text: Iterable[str]) -> Iterator[dict[str, Any]]:
+def _of_lines(name: str, text: Iterable[str]) -> Rows:
     try:
         with jsonlines.Reader(text, loads=loads) as reader:
             yield from reader.iter(type=dict, skip_empty=True)
@@ -83,10 +93,10 @@ def _of_an_array(name: str, text: str) -> Rows:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise ValueError(f"{name}, item {number}: not a JSON object")
-    return list(rows)
+    yield from rows
 
 
-def _of_csv(name: str, text: Iterable[str]) -> Iterator[dict[str, Any]]:
+def _of_csv(name: str, text: Iterable[str]) -> Rows:
     """Rows of texts; an empty cell is a missing one."""
     try:
         reader = csv.DictReader(text, strict=True)
@@ -98,14 +108,14 @@ def _of_csv(name: str, text: Iterable[str]) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{name}: not CSV: {e}") from e
 
 
-def _of_parquet(name: str, file: IO[bytes]) -> Iterator[dict[str, Any]]:
+def _of_parquet(name: str, file: IO[bytes]) -> Rows:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as e:
         raise ValueError(f"{name}: parquet needs pyarrow: {MORE}") from e
     try:
-        table = parquet.ParquetFile(io.BytesIO(file.read()))
+        table = parquet.ParquetFile(file if file.seekable() else io.BytesIO(file.read()))
         for batch in table.iter_batches():
             yield from _plain_rows(name, batch.to_pylist())
     except (pyarrow.ArrowException, OSError) as e:
@@ -129,7 +139,7 @@ def _of_a_dataset(name: str, split: str | None) -> Rows:
     except Exception as e:  # whatever its readers raise
         first = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise ValueError(f"{name}: cannot be read as a data set: {first}") from e
-    return list(_plain_rows(name, made))
+    yield from _plain_rows(name, made)
 
 
 def _is_id(name: str) -> bool:
@@ -137,7 +147,7 @@ def _is_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).suffix
 
 
-def _plain_rows(name: str, rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
+def _plain_rows(name: str, rows: Iterable[Any]) -> Rows:
     for number, row in enumerate(rows, 1):
         try:
             yield {str(column): _plain(value) for column, value in row.items()}

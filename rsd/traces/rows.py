@@ -2,11 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 from rsd.strictjson import finite
+from rsd.traces.spool import Spool
 
 PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
 
@@ -36,21 +38,69 @@ class Row:
         return None if self.answer_column is None else self.columns.get(self.answer_column)
 
 
+class Rows(Sequence[Row]):
+    """Rows in order, each made when it is asked for: what is in memory are their ids.
+
+    ids: by place. at: makes the row of a place.
+    """
+
+    def __init__(self, ids: Sequence[str | int], at: Callable[[int], Row]) -> None:
+        self.ids, self._at = ids, at
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> "Rows":
+        """Rows that are there already."""
+        made = list(rows)
+        return cls([row.id for row in made], made.__getitem__)
+
+    def only(self, chosen: Callable[[str | int], bool]) -> "Rows":
+        """Those whose ids are chosen."""
+        places = array("Q", (i for i, row_id in enumerate(self.ids) if chosen(row_id)))
+        return Rows([self.ids[i] for i in places], lambda i: self[places[i]])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Row]: ...
+    def __getitem__(self, at: int | slice) -> Row | list[Row]:
+        places = range(len(self.ids))[at]
+        return self._at(places) if isinstance(places, int) else [self._at(i) for i in places]
+
+
 def prepare(
-    rows: Iterable[Mapping[str, Any]], *, prompt_column: str | None = None, system_prompt: str | None = None
-) -> list[Row]:
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    prompt_column: str | None = None,
+    system_prompt: str | None = None,
+    answer_column: Callable[[Collection[str]], str | None] = lambda _: None,
+) -> Rows:
     """Find the prompts and give every row an id: its own, else a hash of its prompt.
 
-    A bad row (no prompt, or one of a wrong type) comes back with `error` set. NaN, which tables have for what is
-    missing, is None.
+    The rows are read once and lie on disk from then on. A bad row (no prompt, or one of a wrong type) comes back with
+    `error` set. NaN, which tables have for what is missing, is None.
+
+    Args:
+        answer_column: the column of the reference answers, by the names of all columns.
 
     Raises:
         ValueError: no row has a prompt column, or two rows were given the same id.
     """
-    rows = [finite(dict(row)) for row in rows]
-    if not rows:
-        return []
-    columns = list(dict.fromkeys(c for row in rows for c in row))
+    columns: dict[str, None] = {}
+    given: list[Any] = []
+
+    def read() -> Iterator[dict[str, Any]]:
+        for row in rows:
+            columns.update(dict.fromkeys(row))
+            row = finite(dict(row))
+            given.append(row.get("id"))
+            yield row
+
+    raw = Spool(read())
+    if not raw:
+        return Rows.of([])
     wanted = (prompt_column,) if prompt_column else PROMPT_COLUMNS
     column = next((c for c in wanted if c in columns), None)
     if column is None:
@@ -58,25 +108,42 @@ def prepare(
             f"no prompt column: looked for {', '.join(wanted)}, found {', '.join(map(str, columns)) or 'none'}; "
             "name yours with --prompt-column"
         )
-    seen: dict[str, int] = {}
-    taken = {str(row["id"]) for row in rows if row.get("id") is not None}
-    prepared = []
-    for number, row in enumerate(rows, 1):
+    ids, bad = _ids(given, lambda i: read_prompt(raw[i].get(column), column)[0] or raw[i])
+    answers = answer_column([c for c in columns if c not in ("id", column)])
+
+    def made(i: int) -> Row:
+        row = raw[i]
         messages, error = read_prompt(row.get(column), column)
-        row_id = row.get("id")
-        if row_id is None:
-            row_id = _free_id(messages or dict(row), taken)
-            taken.add(row_id)
-        elif isinstance(row_id, bool) or not isinstance(row_id, str | int):
-            row_id, error = str(row_id), f"id must be a string or a whole number, not {type(row_id).__name__}"
-        if str(row_id) in seen:
-            raise ValueError(f"duplicate id {row_id!r} in rows {seen[str(row_id)]} and {number}: ids must be unique")
-        seen[str(row_id)] = number
         if system_prompt is not None and messages and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system_prompt}, *messages]
         kept = {k: v for k, v in row.items() if k not in ("id", column)}
-        prepared.append(Row(row_id, messages, kept, error, asked={column: row.get(column)}))
-    return prepared
+        asked = {column: row.get(column)}
+        return Row(ids[i], messages, kept, bad.get(i, error), answer_column=answers, asked=asked)
+
+    return Rows(ids, made)
+
+
+def _ids(given: Sequence[Any], content: Callable[[int], Any]) -> tuple[list[str | int], dict[int, str]]:
+    """The ids of rows, where they have none made of their content; and by place those that are of a wrong type.
+
+    Raises:
+        ValueError: two rows were given the same id.
+    """
+    taken = {str(row_id) for row_id in given if row_id is not None}
+    ids: list[str | int] = []
+    bad: dict[int, str] = {}
+    seen: dict[str, int] = {}
+    for i, row_id in enumerate(given):
+        if row_id is None:
+            row_id = _free_id(content(i), taken)
+            taken.add(row_id)
+        elif isinstance(row_id, bool) or not isinstance(row_id, str | int):
+            bad[i] = f"id must be a string or a whole number, not {type(row_id).__name__}"
+            row_id = str(row_id)
+        if (first := seen.setdefault(str(row_id), i)) != i:
+            raise ValueError(f"duplicate id {row_id!r} in rows {first + 1} and {i + 1}: ids must be unique")
+        ids.append(row_id)
+    return ids, bad
 
 
 def read_prompt(value: Any, column: str) -> tuple[Messages, str | None]:

@@ -24,6 +24,8 @@ COLUMNS = (
     "fallback_rate",
     "error",
 )
+# How a trace may end: by its EOS, at its length, in a loop; or nothing became of it.
+FINISH_REASONS = ("stop", "length", "loop", "error")
 # What a row says of its trace; every exported row does, too, whatever its format.
 PROVENANCE = ("id", "generation", "is_correct", "num_tokens", "acceptance_rate", "fallback_rate")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import environment, read, write
-from jobs import FLAGS, PROBLEMS, by_key, files, pair, run
+from jobs import FLAGS, PROBLEMS, by_key, files, pair, run, same_rows
 
 MANIFEST_LOST = {
     "gone": lambda file: file.unlink(),
@@ -182,22 +182,32 @@ def test_verdicts_that_a_dead_judge_owes_are_given_later(tiny, tmp_path, monkeyp
     assert "again, which have no verdict" not in run(source, "-o", out, *flags).output
 
 
-def test_a_row_with_an_odd_column_is_said_before_any_work(job, tmp_path):
+def test_a_row_of_another_shape_is_made_again_and_said(job):
     args, out = job
-    whole = read(out)
+    whole = files(out)
     for column, value in (("is_correct", "yes"), ("num_tokens", -1), ("num_tokens", "12"), ("finish_reason", 3)):
-        write(out, [*whole[:3], whole[3] | {column: value}, *whole[4:]])
-        before = contents(tmp_path)
-        result = run(*args, expect=2)
-        assert f"line 4: {column} must be" in result.output
-        assert contents(tmp_path) == before
+        rows = read(out)
+        write(out, [*rows[:3], rows[3] | {column: value}, *rows[4:]])
+        result = run(*args)
+        assert f"1 lines of {out}" in result.output and f"{column} " in result.output and "(1 new)" in result.output
+        assert same_rows(read(out), whole[0])
 
 
-def test_a_row_that_lacks_columns_costs_no_work(job):
+def test_what_the_manifest_notes_is_not_looked_at_again_and_anything_else_is(job):
+    """A note that holds vouches for every byte; a byte that is another one is found, wherever it is."""
     args, out = job
-    lacking = ("is_correct", "num_tokens", "verify_error", "acceptance_rate", "ended_by_eos")
-    write(out, [{k: v for k, v in row.items() if k not in lacking or i} for i, row in enumerate(read(out))])
+    whole = files(out)
     assert "(0 new)" in run(*args).output
+    tokens = out.with_suffix(".tokens.jsonl")
+    text = tokens.read_bytes()
+    ids = json.loads(text.splitlines()[4])["token_ids"]
+    other = json.dumps([ids[0] ^ 1, *ids[1:]])
+    tokens.write_bytes(text.replace(json.dumps(ids).encode(), other.encode(), 1))
+    result = run(*args)
+    assert "do not spell its row's text" in result.output and "(1 new)" in result.output
+    assert same_rows(read(out), whole[0])
+    made, want = ({key: line["token_ids"] for key, line in by_key(of).items()} for of in (files(out)[1], whole[1]))
+    assert made == want
 
 
 def test_a_full_disk_is_one_line_that_says_how_to_go_on(tiny, tmp_path):

@@ -200,9 +200,9 @@ def test_a_row_without_our_columns_is_read_and_what_they_say_is_not_known(traces
     strict((tmp_path / "figures.json").read_text())
     shutil.copy(traces, tmp_path / "other.jsonl")
     command("select", traces, tmp_path / "other.jsonl", "-o", tmp_path / "selected.jsonl")
-    run("-o", traces, "--limit", 6, "--num-generations", 3, "--keep", "shortest-correct")
-    totals = files(traces)[2]["totals"]
-    assert totals["rows"] == 18 and totals["not_verified"] == 1 and totals["finish_reasons"]["not known"] == 1
+    before = files(traces)[2]["totals"]
+    run("-o", traces, "--limit", 6, "--num-generations", 3, "--keep", "shortest-correct")  # makes it again
+    assert files(traces)[2]["totals"] == before
 
 
 @pytest.mark.parametrize("column", ["local_naturalness", "step_spans"])
@@ -262,9 +262,6 @@ def test_what_rsd_never_writes_is_refused_with_its_line_and_column(traces, tmp_p
     for how in KEEP[:2]:
         said = command("export", traces, "--keep", how, "-o", tmp_path / "out.jsonl", expect=2)
         assert f"line 3: {column} must be " in said
-    if column not in ("id", "completion"):
-        said = command("generate", "-o", traces, "--limit", 6, "--num-generations", 3, "--keep", "correct", expect=2)
-        assert f"line 3: {column} must be " in said.splitlines()[-1]
     assert {f: f.read_bytes() for f in tmp_path.iterdir()} == before
 
 
