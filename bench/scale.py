@@ -62,7 +62,7 @@ def copies(made: Path, to: Path, count: int) -> None:
     """A finished job over `count` rows, of the traces of one over the bundled rows."""
     for end in (".jsonl", ".tokens.jsonl"):
         lines = {}
-        for line in open(made.with_suffix(end), encoding="utf-8"):
+        for line in made.with_suffix(end).read_text(encoding="utf-8").splitlines(keepends=True):
             row = json.loads(line)
             lines[row["id"].partition("#")[0]] = line.replace(json.dumps(row["id"]), '"@"', 1)
         names = [row["id"] for row in read_rows(bundled("problems.jsonl"))]

@@ -166,13 +166,15 @@ def by_teacher(files: Sequence[str], config: ScoreConfig) -> dict[str, list[Scor
     Raises:
         ValueError: a file cannot be read, one file has no `teacher` column, or the student cannot be loaded.
     """
-    sides: dict[str, list[Response]] = {}
+    sides: dict[str, Sequence[Response]] = {}
     if len(files) == 1:
+        by_name: dict[str, list[Response]] = defaultdict(list)
         for response in read_responses(files[0], config):
             teacher = response.row.get("teacher")
             if not isinstance(teacher, str):
                 raise ValueError(f"{files[0]}: a row without `teacher`: give it one, or several files, one a teacher")
-            sides.setdefault(teacher, []).append(response)
+            by_name[teacher].append(response)
+        sides.update(by_name)
     for file in files if len(files) > 1 else ():
         name = Path(file).name.removesuffix(".jsonl").removesuffix(".scored")
         if name in sides:
@@ -181,7 +183,7 @@ def by_teacher(files: Sequence[str], config: ScoreConfig) -> dict[str, list[Scor
     wanted = rules(find_student(config), config.scoring(), dtype=dtype_of(config), layout=config.layout())
     known = {name: [stored(r, wanted) for r in side] for name, side in sides.items()}
     missing = [r for name, side in sides.items() for r, s in zip(side, known[name], strict=True) if s is None]
-    made = progress(load_scorer(config), missing) if missing else iter(())
+    made = progress(load_scorer(config), missing, total=len(missing)) if missing else iter(())
     return {name: [s if s is not None else next(made) for s in side] for name, side in known.items()}
 
 

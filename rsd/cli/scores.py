@@ -3,7 +3,7 @@
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
@@ -139,15 +139,11 @@ def compare(
                 echo(f"written to   {one_line(html_file)}")
 
 
-def _scored(scorer: "Scorer", side: "list[Response]", keep: "Callable[[Scored], Scored]") -> "list[Scored]":
+def _scored(scorer: "Scorer", side: "Sequence[Response]", keep: "Callable[[Scored], Scored]") -> "list[Scored]":
     """What is kept of each trace; its text is let go as soon as it is scored."""
     from rsd.scoring.job import progress
 
-    made = []
-    for i, s in enumerate(progress(scorer, side)):
-        made.append(keep(s))
-        side[i] = made[i].response
-    return made
+    return [keep(scored) for scored in progress(scorer, side, total=len(side))]
 
 
 def _bundled_traces(folder: str) -> str:

@@ -23,7 +23,7 @@ from rsd.traces.filters import is_right
 from rsd.traces.filters import keep as keep_rows
 from rsd.traces.lines import Key, files_of, whole_lines
 from rsd.traces.readers import stream_rows
-from rsd.traces.rows import Rows
+from rsd.traces.rows import Rows, in_memory
 from rsd.traces.shards import part_files
 from rsd.traces.store import Store
 from rsd.version import __version__
@@ -264,7 +264,7 @@ def _check_settings(
     picked = {keys[i * (len(keys) - 1) // (tries - 1)] for i in range(tries)}
     for key, (row, tokens) in store.stored(picked).items():
         others = {(key[0], g): True for g in range(key[1])}
-        one = Rows.of([rows[at[key[0]]]])
+        one = in_memory([rows[at[key[0]]]])
         (trace,) = generator.make(Schedule(one, generations=key[1] + 1, want=None, done=others))
         made = trace.row()
         same = trace.token_ids.tolist() == tokens["token_ids"] and list(made) == list(row)

@@ -9,7 +9,7 @@ from rsd.generation.statistics import combined, readable
 from rsd.traces.columns import not_ours
 from rsd.traces.found import Found, kept, scan
 from rsd.traces.lines import Key, key_of, read_manifest, whole_lines
-from rsd.traces.rows import Rows
+from rsd.traces.rows import in_memory
 from rsd.traces.shards import Shard, part_files
 from rsd.traces.store import Store
 
@@ -34,10 +34,10 @@ def merge(out: str | Path, *, max_fallback_rate: float = 1.0) -> dict[str, Any]:
         if not known or any(m["identity"] != known[0]["identity"] for m in known):
             raise ValueError(f"the parts of {out} are of jobs with other settings: remove those that are not wanted")
         whole.made(
-            known[0]["identity"], Rows.of([]), overwrite=True
+            known[0]["identity"], in_memory([]), overwrite=True
         )  # what is there is a job's, or nothing is replaced
         sources = [whole, *stores]
-        found = [scan(store.out, Rows.of([])) for store in sources]
+        found = [scan(store.out, in_memory([])) for store in sources]
         good = set[Key]().union(*(of.done for of in found))
         merged = {k: v for k, v in known[-1].items() if k != "files"} | {"totals": None}
         merged["settings"] = {**known[-1]["settings"], "output": Path(out).name}

@@ -19,7 +19,7 @@ from rsd.traces import ours
 from rsd.traces.columns import not_ours
 from rsd.traces.lines import Key, files_of, read_manifest, whole_lines
 from rsd.traces.readers import stream_rows
-from rsd.traces.rows import Rows
+from rsd.traces.rows import Rows, in_memory
 from rsd.traces.shards import Lines, Shard, part_files
 from rsd.traces.store import Store
 
@@ -169,7 +169,7 @@ def _discard_together(out: Path, shard: Shard) -> None:
         discard(out)
         if files_of(out)[1].exists() or out.exists():
             with Store(out) as store:
-                store.made({}, Rows.of([]), overwrite=True)
+                store.made({}, in_memory([]), overwrite=True)
                 for file in (store.out, store.sidecar, store.manifest):
                     file.unlink(missing_ok=True)
     state.wait_for_everyone()

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,16 @@ from typing import Any, BinaryIO, NamedTuple
 from tqdm import tqdm
 
 from rsd.files import Output, check_outputs, encode, locked, replacing
-from rsd.scoring.measure import set_rsr
+from rsd.scoring.measure import SetRsr
 from rsd.scoring.metrics import COLUMNS, METRICS
 from rsd.scoring.responses import Response
 from rsd.scoring.scorer import Scored, Scorer, named
 from rsd.terminal import hushed, in_lines, say
 from rsd.traces import ours
+from rsd.traces.columns import is_number
 from rsd.traces.shards import Lines
+
+AGAIN = "use another -o, or --overwrite to start anew"
 
 
 class Place(NamedTuple):
@@ -58,26 +61,36 @@ def score_file(
     """
     started = time.monotonic()
     check_outputs([Output(out, ours.scored if overwrite else None)])
+    summary = ScoreSummary(scorer.scoring)
     with closing(_begun(Path(out), overwrite=overwrite)) as file:
-        done, size = (0, 0) if overwrite else _scored_before(scorer, todo, Path(out))
+        done, size = (0, 0) if overwrite else _scored_before(summary, todo, Path(out))
         file.truncate(size)
         if done:
             say(f"resuming {out}: found {done} scored rows, {len(todo) - done} to score")
-        places = [known.get(content(response.row)) if known else None for response in todo[done:]]
-        missing = [r for r, place in zip(todo[done:], places, strict=True) if place is None]
-        made = progress(scorer, missing, initial=len(todo) - len(missing), others=others)
-        for place in places:
-            if place is None:
-                scored = next(made)
-                file.write(encode(_plain(scored.response.row) | scored.columns()))
+        places = {i: at for i in range(done, len(todo)) if (at := known.get(content(todo[i].row)))} if known else {}
+        missing = len(todo) - done - len(places)
+        made = progress(
+            scorer,
+            (todo[i] for i in range(done, len(todo)) if i not in places),
+            total=len(todo),
+            initial=len(todo) - missing,
+            others=others,
+        )
+        for i in range(done, len(todo)):
+            if i in places:
+                with open(places[i].file, "rb") as other:
+                    other.seek(places[i].offset)
+                    line = other.readline()
+                summary.add(_scores(line, b"", scorer.scoring))
             else:
-                with open(place.file, "rb") as other:
-                    other.seek(place.offset)
-                    file.write(other.readline())
+                scored = next(made)
+                line = encode(_plain(scored.response.row) | scored.columns())
+                summary.add(scored.columns())
+            file.write(line)
             file.flush()
         next(made, None)  # closes the bar
-    rows = [json.loads(line) for line in Path(out).read_bytes().splitlines()]
-    return ScoreSummary(scorer.scoring, rows, len(missing), time.monotonic() - started)
+    summary.new_rows, summary.seconds = missing, time.monotonic() - started
+    return summary
 
 
 def content(row: Mapping[str, Any]) -> str:
@@ -94,47 +107,56 @@ def _begun(out: Path, *, overwrite: bool) -> BinaryIO:
     return file
 
 
-@dataclass(frozen=True)
 class ScoreSummary:
-    """What a file of scored rows holds, and what this run added to it."""
+    """What a file of scored rows holds, and what this run added to it: `new_rows` in `seconds`."""
 
-    scoring: Mapping[str, Any]
-    rows: Sequence[Mapping[str, Any]]
-    new_rows: int
-    seconds: float
+    def __init__(self, scoring: Mapping[str, Any]) -> None:
+        self.scoring = scoring
+        self.rows = self.errors = self.tokens = self.new_rows = 0
+        self.seconds = 0.0
+        self._first_error = ""
+        self._sums = dict.fromkeys(METRICS, 0.0)
+        self._counts = dict.fromkeys(METRICS, 0)
+        self._rsr = SetRsr()
 
-    @property
-    def errors(self) -> int:
-        return sum(row["score_error"] is not None for row in self.rows)
+    def add(self, columns: Mapping[str, Any]) -> None:
+        """A row more, by the columns of its scores."""
+        self.rows += 1
+        if columns["score_error"] is not None:
+            self._first_error = self._first_error or columns["score_error"]
+            self.errors += 1
+            return
+        self.tokens += columns["scored_tokens"]
+        self._rsr.add(columns)
+        for name in METRICS:
+            if (value := columns[name]) is not None:
+                self._sums[name] += value
+                self._counts[name] += 1
 
     def text(self) -> str:
-        scored = [row for row in self.rows if row["score_error"] is None]
-        tokens = sum(row["scored_tokens"] for row in scored)
         lines = [
             f"scored by    {named(self.scoring)}",
-            f"rows         {len(self.rows)} ({self.new_rows} new), {self.errors} of them with an error",
+            f"rows         {self.rows} ({self.new_rows} new), {self.errors} of them with an error",
         ]
-        for name in METRICS:
-            values = [row[name] for row in scored if row[name] is not None]
-            if values:
-                few = "" if len(values) == len(scored) else f" ({len(values)} rows)"
-                lines.append(f"{name:<20} {sum(values) / len(values):.4g}{few}")
-        if (of_set := set_rsr(scored)) is not None:
+        for name, count in self._counts.items():
+            if count:
+                few = "" if count == self.rows - self.errors else f" ({count} rows)"
+                lines.append(f"{name:<20} {self._sums[name] / count:.4g}{few}")
+        if (of_set := self._rsr.value) is not None:
             lines.append(f"{'rsr of the set':<20} {of_set:.4g}")
         if self.errors:
-            first = next(row for row in self.rows if row["score_error"] is not None)
-            lines.append(f"errors       {self.errors} rows have `score_error`, the first: {first['score_error']}")
-        lines.append(f"time         {self.seconds:.1f} s, {tokens} tokens in all")
+            lines.append(f"errors       {self.errors} rows have `score_error`, the first: {self._first_error}")
+        lines.append(f"time         {self.seconds:.1f} s, {self.tokens} tokens in all")
         return in_lines(lines)
 
 
 def progress(
-    scorer: Scorer, todo: Sequence[Response], *, initial: int = 0, others: Others | None = None
+    scorer: Scorer, todo: Iterable[Response], *, total: int, initial: int = 0, others: Others | None = None
 ) -> Iterator[Scored]:
-    """Score responses in order, with a progress bar."""
+    """Score responses in order, with a progress bar. total, initial: rows of the file, and those scored before."""
     every = 0.1 if sys.stderr.isatty() else 10
     tokens, started, shown = 0, time.monotonic(), others is None or others.shown
-    total, lines = initial + len(todo), None
+    lines = None
     if others is not None and shown:
         total, lines = others.total, Lines(others.files)
         initial = lines.count()
@@ -159,27 +181,45 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in row.items() if k not in COLUMNS}
 
 
-def _scored_before(scorer: Scorer, todo: Sequence[Response], out: Path) -> tuple[int, int]:
-    """How many of the rows `out` holds, and how many bytes these take."""
+def _scored_before(summary: ScoreSummary, todo: Sequence[Response], out: Path) -> tuple[int, int]:
+    """How many of the rows `out` holds, and how many bytes these take; they are added to the summary."""
     done = size = 0
     with open(out, "rb") as file:
         for line in file:
-            torn = not line.endswith(b"\n")  # by a crash
             try:
-                expected = encode(_plain(todo[done].row))
-                if torn:
-                    begins = expected.removesuffix(b"}\n") + b","
-                    same = line.startswith(begins) or begins.startswith(line)
-                else:
-                    row = json.loads(line)
-                    same = encode(_plain(row)) == expected and row["scoring"] == scorer.scoring
-            except (ValueError, IndexError, KeyError, AttributeError):
-                same = False
-            if not same:
-                raise ValueError(
-                    f"{out}, line {done + 1}, is not what these settings make of the input's row {done + 1}: "
-                    "use another -o, or --overwrite to start anew"
-                )
+                row = encode(_plain(todo[done].row))
+            except IndexError as e:
+                raise ValueError(f"{out} holds more rows than the input: {AGAIN}") from e
+            begins = b"{" if row == b"{}\n" else row.removesuffix(b"}\n") + b", "
+            torn = not line.endswith(b"\n")  # by a crash
+            if not (line.startswith(begins) or (torn and begins.startswith(line))):
+                raise ValueError(f"{out}, line {done + 1}, is not of the input's row {done + 1}: {AGAIN}")
             if not torn:
+                try:
+                    summary.add(_scores(line, begins, summary.scoring))
+                except ValueError as e:
+                    raise ValueError(f"{out}, line {done + 1}, {e}: {AGAIN}") from e
                 done, size = done + 1, size + len(line)
     return done, size
+
+
+def _scores(line: bytes, begins: bytes, scoring: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The columns of a line that begins with those of its row.
+
+    Raises:
+        ValueError: they are no scores by these rules.
+    """
+    try:
+        made = json.loads(b"{" + line[len(begins) :] if begins else line)
+        there = made["scoring"]
+        whole = made["score_error"] is not None or isinstance(made["scored_tokens"], int)
+        numbers = all(made[name] is None or is_number(made[name]) for name in METRICS)
+        if there == scoring and whole and numbers:
+            return dict(made)
+        rules = dict.fromkeys([*there, *scoring])
+        differing = [
+            f"{k} (there {there.get(k)!r}, now {scoring.get(k)!r})" for k in rules if there.get(k) != scoring.get(k)
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError("holds no scores") from None
+    raise ValueError(f"was scored with other settings: {', '.join(differing)}" if differing else "holds no scores")

@@ -45,11 +45,27 @@ def measure(scores: TokenScores, steps: Sequence[int], scoring: Scoring) -> dict
     }
 
 
-def set_rsr(scored: Iterable[Mapping[str, float | None]]) -> float | None:
+class SetRsr:
     """RSR of a set of traces (arXiv 2601.14249): the sum of their mean ranks over that of their mean surprisals."""
-    ranks = surprisals = 0.0
-    for m in scored:
-        if m["rsr"] is not None and m["global_logprob"] is not None:
-            ranks += m["rsr"] * -m["global_logprob"]
-            surprisals -= m["global_logprob"]
-    return ranks / surprisals if surprisals > 0 else None
+
+    def __init__(self) -> None:
+        self._ranks = self._surprisals = 0.0
+
+    def add(self, metrics: Mapping[str, float | None]) -> None:
+        """A trace more, by its own scores."""
+        rsr, logprob = metrics["rsr"], metrics["global_logprob"]
+        if rsr is not None and logprob is not None:
+            self._ranks += rsr * -logprob
+            self._surprisals -= logprob
+
+    @property
+    def value(self) -> float | None:
+        return self._ranks / self._surprisals if self._surprisals > 0 else None
+
+
+def set_rsr(scored: Iterable[Mapping[str, float | None]]) -> float | None:
+    """RSR of a set of traces."""
+    made = SetRsr()
+    for metrics in scored:
+        made.add(metrics)
+    return made.value

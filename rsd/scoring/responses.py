@@ -1,7 +1,7 @@
 """Reading files of responses: the formats that traces come in, and the sidecar of our own."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from rsd.config import ScoreConfig
-from rsd.traces.lines import files_of, whole_lines
-from rsd.traces.readers import read_rows
+from rsd.traces.lines import files_of
+from rsd.traces.readers import stream_rows
 from rsd.traces.rows import PROMPT_COLUMNS, digest, read_prompt
+from rsd.traces.sidecar import Sidecar
+from rsd.traces.spool import OnDemand, Spool
 from rsd.traces.tokens import of_sidecar
 
 FORMATS = ("completion", "messages", "conversations", "token_ids")
@@ -21,7 +23,7 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 Messages = list[dict[str, str]]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Response:
     """One answer to a prompt, whatever format it came in, or what is wrong with its row.
 
@@ -48,8 +50,11 @@ class Response:
         return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
 
 
-def read_responses(path: str | Path, config: ScoreConfig, *, named: bool = True) -> list[Response]:
-    """The responses of a JSONL file, with the sidecar that stands beside a file of `rsd generate`.
+Responses = OnDemand[Response]
+
+
+def read_responses(path: str | Path, config: ScoreConfig, *, named: bool = True) -> Responses:
+    """The responses of a file, with the sidecar that stands beside a file of `rsd generate`.
 
     Args:
         named: the columns that `config` names are this file's, even if it is also in a known format (our
@@ -58,18 +63,16 @@ def read_responses(path: str | Path, config: ScoreConfig, *, named: bool = True)
     Raises:
         ValueError: the file cannot be read, or no row has columns of a known format.
     """
-    rows = read_rows(path, split=config.split)
-    if not named and any(c in row for row in rows for c in FORMATS):
+    rows = _Table(stream_rows(path, split=config.split))
+    if not named and any(c in rows.columns for c in FORMATS):
         config = replace(config, prompt_column=None, response_column=None, thinking_column=None)
     try:
-        return responses(rows, config, read_sidecar(path))
+        return _responses(rows, config, Sidecar(files_of(path)[0]))
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
 
 
-def responses(
-    rows: Sequence[Mapping[str, Any]], config: ScoreConfig, sidecar: Mapping[tuple[str, int], np.ndarray] | None = None
-) -> list[Response]:
+def responses(rows: Iterable[Mapping[str, Any]], config: ScoreConfig) -> Responses:
     """Find prompt and response in every row.
 
     Rows are read by the columns that `config` names; else by `completion` with a prompt; else as chat
@@ -80,12 +83,30 @@ def responses(
     Raises:
         ValueError: no row has such columns; the message says what was looked for.
     """
-    find = _finder(rows, config)
-    counts: Counter[str] = Counter()
-    read = []
-    for row in rows:
+    return _responses(_Table(rows), config, None)
+
+
+class _Table:
+    """Rows on disk, the names of all their columns, and what each says of its id and generation."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self.columns: dict[str, None] = {}
+        self.named: list[tuple[Any, Any]] = []
+        self.rows = Spool(self._read(rows))
+
+    def _read(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            self.columns.update(dict.fromkeys(row))
+            self.named.append((row.get("id"), row.get("generation")))
+            yield dict(row)
+
+
+def _responses(table: _Table, config: ScoreConfig, sidecar: Sidecar | None) -> Responses:
+    find = _finder(list(table.columns), config)
+
+    def read(row: Mapping[str, Any]) -> tuple[Messages, str, str | None]:
+        """Prompt and response of a row, or what is wrong with it."""
         messages: Messages = []
-        text, error = "", None
         try:
             if row.get("error"):
                 raise ValueError(f"the row is an error itself: {row['error']}")
@@ -94,47 +115,53 @@ def responses(
             if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
                 raise ValueError("token_ids must be a list of whole numbers")
         except ValueError as e:
-            ids, error = None, str(e)
-        own = isinstance(row.get("id"), str | int) and not isinstance(row.get("id"), bool)
-        row_id = str(row["id"]) if own else digest(messages or dict(row))
-        generation = row.get("generation")
-        if type(generation) is not int:
-            generation = counts[row_id]
-        counts[row_id] += 1
+            return messages, "", str(e)
+        return messages, text, None
+
+    counts: Counter[str] = Counter()
+    names: list[str] = []
+    generations: list[int] = []
+    owns = bytearray()
+    for i, (given, generation) in enumerate(table.named):
+        owns.append(own := isinstance(given, str | int) and not isinstance(given, bool))
+        name = str(given) if own else digest(read(row := table.rows[i])[0] or row)
+        names.append(name)
+        generations.append(generation if type(generation) is int else counts[name])
+        counts[name] += 1
+
+    def made(i: int) -> Response:
+        row = table.rows[i]
+        messages, text, error = read(row)
         if config.system_prompt is not None and messages and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": config.system_prompt}, *messages]
-        read.append(
-            Response(
-                row=row,
-                id=row_id,
-                own_id=own,
-                generation=generation,
-                messages=messages,
-                text=text,
-                token_ids=ids,
-                tokens=sidecar.get((row_id, generation)) if sidecar else None,
-                error=error,
-            )
+        return Response(
+            row=row,
+            id=names[i],
+            own_id=bool(owns[i]),
+            generation=generations[i],
+            messages=messages,
+            text=text,
+            token_ids=None if error else row.get("token_ids"),
+            tokens=_tokens(sidecar, (names[i], generations[i])) if sidecar else None,
+            error=error,
         )
-    return read
+
+    return Responses(names, made)
 
 
-def read_sidecar(path: str | Path) -> dict[tuple[str, int], np.ndarray]:
-    """The tokens that `rsd generate` wrote beside its rows, records [T] of `TOKEN`; none if there is no such file."""
-    read = {}
-    for line in whole_lines(files_of(path)[0]):
-        with suppress(ValueError, TypeError, LookupError, OverflowError):  # a line that is not ours
+def _tokens(sidecar: Sidecar, key: tuple[str, int]) -> np.ndarray | None:
+    """A trace's records [T] of `TOKEN`, if there are any."""
+    record = sidecar.record(key)
+    with suppress(ValueError, TypeError, LookupError, OverflowError):  # a line that is not ours
+        if record is not None:
             # What was written before the trace is a part of its completion, of which nothing is known.
-            prefix = of_sidecar({"token_ids": line.get("prefix_ids") or []})
-            read[str(line.get("id")), line["generation"]] = np.concatenate([prefix, of_sidecar(line)])
-    return read
+            prefix = of_sidecar({"token_ids": record.get("prefix_ids") or []})
+            return np.concatenate([prefix, of_sidecar(record)])
+    return None
 
 
-def _finder(
-    rows: Sequence[Mapping[str, Any]], config: ScoreConfig
-) -> Callable[[Mapping[str, Any]], tuple[Messages, str]]:
-    """How prompt and response are found in a row of this file."""
-    columns = list(dict.fromkeys(c for row in rows for c in row))
+def _finder(columns: Sequence[str], config: ScoreConfig) -> Callable[[Mapping[str, Any]], tuple[Messages, str]]:
+    """How prompt and response are found in a row of a file with these columns."""
     found = f"found {', '.join(map(str, columns)) or 'none'}"
     thinking, answer, prompt = config.thinking_column, config.response_column, config.prompt_column
     for name in (thinking, answer, prompt):

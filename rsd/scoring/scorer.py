@@ -18,12 +18,10 @@ from rsd.scoring.steps import RULES, split
 from rsd.traces.columns import is_number
 from rsd.traces.tokens import unknown
 
-
-def _no_ids() -> np.ndarray:
-    return np.empty(0, dtype=np.int32)
+NO_IDS = np.empty(0, dtype=np.int32)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Scored:
     """A response and its scores, or the error that stands in their place.
 
@@ -39,8 +37,8 @@ class Scored:
     error: str | None = None
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     text: str = ""
-    token_ids: np.ndarray = field(default_factory=_no_ids)
-    starts: np.ndarray = field(default_factory=_no_ids)
+    token_ids: np.ndarray = field(default_factory=lambda: NO_IDS)
+    starts: np.ndarray = field(default_factory=lambda: NO_IDS)
     spans: Sequence[tuple[int, int]] = ()
     steps: Sequence[int] = ()
     token_scores: TokenScores | None = None
@@ -281,6 +279,6 @@ def score(
         ValueError: the student cannot be loaded, a setting is out of range, or no row holds a response.
     """
     config = ScoreConfig(student=student, **settings)
-    todo = responses(list(rows), config)
+    todo = responses(rows, config)
     scorer = load_scorer(config)
     return [dict(r.row) | scorer.score(r).columns() for r in todo]

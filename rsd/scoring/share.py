@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rsd.files import Output, check_outputs, held, locked, replacing
 from rsd.scoring.job import Others, Place, ScoreSummary, content, score_file
-from rsd.scoring.responses import Response
+from rsd.scoring.responses import Responses
 from rsd.scoring.scorer import Scorer
 from rsd.strictjson import loads
 from rsd.terminal import say
@@ -18,7 +18,7 @@ from rsd.traces.shards import Lines, Shard, part_files
 POLL = 0.3  # seconds
 
 
-def score_share(scorer: Scorer, todo: Sequence[Response], out: str | Path, shard: Shard) -> ScoreSummary | None:
+def score_share(scorer: Scorer, todo: Responses, out: str | Path, shard: Shard) -> ScoreSummary | None:
     """Score this process's share of the rows, in a part file of its own; when all are there, they are put in order.
 
     That is done by the main process of a launch, or by the last one that ends. What any number of processes scored
@@ -35,10 +35,10 @@ def score_share(scorer: Scorer, todo: Sequence[Response], out: str | Path, shard
     check_outputs([Output(out, ours.scored)])
     if out.exists() and Lines([out]).count() == len(todo):  # it is checked, and nothing is to be done
         return score_file(scorer, todo, out, others=Others(total=len(todo), files=[out], shown=False))
-    mine = [response for response in todo if shard.has(response.id)]
+    mine = todo.only(shard.has)
     shares = [replace(shard, number=i + 1) for i in range(shard.count)]
     parts = {one: one.part(out) for one in shares}
-    wanted = {one: sum(one.has(response.id) for response in todo) for one in shares}
+    wanted = {one: sum(map(one.has, todo.ids)) for one in shares}
     others = Others(total=len(todo), files=[*parts.values()], shown=shard.main)
     known: dict[str, Place] = {}
     for file in (out, *part_files(out).values()):
@@ -65,7 +65,8 @@ def score_share(scorer: Scorer, todo: Sequence[Response], out: str | Path, shard
         return summary
     _in_order(todo, shares, parts, out)
     made = score_file(scorer, todo, out, others=replace(others, shown=False))
-    return replace(made, new_rows=summary.new_rows, seconds=time.monotonic() - started)
+    made.new_rows, made.seconds = summary.new_rows, time.monotonic() - started
+    return made
 
 
 def _scored(file: Path, scorer: Scorer) -> Iterator[tuple[str, Place]]:
@@ -80,14 +81,14 @@ def _scored(file: Path, scorer: Scorer) -> Iterator[tuple[str, Place]]:
             offset += len(line)
 
 
-def _in_order(todo: Sequence[Response], shares: Sequence[Shard], parts: dict[Shard, Path], out: Path) -> None:
+def _in_order(todo: Responses, shares: Sequence[Shard], parts: dict[Shard, Path], out: Path) -> None:
     """Put the lines of all parts into the input's order, and remove these."""
     with closing(locked(out)), ExitStack() as stack:
         if not all(part.exists() for part in parts.values()):  # another process has done it meanwhile
             return
         opened = {one: stack.enter_context(open(part, "rb")) for one, part in parts.items()}
         with replacing(out) as whole:
-            for response in todo:
-                whole.write(next(opened[one] for one in shares if one.has(response.id)).readline())
+            for name in todo.ids:
+                whole.write(next(opened[one] for one in shares if one.has(name)).readline())
         for part in part_files(out).values():
             part.unlink(missing_ok=True)

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any
 
 from rsd.strictjson import finite
-from rsd.traces.spool import Spool
+from rsd.traces.spool import OnDemand, Spool
 
 PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
 
@@ -38,36 +37,13 @@ class Row:
         return None if self.answer_column is None else self.columns.get(self.answer_column)
 
 
-class Rows(Sequence[Row]):
-    """Rows in order, each made when it is asked for: what is in memory are their ids.
+Rows = OnDemand[Row]
 
-    ids: by place. at: makes the row of a place.
-    """
 
-    def __init__(self, ids: Sequence[str | int], at: Callable[[int], Row]) -> None:
-        self.ids, self._at = ids, at
-
-    @classmethod
-    def of(cls, rows: Iterable[Row]) -> "Rows":
-        """Rows that are there already."""
-        made = list(rows)
-        return cls([row.id for row in made], made.__getitem__)
-
-    def only(self, chosen: Callable[[str | int], bool]) -> "Rows":
-        """Those whose ids are chosen."""
-        places = array("Q", (i for i, row_id in enumerate(self.ids) if chosen(row_id)))
-        return Rows([self.ids[i] for i in places], lambda i: self[places[i]])
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @overload
-    def __getitem__(self, at: int) -> Row: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Row]: ...
-    def __getitem__(self, at: int | slice) -> Row | list[Row]:
-        places = range(len(self.ids))[at]
-        return self._at(places) if isinstance(places, int) else [self._at(i) for i in places]
+def in_memory(rows: Iterable[Row]) -> Rows:
+    """Rows that are there already."""
+    made = list(rows)
+    return Rows([row.id for row in made], made.__getitem__)
 
 
 def prepare(
@@ -100,7 +76,7 @@ def prepare(
 
     raw = Spool(read())
     if not raw:
-        return Rows.of([])
+        return in_memory([])
     wanted = (prompt_column,) if prompt_column else PROMPT_COLUMNS
     column = next((c for c in wanted if c in columns), None)
     if column is None:

@@ -3,7 +3,7 @@
 import pickle
 import tempfile
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar, overload
 
 T = TypeVar("T")
@@ -41,3 +41,29 @@ class Spool(Sequence[T], Generic[T]):
         self._file.seek(begin)
         value: T = pickle.loads(self._file.read(end - begin))
         return value
+
+
+class OnDemand(Sequence[T], Generic[T]):
+    """Values in order, each made when it is asked for: what is in memory are their ids.
+
+    ids: by place. at: makes the value of a place.
+    """
+
+    def __init__(self, ids: Sequence[str | int], at: Callable[[int], T]) -> None:
+        self.ids, self._at = ids, at
+
+    def only(self, chosen: Callable[[str | int], bool]) -> "OnDemand[T]":
+        """Those whose ids are chosen."""
+        places = array("Q", (i for i, name in enumerate(self.ids) if chosen(name)))
+        return OnDemand([self.ids[i] for i in places], lambda i: self[places[i]])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[T]: ...
+    def __getitem__(self, at: int | slice) -> T | list[T]:
+        places = range(len(self.ids))[at]
+        return self._at(places) if isinstance(places, int) else [self._at(i) for i in places]

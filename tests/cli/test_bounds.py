@@ -17,7 +17,7 @@ from rsd.models.loading import find
 from rsd.pair.prompts import privileged
 from rsd.scoring.responses import responses
 from rsd.scoring.scorer import load_scorer
-from rsd.traces.rows import Row
+from rsd.traces.rows import Row, in_memory
 
 ENDLESS = "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}"
 
@@ -119,7 +119,7 @@ def test_no_template_makes_anything_huge(how, monkeypatch):
     ) as e:
         student.prompt_ids([{"role": "user", "content": "a"}], {})
     assert "\n" not in str(e.value)
-    asked = [Row(1, [{"role": "user", "content": "a"}], {})]
+    asked = in_memory([Row(1, [{"role": "user", "content": "a"}], {})])
     with pytest.raises(ValueError, match=r"teacher-template: it (makes more|makes a number|formats)"):
         privileged(asked, GenerateConfig(teacher_template=HUGE[how]))
     _, peak = tracemalloc.get_traced_memory()

@@ -20,7 +20,7 @@ from rsd.generation.schedule import Schedule
 from rsd.models.bundled import bundled
 from rsd.traces.filters import flaw, keep
 from rsd.traces.readers import read_rows
-from rsd.traces.rows import Row
+from rsd.traces.rows import Row, in_memory
 
 PROBLEMS = read_rows(bundled("problems.jsonl"))[:24]
 # The bundled student alone, which answers about every second problem right.
@@ -46,7 +46,7 @@ def test_a_schedule_makes_the_shortest_run_of_generations(data):
     slots, order = data.draw(st.integers(1, 6)), random.Random(data.draw(st.integers(0, 99)))
     everything = {(str(i), g): r for i, of in enumerate(right) for g, r in enumerate(of)}
     done = {k: everything[k] for k in data.draw(st.sets(st.sampled_from(sorted(everything))))}
-    schedule = Schedule(rows, generations=n, want=want, done=done)
+    schedule = Schedule(in_memory(rows), generations=n, want=want, done=done)
     running, made = [], Counter()
     while True:
         while len(running) < slots and (wanted := schedule.pop()) is not None:
@@ -67,7 +67,7 @@ def test_without_a_wish_every_generation_is_made_in_order(count, n, data):
     keys = [(str(i), g) for i in range(count) for g in range(n)]
     done = dict.fromkeys(data.draw(st.sets(st.sampled_from([*keys, ("0", n + 3), ("another", 0)]))), True)
     rows = [Row(i, [], {}) for i in range(count)]
-    schedule = Schedule(rows, generations=n, want=None, done=done)
+    schedule = Schedule(in_memory(rows), generations=n, want=None, done=done)
     assert schedule.at_most == len(set(keys) - done.keys())
     popped = list(iter(schedule.pop, None))
     assert [(str(row.id), g) for row, g in popped] == [key for key in keys if key not in done]

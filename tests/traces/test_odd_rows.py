@@ -16,7 +16,7 @@ from rsd import GenerateConfig, TraceGenerator
 from rsd.cli import main
 from rsd.config import ScoreConfig
 from rsd.files import encode
-from rsd.scoring.responses import read_sidecar, responses
+from rsd.scoring.responses import read_responses, responses
 from rsd.traces.filters import KEEP, keep
 from rsd.traces.readers import read_rows
 from rsd.traces.rows import prepare
@@ -226,7 +226,9 @@ def test_scores_that_are_none_are_made_again(traces, tmp_path, column):
 def test_arrays_that_are_none_are_not_read(tmp_path, ids):
     line = {"id": "a", "generation": 0, "token_ids": [1, 2], "teacher_proposals": [3, None]}
     write(tmp_path / "t.tokens.jsonl", [line, line | {"id": "b", "token_ids": ids}])
-    assert set(read_sidecar(tmp_path / "t.jsonl")) == {("a", 0)}
+    write(tmp_path / "t.jsonl", [{"id": name, "prompt": "?", "completion": "!", "generation": 0} for name in "abc"])
+    read = {r.id: r.tokens for r in read_responses(tmp_path / "t.jsonl", ScoreConfig())}
+    assert read["a"]["token_ids"].tolist() == [1, 2] and read["b"] is None and read["c"] is None
 
 
 def test_the_shortest_of_rows_without_a_length_is_not_known():
