@@ -247,7 +247,26 @@ def one_model(teacher: Source, student: Source, config: Loading) -> bool:
 
 
 def device_of(config: Loading, role: str) -> str:
-    return config.device_of(role) or ("cuda" if torch.cuda.is_available() else "cpu")
+    """Where a model is to be.
+
+    Raises:
+        ValueError: torch has no such device here.
+    """
+    asked = config.device_of(role)
+    if asked and asked != "auto":
+        _check_device(asked)
+    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _check_device(name: str) -> None:
+    try:
+        kind = torch.device(name).type
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError, ImportError):  # each backend has its own
+        kind = "meta"
+    if kind == "meta":  # which holds no numbers
+        count = torch.cuda.device_count()
+        raise ValueError(f"device {name}: torch sees no such device here, and {count} GPUs; choose another, or cpu")
 
 
 def dtype_of(config: Loading) -> str:
