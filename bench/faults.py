@@ -22,8 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # of what those that are killed could not give back
 
+from faults_inputs import bad_inputs
 from faults_jobs import Bench, Case, full_disks, kills, torn_files
+from faults_limits import limits, servers
 from faults_process import CONTEXT, WARM
 
 GROUPS = ("kills", "torn files", "full disk", "limits", "bad inputs", "dead servers")
@@ -39,6 +42,9 @@ def gathered(root: Path, args: argparse.Namespace) -> list[Case]:
         "kills": list(kills(bench, draw, repeats=args.repeats)),
         "torn files": list(torn_files(bench, draw)),
         "full disk": list(full_disks(bench)),
+        "limits": list(limits(bench)),
+        "bad inputs": list(bad_inputs(bench)),
+        "dead servers": list(servers(bench)),
     }
     chosen = []
     for name, cases in groups.items():

@@ -1,4 +1,4 @@
-"""Jobs that are killed, find their files torn, or have no room: what is left of them, against one that nothing disturbs."""
+"""Jobs that are killed, find their files torn, or have no room, against one that nothing disturbs."""
 
 import contextlib
 import json
@@ -109,19 +109,23 @@ class Bench:
             if job.exact:
                 if (folder / name).read_bytes() != (whole / name).read_bytes():
                     return f"{name} changed"
-            elif differs := _rows_differ(folder / name, whole / name):
+            elif differs := rows_differ(folder / name, whole / name):
                 return f"{name}: {differs}"
         hidden = sorted(f.name for f in folder.iterdir() if f.name not in {w.name for w in whole.iterdir()})
         return f"left over: {', '.join(hidden)}" if hidden else None
 
 
-def _rows_differ(file: Path, whole: Path) -> str | None:
+def rows_differ(file: Path, whole: Path) -> str | None:
     made, want = ([json.loads(line) for line in f.read_text(encoding="utf-8").splitlines()] for f in (file, whole))
     mine, theirs = ({(row["id"], row["generation"]): row for row in rows} for rows in (made, want))
     lost, repeated = len(theirs.keys() - mine.keys()), len(made) - len(mine)
     changed = sum(not _near(mine[key], theirs[key]) for key in mine.keys() & theirs.keys())
     more = len(mine.keys() - theirs.keys())
-    return f"{lost} lost, {repeated} repeated, {changed} changed, {more} too many" if lost or repeated or changed or more else None
+    return (
+        f"{lost} lost, {repeated} repeated, {changed} changed, {more} too many"
+        if lost or repeated or changed or more
+        else None
+    )
 
 
 def _near(a: Any, b: Any) -> bool:
@@ -157,10 +161,10 @@ def _killed(bench: Bench, job: Job, plan: list[tuple[int, list[float]]]) -> str 
             ended = list(pool.map(run, job.commands, ats))
         if fault := next((f for e in ended if (f := e.fault(0, *SIGNALS[signal.Signals(by)], line=False))), None):
             return fault
-    return _whole_again(bench, job, folder, killed=any(by == signal.SIGKILL for by, _ in plan))
+    return whole_again(bench, job, folder, killed=any(by == signal.SIGKILL for by, _ in plan))
 
 
-def _whole_again(bench: Bench, job: Job, folder: Path, *, killed: bool = False) -> str | None:
+def whole_again(bench: Bench, job: Job, folder: Path, *, killed: bool = False) -> str | None:
     for command in job.commands:
         if fault := rsd(*command, cwd=folder).fault(0):
             return f"run again: {fault}"
@@ -186,7 +190,7 @@ def _small(bench: Bench, job: Job, size: int) -> str | None:
         ended = rsd(*command, cwd=folder, limits={resource.RLIMIT_FSIZE: size})
         if fault := ended.fault(0, 1, 2):
             return fault
-    return _whole_again(bench, job, folder)
+    return whole_again(bench, job, folder)
 
 
 def _full(bench: Bench, job: Job, pages: int) -> str | None:
@@ -204,7 +208,7 @@ def _full(bench: Bench, job: Job, pages: int) -> str | None:
         if fault := next((f for e in ended if (f := e.fault(0, 1, 2))), None):
             return fault
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True, capture_output=True)
-        return _whole_again(bench, job, place)
+        return whole_again(bench, job, place)
     finally:
         subprocess.run(["umount", str(disk)], capture_output=True)
 

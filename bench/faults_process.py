@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.reduction import DupFd
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 WARM = ["rsd.cli", "rsd.generation.share", "rsd.scoring.share", "rsd.analysis.report", "rsd.dataset.publish"]
@@ -72,29 +72,31 @@ def rsd(
     limits: Mapping[int, int] | None = None,
     stdin: bytes = b"",
     environment: Mapping[str, str] | None = None,
+    peaks: list[int] | None = None,
 ) -> Ended:
     """Run a command to its end.
 
     Args:
         seconds: after which it has none. kill: asked again and again, with the seconds since it began, whether it is
-            to be sent the signal `by` now. limits: of `resource`, as RLIMIT_FSIZE.
+            to be sent the signal `by` now. limits: of `resource`, as RLIMIT_FSIZE; RLIMIT_AS is so many bytes more
+            than it has when it begins. peaks: takes the bytes of memory that it had at the most.
     """
-    given, taken = tempfile.TemporaryFile(), [CONTEXT.Pipe(duplex=False) for _ in range(2)]
+    given, taken = tempfile.NamedTemporaryFile(), [CONTEXT.Pipe(duplex=False) for _ in range(2)]  # noqa: SIM115
     given.write(stdin)
-    given.seek(0)
-    streams = [DupFd(given.fileno()), *(DupFd(writer.fileno()) for _, writer in taken)]
-    job = (list(map(str, args)), str(cwd), streams, dict(limits or {}), dict(environment or {}))
+    given.flush()
+    job = ([given.name, *args], str(cwd), [writer for _, writer in taken], dict(limits or {}), dict(environment or {}))
     process = CONTEXT.Process(target=_command, args=job)
     began = time.monotonic()
     with GATE:
         process.start()
-    given.close()
     for _, writer in taken:
         writer.close()
     with ThreadPoolExecutor(2) as readers:
         texts = [readers.submit(_all_of, reader.fileno()) for reader, _ in taken]
         killed = False
         while (alive := _alive(process)) and time.monotonic() - began < seconds:
+            if peaks is not None:
+                peaks.append(max(peaks.pop(), _memory(process.pid or 0, "VmRSS")))
             if kill is not None and not killed and kill(time.monotonic() - began):
                 killed = True
                 _send(process.pid or 0, by)
@@ -104,9 +106,18 @@ def rsd(
         while _alive(process):
             time.sleep(0.02)
         out, err = (text.result() for text in texts)
+    given.close()
     for reader, _ in taken:
         reader.close()
     return Ended(None if alive else process.exitcode, out, err, spent, left)
+
+
+def _memory(pid: int, what: str) -> int:
+    """Bytes that a process has, as the kernel counts them; 0 of one that has ended."""
+    with suppress(OSError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
+    return 0
 
 
 def _all_of(descriptor: int) -> str:
@@ -140,11 +151,17 @@ def _outlived(group: int, *, seconds: float = 5.0) -> bool:
 
 
 def _command(
-    args: Sequence[str], cwd: str, streams: Sequence[DupFd], limits: Mapping[int, int], environment: Mapping[str, str]
+    args: Sequence[object],
+    cwd: str,
+    streams: Sequence[Connection],
+    limits: Mapping[int, int],
+    environment: Mapping[str, str],
 ) -> None:
     os.setsid()
-    for number, stream in enumerate(streams):
-        os.dup2(stream.detach(), number)
+    stdin, *words = map(str, args)
+    for number, source in enumerate((os.open(stdin, os.O_RDONLY), *(stream.fileno() for stream in streams))):
+        os.dup2(source, number)
+        os.close(source)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
@@ -152,5 +169,6 @@ def _command(
     from rsd.cli import main
 
     for which, most in limits.items():
+        most += _memory(os.getpid(), "VmSize") if which == resource.RLIMIT_AS else 0
         resource.setrlimit(which, (most, resource.getrlimit(which)[1]))
-    main(list(args), prog_name="rsd")
+    main(words, prog_name="rsd")
