@@ -15,12 +15,14 @@ from pathlib import Path
 from faults_jobs import JOBS, Bench, Case, Job, rows_differ, whole_again
 from faults_process import rsd
 
+from rsd.cli.options import quiet
 from rsd.models.bundled import bundled
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from stub import Stub
 
 MB = 1 << 20
+LOADING = threading.Lock()
 GREEDY = ("in.jsonl", "-o", "t.jsonl", "--max-new-tokens", "24", "--verify", "boxed", "--temperature", "0")
 SERVED = (*GREEDY, "--limit", "6", "--teacher-model", "bundled-teacher")
 
@@ -98,8 +100,14 @@ ANSWERS = {
 }
 
 
+def _stub() -> Stub:
+    with LOADING:  # which transformers cannot do in two threads at once
+        return Stub(bundled("teacher"), name="bundled-teacher")
+
+
 def servers(bench: Bench) -> Iterator[Case]:
     """What the teacher's server does once, always, or from the beginning."""
+    quiet()
     whole: list[Path] = []
     gate = threading.Lock()
 
@@ -107,7 +115,7 @@ def servers(bench: Bench) -> Iterator[Case]:
         with gate:
             if not whole:
                 whole.append(bench.folder("served"))
-                with Stub(bundled("teacher"), name="bundled-teacher") as stub:
+                with _stub() as stub:
                     made = rsd("generate", *SERVED, "--teacher", f"{stub.url}/v1", cwd=whole[0])
                 assert made.code == 0, made.err
             return whole[0]
@@ -128,7 +136,7 @@ def servers(bench: Bench) -> Iterator[Case]:
 
 def _answered(bench: Bench, undisturbed, faults: list[int | str]) -> str | None:  # type: ignore[no-untyped-def]
     want, folder = undisturbed(), bench.folder()
-    with Stub(bundled("teacher"), name="bundled-teacher") as stub:
+    with _stub() as stub:
         stub.hang = 2.0
         command = ("generate", *SERVED, "--teacher", f"{stub.url}/v1")
         stub.fail(*([None] * 4), *faults)  # type: ignore[list-item]  # not what is asked before the job
@@ -140,7 +148,7 @@ def _answered(bench: Bench, undisturbed, faults: list[int | str]) -> str | None:
 
 def _dies(bench: Bench, undisturbed, seconds: float | None) -> str | None:  # type: ignore[no-untyped-def]
     want, folder = undisturbed(), bench.folder()
-    with Stub(bundled("teacher"), name="bundled-teacher") as stub:
+    with _stub() as stub:
         command = ("generate", *SERVED, "--teacher", f"{stub.url}/v1")
         died: list[float] = []
 
