@@ -26,9 +26,10 @@ os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # of what those that a
 
 from common import write
 from faults_inputs import bad_inputs
-from faults_jobs import SKIPPED, Bench, Case, full_disks, kills, torn_files
+from faults_jobs import SKIPPED, Bench, Case, full_disks, kills
 from faults_limits import limits, servers
 from faults_process import CONTEXT, WARM
+from faults_torn import torn_files
 
 from rsd.terminal import harmless
 
