@@ -26,8 +26,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as e:
-            e.message = shortened(e.message)
-            raise
+            raise click.UsageError(shortened(e.format_message()), e.ctx) from e
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
