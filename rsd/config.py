@@ -7,8 +7,10 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, Literal
 
-from rsd.settings import FREE, SAME, check_choices, flag, setting
+from rsd.settings import FREE, SAME, check, setting
 
+# The most of a kind that anybody asks for: more is a slip, and would take all memory or all time before it is noticed.
+TOKENS, TOGETHER, TIMES = 1 << 24, 1 << 16, 10**9
 BUNDLED_TEACHER = "bundled-teacher"
 BUNDLED_STUDENT = "bundled-student"
 BUNDLED_LLAMA = "bundled-llama"  # a teacher with another tokenizer
@@ -54,7 +56,7 @@ class Acceptance:
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold is a probability: choose one in [0, 1], not {self.threshold}")
-        check_choices(self)
+        check(self)
         if not (self.trials == math.inf or (self.trials >= 1 and self.trials == int(self.trials))):
             raise ValueError(f"trials must be a whole number of at least 1, or inf, not {self.trials}")
         if self.top_k < 0:
@@ -84,7 +86,7 @@ class Loading:
     skip_check: bool = setting(False, help="Do not try out how a model decodes once loaded", resume=FREE)
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check(self)
 
     def device_of(self, role: str) -> str | None:
         """The device that was asked for."""
@@ -124,7 +126,7 @@ class Scoring:
     threshold: float = setting(0.01, help="Student probability below which a token is improbable")
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check(self)
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold is a probability: choose one in [0, 1], not {self.threshold}")
         percent = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%", self.window)
@@ -197,22 +199,34 @@ class GenerateConfig(Prompting, Loading):
     threshold: float = setting(Acceptance.threshold, help="Student probability that a proposal needs", resume=SAME)
     threshold_on: Literal["raw", "sampled"] = setting(Acceptance.threshold_on, help="Probability compared", resume=SAME)
     trials: float = setting(
-        Acceptance.trials, help="Teacher draws before the student falls back", resume=SAME, kind="trials"
+        Acceptance.trials,
+        help="Teacher draws before the student falls back",
+        resume=SAME,
+        kind="trials",
+        whole=(1, TIMES),
     )
     accept_top_k: int = setting(
-        Acceptance.top_k, help="Proposals must be in the student's top k; 0 is off", resume=SAME
+        Acceptance.top_k, help="Proposals must be in the student's top k; 0 is off", resume=SAME, whole=(0, TOKENS)
     )
     temperature: float | None = setting(None, help="0 is greedy", unset=USUAL.format(Sampling.temperature), resume=SAME)
     top_p: float | None = setting(
         None, help="The likeliest tokens that have this mass", unset=USUAL.format(Sampling.top_p), resume=SAME
     )
     top_k: int | None = setting(
-        None, help="So many likeliest tokens; 0 is off", unset=USUAL.format(Sampling.top_k), resume=SAME
+        None,
+        help="So many likeliest tokens; 0 is off",
+        unset=USUAL.format(Sampling.top_k),
+        resume=SAME,
+        whole=(0, TOKENS),
     )
     max_new_tokens: int | None = setting(
-        None, help="Tokens of a trace at the most", unset="2048, or what the context leaves", resume=SAME
+        None,
+        help="Tokens of a trace at the most",
+        unset="2048, or what the context leaves",
+        resume=SAME,
+        whole=(1, TOKENS),
     )
-    num_generations: int = setting(1, help="Traces a prompt", resume=FREE)
+    num_generations: int = setting(1, help="Traces a prompt", resume=FREE, whole=(1, TIMES))
     seed: int = setting(0, help="Another one makes other traces", resume=SAME)
     verify: str = setting(
         "auto", help="auto, boxed, math, none, or your own module:callable, here or installed", resume=SAME, kind="how"
@@ -221,7 +235,7 @@ class GenerateConfig(Prompting, Loading):
         None, help="Where the right answer is", unset="answer, final_answer or solution", resume=SAME
     )
     until_correct: bool = setting(False, help="Sample a problem until --want of its traces are right", resume=FREE)
-    want: int = setting(1, help="Correct traces a problem, for --until-correct", resume=FREE)
+    want: int = setting(1, help="Correct traces a problem, for --until-correct", resume=FREE, whole=(1, TIMES))
     max_fallback_rate: float = setting(
         1.0, help="A trace with more tokens of the student's own is not fit for training", resume=FREE
     )
@@ -251,9 +265,14 @@ class GenerateConfig(Prompting, Loading):
         unset="auto: what the free memory holds",
         resume=FREE,
         kind="rows",
+        whole=(1, TOGETHER),
     )
     block_size: int | None = setting(
-        None, help="Tokens drafted a round; changes no trace", unset="what is fastest", resume=FREE
+        None,
+        help="Tokens drafted a round; changes no trace",
+        unset="what is fastest",
+        resume=FREE,
+        whole=(1, TOGETHER),
     )
     teacher_load_in: Literal["4bit", "8bit"] | None = setting(None, help=LOAD_IN, resume=SAME)
     student_load_in: Literal["4bit", "8bit"] | None = setting(None, help=LOAD_IN, resume=SAME)
@@ -266,10 +285,6 @@ class GenerateConfig(Prompting, Loading):
         super().__post_init__()
         self.acceptance()
         self.sampling({})
-        for name in ("max_new_tokens", "num_generations", "want", "batch_size", "block_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{flag(name)} must be at least 1, not {value}")
         if self.served and self.teacher_model is None:
             raise ValueError("a teacher behind a server needs its name there: give teacher-model")
         if not self.served and (self.teacher_model or self.teacher_tokenizer):

@@ -1,6 +1,7 @@
 """One place for each setting: its dataclass field carries the default, the help text, the choices (its type), and
 whether a job may be resumed with another value of it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
@@ -17,20 +18,28 @@ class About:
     """What is known of a setting beside its name, type and default.
 
     help: one line, without a stop. resume: `SAME` or `FREE`, of a job's settings. unset: in words, what it is if it is
-    not given. kind: how the command line reads it, where its type does not say so.
+    not given. kind: how the command line reads it, where its type does not say so. whole: the least and the largest
+    whole number that it may be (infinity, too, if its type is float).
     """
 
     help: str
     resume: str | None
     unset: str | None
     kind: str | None
+    whole: tuple[int, int] | None
 
 
 def setting(
-    default: Any, *, help: str, resume: str | None = None, unset: str | None = None, kind: str | None = None
+    default: Any,
+    *,
+    help: str,
+    resume: str | None = None,
+    unset: str | None = None,
+    kind: str | None = None,
+    whole: tuple[int, int] | None = None,
 ) -> Any:
     """A field of a configuration. default: a value, or a callable that makes one. The rest: as of `About`."""
-    metadata = {"about": About(help, resume, unset, kind)}
+    metadata = {"about": About(help, resume, unset, kind, whole)}
     if isinstance(default, Callable):  # type: ignore[arg-type]
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -71,18 +80,30 @@ def kinds(config: type) -> dict[str, Kind]:
     return found
 
 
-def check_choices(config: Any) -> None:
-    """Whether every setting that is one of a few is one of these.
+def check(config: Any) -> None:
+    """Whether every setting that is one of a few is one of these, and every whole number within its bounds.
 
     Raises:
         ValueError: see above.
     """
     of: type = type(config)
+    bounds = {f.name: about(f).whole for f in settings(of)}
     for name, kind in kinds(of).items():
         value = getattr(config, name)
+        if (whole := bounds.get(name)) and not (value is None and kind.optional):
+            _check_whole(name, value, *whole, infinite=kind.type is float)
         if kind.choices and value not in kind.choices and not (value is None and kind.optional):
             words = ", ".join(kind.choices[:-1]) + f" or {kind.choices[-1]}"
             raise ValueError(f"{flag(name)} must be {words}, not {value!r}")
+
+
+def _check_whole(name: str, value: Any, least: int, most: int, *, infinite: bool) -> None:
+    if infinite and value == math.inf:
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and least <= value <= most and value == int(value)):
+        or_more = ", or inf" if infinite else ""
+        raise ValueError(f"{flag(name)} must be a whole number from {least} to {most}{or_more}, not {value!r}")
 
 
 def flag(name: str) -> str:

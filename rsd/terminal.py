@@ -19,6 +19,7 @@ from typing import TextIO
 import click
 
 JOINERS = "\u200c\u200d"  # of letters and of emoji: nothing that is printed is hidden or moved by them
+LONGEST = 500  # characters of a message
 INSTEAD = "\ufffd"
 
 
@@ -34,6 +35,11 @@ def harmless(text: str, *, kept: str = "\n\t") -> str:
 def one_line(text: object) -> str:
     """A name that may stand in a line: it cannot begin another one."""
     return harmless(str(text), kept="")
+
+
+def shortened(text: str) -> str:
+    """A message that may hold a value of any length."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 4 :]}"
 
 
 def in_lines(lines: Iterable[object]) -> str:

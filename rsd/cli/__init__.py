@@ -9,7 +9,7 @@ from rsd.cli.export import export
 from rsd.cli.generate import generate
 from rsd.cli.merge import merge
 from rsd.cli.scores import compare, score, select
-from rsd.terminal import guarded
+from rsd.terminal import guarded, shortened
 from rsd.version import __version__
 
 
@@ -21,6 +21,12 @@ class Commands(click.Group):
             return super().main(*args, **kwargs)
         with guarded():
             return super().main(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as e:
+            raise click.UsageError(shortened(e.format_message()), e.ctx) from e
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

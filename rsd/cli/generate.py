@@ -76,7 +76,7 @@ def generate(
         from rsd.generation.job import run_job
         from rsd.models.bundled import bundled
 
-        source = source or str(bundled("problems.jsonl"))
+        source = str(bundled("problems.jsonl")) if source is None else source
         generator = TraceGenerator(on_own_device(config, share))
         if dry_run:
             _show_first(generator, source)

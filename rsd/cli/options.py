@@ -3,14 +3,16 @@
 import difflib
 import errno
 import functools
+import json
 import math
 import os
+import select
+import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import Field, replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -18,10 +20,12 @@ import click
 from rsd.config import PAPER
 from rsd.settings import about, default_of, flag, kinds, settings
 from rsd.strictjson import loads
-from rsd.terminal import echo, hush, say
+from rsd.terminal import echo, hush, say, shortened
 from rsd.traces.shards import Shard, launched, parse
 
 Command = Callable[..., None]
+LARGEST = 1 << 24  # bytes of a template or a configuration
+WRITER = 10.0  # seconds in which a pipe must be written to
 
 
 class Rows(click.ParamType):
@@ -31,7 +35,7 @@ class Rows(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         try:
-            return None if value == "auto" else int(value)
+            return None if value == "auto" else int(str(value))  # of a --config, it may be 1.5
         except (TypeError, ValueError):
             self.fail(f"{value!r} is neither a whole number nor auto", param, ctx)
 
@@ -43,7 +47,7 @@ class Trials(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return math.inf if value in ("inf", math.inf) else int(value)
+            return math.inf if value in ("inf", math.inf) else int(str(value))
         except (TypeError, ValueError):
             self.fail(f"{value!r} is neither a whole number nor inf", param, ctx)
 
@@ -55,8 +59,8 @@ class JsonObject(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
         try:
-            parsed = loads(value) if isinstance(value, str) else value  # of a --config, it is one already
-        except ValueError as e:
+            parsed = loads(value if isinstance(value, str) else json.dumps(value))  # of a --config, it is one already
+        except (ValueError, TypeError, RecursionError) as e:
             self.fail(f"not JSON: {e}", param, ctx)
         if not isinstance(parsed, dict):
             self.fail('not a JSON object such as {"enable_thinking": true}', param, ctx)
@@ -72,11 +76,9 @@ class TextOrFile(click.ParamType):
         if not value.startswith("@"):
             return str(value)
         try:
-            return Path(value[1:]).read_text(encoding="utf-8")
-        except OSError as e:
-            self.fail(f"{value[1:]}: {e.strerror}", param, ctx)
-        except UnicodeDecodeError:
-            self.fail(f"{value[1:]}: not a UTF-8 text file", param, ctx)
+            return _text_of(value[1:])
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
 
 
 class Token(click.ParamType):
@@ -85,7 +87,9 @@ class Token(click.ParamType):
     name = "token|id"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
-        return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
+        # Python reads no number of thousands of digits; no tokenizer has such an id.
+        number = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20
+        return int(value) if number else value
 
 
 class Free(click.ParamType):
@@ -166,11 +170,11 @@ def _defaults_of(ctx: click.Context, param: click.Parameter, file: str | None) -
     import yaml
 
     try:
-        made = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as e:
-        raise click.BadParameter(f"{file}: {e.strerror}") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        made = yaml.safe_load(_text_of(file))
+    except yaml.YAMLError as e:
         raise click.BadParameter(f"{file}: not YAML: {' '.join(str(e).split())}") from e
+    except (ValueError, RecursionError) as e:  # dates that are none, numbers that are too long ...
+        raise click.BadParameter(f"{e}") from e
     if not isinstance(made, dict):
         raise click.BadParameter(f"{file}: not a mapping of flags to values")
     params = {p.name: p for p in ctx.command.params if p.name and p.name not in ("config_file", "print_config")}
@@ -191,8 +195,35 @@ def _fits(param: click.Parameter, value: Any) -> bool:
         return isinstance(value, bool)
     if isinstance(param.type, JsonObject):
         return isinstance(value, dict | str)
+    if isinstance(value, float) and isinstance(param.type, click.types.IntParamType):  # which would cut it
+        return value.is_integer()
     several = value if isinstance(value, list) and (getattr(param, "multiple", False) or param.nargs != 1) else [value]
     return all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in several)
+
+
+def _text_of(name: str) -> str:
+    """The text of a small file, or of a pipe.
+
+    Raises:
+        ValueError: it cannot be read, is not UTF-8, or has no end: a device, a pipe that nobody writes to, or more than
+            `LARGEST` bytes.
+    """
+    try:
+        with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe is opened, whoever writes to it
+            kind = os.fstat(file.fileno()).st_mode
+            if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
+                raise ValueError(f"{name} is no file: a text is read from one")
+            if stat.S_ISFIFO(kind) and not select.select([file], [], [], WRITER)[0]:
+                raise ValueError(f"{name} is a pipe that no process has written to for {WRITER:g} s")
+            os.set_blocking(file.fileno(), True)
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise ValueError(f"{name}: more than {LARGEST >> 20} MB is no text that is read here")
+        return data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{name}: not a UTF-8 text file") from e
+    except OSError as e:
+        raise ValueError(f"{name}: {e.strerror}") from e
 
 
 def _in_force(config: type, given_here: Mapping[str, Any]) -> str:
@@ -247,7 +278,7 @@ def quiet() -> None:
 
 
 def fail(message: str, *, code: int = 2) -> NoReturn:
-    echo(f"rsd: {' '.join(message.split())}", err=True)
+    echo(f"rsd: {shortened(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 

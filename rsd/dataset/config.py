@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rsd.settings import check_choices, setting
+from rsd.config import TOKENS
+from rsd.settings import check, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +26,16 @@ class ExportConfig:
     max_fallback_rate: float = setting(1.0, help="Leave out traces with more of the student's own tokens")
     test_share: float = setting(0.0, help="Share of problems that are set apart for testing")
     seed: int = setting(0, help="Which problems these are")
-    prefix_tokens: int = setting(0, help="Add so many tokens of a trace of each unsolved problem; 0 is none")
+    prefix_tokens: int = setting(
+        0, help="Add so many tokens of a trace of each unsolved problem; 0 is none", whole=(0, TOKENS)
+    )
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check(self)
         if not 0 <= self.max_fallback_rate <= 1:
             raise ValueError(f"max-fallback-rate is a share: choose one in [0, 1], not {self.max_fallback_rate}")
         if not 0 <= self.test_share < 1:
             raise ValueError(f"test-share must be at least 0 and below 1, not {self.test_share}")
-        if self.prefix_tokens < 0:
-            raise ValueError(f"prefix-tokens must be 0 (none) or positive, not {self.prefix_tokens}")
         if self.prefix_tokens and self.format != "token-ids":
             raise ValueError(
                 "prefix-tokens needs --format token-ids: a trainer ends a text with an EOS, and a prefix has no end"

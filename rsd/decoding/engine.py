@@ -24,6 +24,7 @@ from rsd.traces.tokens import TOKEN
 
 READ_AHEAD = 2048  # prompt tokens that are prefilled together, before rows are free for them
 AT_ONCE = 16  # and how many prompts at the most
+ALIKE = 256  # rows that are asked for at once, of which many may have one prompt: there may be a million
 
 
 class Ready(NamedTuple):
@@ -187,7 +188,7 @@ class Engine:
             group: list[tuple[TraceSoFar, int]] = []
             ours: list[list[int]] = []
             theirs: list[list[int]] = []
-            while (row := rows.waiting.peek(len(group))) is not None:
+            while len(group) < ALIKE and (row := rows.waiting.peek(len(group))) is not None:
                 reads = row.read(self.vocabulary)
                 if not group or (reads[0], reads[1].ids) != (ours[-1], theirs[-1]):
                     if len(ours) == self.at_once or sum(map(len, ours)) >= READ_AHEAD:

@@ -90,6 +90,8 @@ async def _asked(url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> in
             _check_tokenizer(await _patiently(client, f"{url}/completions", echo, until), tokenizer)
             length = models[model].get("max_model_len")
             return int(length) if length else None
+        except httpx.InvalidURL as e:
+            raise ValueError(f"--teacher {url}: this is no address: {e}") from e
         except FAULTS as e:
             raise ValueError(f"--teacher {url}: cannot be reached: {fault(e)}") from e
         except ConnectionError as e:

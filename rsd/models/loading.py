@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -184,6 +185,7 @@ def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedM
         if gguf.is_gguf(source.path):
             model = gguf.load(source.path, **options)
         else:
+            _check_files(source.path)
             made: Any = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 output_loading_info=True,
@@ -204,6 +206,16 @@ def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedM
     if packed:
         pack(model)
     return model.eval()
+
+
+def _check_files(path: str) -> None:
+    """Raises ValueError for a file of weights that is cut off or is none, as a broken download leaves it."""
+    for file in sorted(Path(path).glob("*.safetensors")) if os.path.isdir(path) else ():
+        try:
+            with safe_open(file, "pt"):  # reads its header, and whether it is as long as that says
+                pass
+        except Exception as e:  # whatever a file may raise that holds anything
+            raise ValueError(f"{file.name} is damaged ({_first_line(e)}): fetch it again") from e
 
 
 def _check_tensors(info: Mapping[str, Any], *, passed_over: bool) -> None:
@@ -247,7 +259,26 @@ def one_model(teacher: Source, student: Source, config: Loading) -> bool:
 
 
 def device_of(config: Loading, role: str) -> str:
-    return config.device_of(role) or ("cuda" if torch.cuda.is_available() else "cpu")
+    """Where a model is to be.
+
+    Raises:
+        ValueError: torch has no such device here.
+    """
+    asked = config.device_of(role)
+    if asked and asked != "auto":
+        _check_device(asked)
+    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _check_device(name: str) -> None:
+    try:
+        kind = torch.device(name).type
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError, ImportError):  # each backend has its own
+        kind = "meta"
+    if kind == "meta":  # which holds no numbers
+        count = torch.cuda.device_count()
+        raise ValueError(f"device {name}: torch sees no such device here, and {count} GPUs; choose another, or cpu")
 
 
 def dtype_of(config: Loading) -> str:

@@ -47,7 +47,7 @@ def privileged(rows: Rows, config: GenerateConfig) -> Rows:
 
     try:
         made = Bounded(undefined=jinja2.StrictUndefined).from_string(template)
-    except jinja2.TemplateError as e:
+    except (jinja2.TemplateError, RecursionError) as e:
         raise ValueError(f"teacher-template: {e}") from e
 
     def fill(row: Row) -> Row:

@@ -183,7 +183,10 @@ def token_ids(tokens: Iterable[str | int], tokenizer: PreTrainedTokenizerBase) -
     ids = set()
     for token in tokens:
         if isinstance(token, str):
-            spelled = tokenizer.encode(token, add_special_tokens=False)
+            try:
+                spelled = tokenizer.encode(token, add_special_tokens=False)
+            except TypeError as e:  # bytes of a command line that are no UTF-8
+                raise ValueError(f"suppress: {token!r} is no text") from e
             if len(spelled) != 1:
                 raise ValueError(f"suppress: {token!r} is {len(spelled)} tokens of the student, not one")
             ids.add(spelled[0])

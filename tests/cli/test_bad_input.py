@@ -74,9 +74,29 @@ def bad(tmp_path, tiny):
         "temperature": ([good, "--temperature", -1], "temperature must be 0 (greedy) or positive, not -1.0"),
         "top-p": ([good, "--top-p", 0], "top-p must be above 0"),
         "trials": ([good, "--trials", 0], "trials must be a whole number"),
-        "no rows": ([good, "--batch-size", 0], "batch-size must be at least 1, not 0"),
+        "no rows": ([good, "--batch-size", 0], "batch-size must be a whole number from 1 to 65536, not 0"),
         "many rows": ([good, "--batch-size", "many"], "neither a whole number nor auto"),
-        "block": ([good, "--block-size", 0], "block-size must be at least 1, not 0"),
+        "block": ([good, "--block-size", 0], "block-size must be a whole number from 1 to 65536, not 0"),
+        "too many rows": ([good, "--batch-size", 2**31], "batch-size must be a whole number from 1 to 65536"),
+        "too large a block": ([good, "--block-size", 2**31], "block-size must be a whole number from 1 to 65536"),
+        "too many trials": ([good, "--trials", 10**26], "trials must be a whole number from 1 to 1000000000, or inf"),
+        "broken trials": ([good, "--trials", "1e26"], "neither a whole number nor inf"),
+        "a long number": ([good, "--seed", "9" * 5000], "Invalid value for '--seed': '999"),
+        "meta": ([good, "--device", "meta"], "device meta: torch sees no such device here"),
+        "device minus one": ([good, "--device", "cuda:-1"], "device cuda:-1: torch sees no such device here"),
+        "xpu": ([good, "--teacher-device", "fpga"], "device fpga: torch sees no such device here"),
+        "a long id": ([good, "--suppress", "9" * 5000], "suppress: '999"),
+        "an id that is no text": ([good, "--suppress", "\udcff"], "is no text"),
+        "nested template": (
+            [good, "--teacher-template", "{{ " + "(" * 3000 + ")" * 3000 + " }}"],
+            "teacher-template: ",
+        ),
+        "template by zero": ([good, "--teacher-template", "{{ 1 / 0 }}"], "division by zero, in every row"),
+        "template of a device": ([good, "--teacher-template", "@/dev/zero"], "/dev/zero is no file"),
+        "template of a folder": ([good, "--teacher-template", f"@{tmp_path}"], "Is a directory"),
+        "no template": ([good, "--teacher-template", "@none.txt"], "none.txt: No such file"),
+        "no address": ([good, "--teacher", "http://h:x/v1", "--teacher-model", "bundled-teacher"], "Invalid port: 'x'"),
+        "no input": ([""], "No such file"),
         "device of one": ([good, "--student-device", "quantum"], "quantum"),
         "no such gpu": ([good, "--device", "cuda:99"], "device cuda:99: torch sees"),
         "no trials": ([good, "--trials", "many"], "neither a whole number nor inf"),
@@ -103,7 +123,7 @@ def test_bad_input_is_one_line_and_nothing_is_lost(tiny, tmp_path):
     for name, (args, message) in cases.items():
         result = run(*models, *FLAGS, *args, expect=2)
         assert message in result.output, (name, result.output)
-        assert len(result.output.strip().splitlines()[-1]) < 400
+        assert len(result.output.strip().splitlines()[-1]) < 550
         assert "Traceback" not in result.output
         assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before, name
 

@@ -1,9 +1,11 @@
 """Flags in a file, a summary for scripts, and outputs in folders that are not there yet."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import yaml
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jobs import FLAGS, PROBLEMS, by_key, command, files, run, same_rows
 
-from rsd.cli import main
+from rsd.cli import main, options
 
 
 @pytest.fixture
@@ -67,6 +69,13 @@ def test_what_is_printed_makes_the_same_job_again(folder):
         ("a: [", "not YAML"),
         ("!!python/object/apply:os.system [ls]", "not YAML"),
         ("\0", "not YAML"),
+        ("suppress: " + "[" * 5000, "recursion"),
+        (f"seed: {'9' * 5000}", "4300 digits"),
+        ("batch-size: 1.5", "1.5 is neither a whole number nor auto"),
+        ("trials: 1.5", "1.5 is neither a whole number nor inf"),
+        ("max-new-tokens: 1.5", "max-new-tokens cannot be 1.5"),
+        ("max-new-tokens: .inf", "max-new-tokens cannot be inf"),
+        ("chat-template-kwargs: {a: 2020-01-01}", "not JSON: Object of type date"),
     ],
 )
 def test_a_bad_file_of_flags_is_said_in_a_line(folder, text, words):
@@ -74,6 +83,26 @@ def test_a_bad_file_of_flags_is_said_in_a_line(folder, text, words):
     assert words in command("generate", "--config", "job.yaml", expect=2).output
     assert "No such file" in command("generate", "--config", "none.yaml", expect=2).output
     assert {f.name for f in folder.iterdir()} == {"in.jsonl", "job.yaml"}
+
+
+@pytest.mark.parametrize("flag", ["--config", "--teacher-template"])
+def test_what_has_no_end_is_not_read_as_a_text(folder, flag, monkeypatch):
+    monkeypatch.setattr(options, "WRITER", 0.1)
+    os.mkfifo("pipe")
+    at = "@" if flag == "--teacher-template" else ""
+    assert "no process has written to" in run("in.jsonl", flag, f"{at}pipe", expect=2).output
+    assert "/dev/zero is no file" in run("in.jsonl", flag, f"{at}/dev/zero", expect=2).output
+    with open("large", "wb") as file:
+        file.truncate(1 << 40)
+    assert "more than 16 MB" in run("in.jsonl", flag, f"{at}large", expect=2).output
+
+
+def test_a_text_may_come_from_a_pipe(folder):
+    os.mkfifo("pipe")
+    writer = Thread(target=lambda: Path("pipe").write_text("threshold: 2"))
+    writer.start()
+    assert "not 2.0" in run("in.jsonl", "--config", "pipe", expect=2).output
+    writer.join()
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=4))

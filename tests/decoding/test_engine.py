@@ -1,5 +1,6 @@
 """The engine from the outside: exact log-probs, exact distribution, and the same trace everywhere."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,12 +13,14 @@ from pairs import (
     full_logits,
     full_logprobs,
     random_model,
+    requests,
     spelled_vocabulary,
     table_model,
     twin_vocabulary,
 )
 
 from rsd.config import Acceptance, Sampling
+from rsd.decoding.engine import Engine
 from rsd.decoding.sampling import target
 from rsd.models.kv_cache import unfold
 
@@ -97,6 +100,17 @@ def test_a_prompt_is_read_once_for_all_its_generations(length):
     # A prefill has several columns, and a pass of at most 512 of them.
     passes = [rows for rows, columns in read if columns > 1]
     assert sum(passes) == count * -(-length // 512)
+
+
+def test_of_countless_requests_few_are_taken_before_the_first_ends():
+    taken = itertools.count()
+    vocabulary = twin_vocabulary(24)
+    endless = (
+        requests([[1, 2, 3]], max_new_tokens=2, vocabulary=vocabulary)[0] for _ in iter(lambda: next(taken), 10**5)
+    )
+    how = {"sampling": Sampling(), "acceptance": Acceptance(), "eos": (), "rows": 2, "block": 1}
+    made = Engine(random_model(seed=1), random_model(seed=2), vocabulary, **how).run(endless)
+    assert len([next(made) for _ in range(3)]) == 3 and next(taken) < 1000
 
 
 def test_a_long_prompt_is_read_in_pieces():

@@ -10,7 +10,7 @@ from jobs import PROBLEMS, run
 from rsd import GenerateConfig, ScoreConfig, TraceGenerator
 from rsd.cli import main
 from rsd.dataset.config import ExportConfig
-from rsd.settings import FREE, SAME, about, default_of, flag, settings
+from rsd.settings import FREE, SAME, about, default_of, flag, kinds, settings
 
 # Another value of each setting that shapes traces. A setting that is not in one of these tables fails a test.
 SHAPES = {
@@ -66,6 +66,27 @@ def test_every_setting_is_classified():
     names = {kind: {f.name for f in settings(GenerateConfig) if about(f).resume == kind} for kind in (SAME, FREE)}
     assert names[SAME] | names[FREE] == {f.name for f in fields(GenerateConfig)}
     assert names == {SAME: {*SHAPES} | BY_FILES, FREE: {*CHANGES}}
+
+
+BOUNDED = [(config, f.name) for config in (GenerateConfig, ExportConfig) for f in settings(config) if about(f).whole]
+
+
+@pytest.mark.parametrize(("config", "name"), BOUNDED)
+def test_a_whole_number_is_within_its_bounds(config, name):
+    least, most = next(about(f).whole for f in settings(config) if f.name == name)
+    more = {"want": {"num_generations": most}, "prefix_tokens": {"format": "token-ids"}}.get(name, {})
+    for value in (least, most):
+        assert getattr(config(**{name: value}, **more), name) == value
+    for value in (least - 1, most + 1, 2**63, 10**30, 1.5, float("nan"), "3", True):
+        with pytest.raises(ValueError, match=f"{flag(name)} must be a whole number from {least} to {most}"):
+            config(**{name: value}, **more)
+
+
+def test_all_that_is_counted_has_bounds():
+    unbounded = {f.name for f in settings(GenerateConfig) if kinds(GenerateConfig)[f.name].type is int} - {
+        name for _, name in BOUNDED
+    }
+    assert unbounded == {"seed"}
 
 
 @pytest.fixture(scope="module")

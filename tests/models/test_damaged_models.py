@@ -122,7 +122,8 @@ DAMAGES = {
 def test_damaged_weights(how, folder):
     file = folder / WEIGHTS
     file.write_bytes(DAMAGES[how](file.read_bytes()))
-    refused(folder)
+    said = refused(folder)
+    assert f"{WEIGHTS} is damaged" in said and said.endswith("fetch it again")
 
 
 def test_shards(folder):
@@ -140,7 +141,10 @@ def test_shards(folder):
         index.write_text(damaged)
         refused(folder)
     index.write_text(json.dumps(whole))
-    (folder / "b.safetensors").unlink()
+    part = folder / "b.safetensors"
+    part.write_bytes(part.read_bytes()[:-1])
+    assert "b.safetensors is damaged" in refused(folder)
+    part.unlink()
     refused(folder)
 
 
