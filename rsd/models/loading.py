@@ -25,6 +25,8 @@ from rsd.models.adapters import CONFIG, find_adapter, merge, split
 from rsd.models.bundled import folder_of
 from rsd.models.packed import pack
 from rsd.models.source import Source
+from rsd.placing import MAPS
+from rsd.terminal import say
 
 # What a generation config may hold that RSD has no place for, with the values that mean "off".
 PENALTIES: dict[str, Any] = {
@@ -179,7 +181,7 @@ def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedM
             "config": source.config,
             "dtype": getattr(torch, dtype_of(config)),
             "attn_implementation": config.attn_implementation,
-            "device_map": device_of(config, source.role),
+            "device_map": place_of(config, source.role),
         }
         if gguf.is_gguf(source.path):
             model = gguf.load(source.path, **options)
@@ -197,6 +199,13 @@ def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedM
             model, info = made
             _check_tensors(info, passed_over=config.skip_check)
         model.eval()
+        if moved := moved_parts(model):
+            if source.adapter:
+                raise ValueError("the GPUs have no room to merge an adapter: merge and save it first")
+            say(
+                f"notice: {moved} parts of the {source.role} do not fit the GPUs and are fetched in every pass, many "
+                "times slower: take more GPUs, or fewer bits (load-in)"
+            )
         if source.adapter:
             model = merge(model, source.adapter, allow_pickle=config.allow_pickle)
         if source.load_in:
@@ -230,29 +239,37 @@ def _check_tensors(info: Mapping[str, Any], *, passed_over: bool) -> None:
 def _try_out(model: PreTrainedModel, load_in: str) -> None:
     """Which shapes bitsandbytes cannot do on a device, it says only when it computes (4bit on some CPUs)."""
     try:
-        model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+        model(torch.zeros(1, 1, dtype=torch.long, device=kv_cache.first_device(model)))
     except RuntimeError as e:
         raise ValueError(f"bitsandbytes cannot compute with its {load_in} weights here ({_first_line(e)})") from e
 
 
-def one_model(teacher: Source, student: Source, config: Loading) -> bool:
+def one_model(teacher: Source, student: Source, config: GenerateConfig) -> bool:
     """Whether both roles have the same weights on the same device, so that these are loaded once."""
 
     def weights(source: Source) -> tuple[Any, ...]:
         place = os.path.realpath(source.path) if os.path.exists(source.path) else source.path
         adapter = source.adapter and (os.path.realpath(source.adapter.path), source.adapter.revision)
-        return place, source.revision, adapter, source.load_in, device_of(config, source.role)
+        return place, source.revision, adapter, source.load_in, place_of(config, source.role)
 
-    return weights(teacher) == weights(student)
+    return config.tensor_parallel == 1 and weights(teacher) == weights(student)
 
 
-def device_of(config: Loading, role: str) -> str:
-    return config.device_of(role) or ("cuda" if torch.cuda.is_available() else "cpu")
+def place_of(config: Loading, role: str) -> str:
+    """A model's device, or its device map."""
+    return config.place_of(role) or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def moved_parts(model: PreTrainedModel) -> int:
+    """How many parts of a model that has a device map are not on the device that computes with them."""
+    places = [str(place) for place in getattr(model, "hf_device_map", {}).values()]
+    return sum(place == "disk" or (place == "cpu" and not {"cpu", "disk"}.issuperset(places)) for place in places)
 
 
 def dtype_of(config: Loading) -> str:
     """One for both models, since it shapes the traces."""
-    on_cpu = "cpu" in (device_of(config, "teacher"), device_of(config, "student"))
+    no_gpu = {"cpu"} if torch.cuda.is_available() else {"cpu", *MAPS}
+    on_cpu = not no_gpu.isdisjoint((place_of(config, "teacher"), place_of(config, "student")))
     return config.dtype or ("float32" if on_cpu else "bfloat16")
 
 
