@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,7 @@ from rsd.cli.options import flags, given, on_own_device, one_line_errors, quiet,
 from rsd.config import PAPER, GenerateConfig
 from rsd.files import lines_only
 from rsd.settings import flag, free
-from rsd.terminal import echo, one_line
+from rsd.terminal import echo, hush, one_line
 from rsd.traces.filters import KEEP
 
 if TYPE_CHECKING:
@@ -65,19 +66,25 @@ def generate(
       rsd generate problems.jsonl -o raw.jsonl --threshold 0
       rsd generate problems.jsonl --teacher simplescaling/s1.1-7B --student Qwen/Qwen3-0.6B --preset paper
     """
-    with one_line_errors(output, again="run the same command again to go on"):
+    with one_line_errors(output, again="run the same command again to go on"), ExitStack() as stack:
         if keep == "best-ln":
             values["score"] = True
         config = GenerateConfig(**(PAPER if preset == "paper" else {}) | given(values))
-        share = share_of(shard)
+        share = share_of(shard, together=config.tensor_parallel)
         lines_only(output)
         quiet()
         from rsd.generation.generator import TraceGenerator
         from rsd.generation.job import run_job
         from rsd.models.bundled import bundled
+        from rsd.models.tensor_parallel import Group
 
         source = source or str(bundled("problems.jsonl"))
-        generator = TraceGenerator(on_own_device(config, share))
+        group = stack.enter_context(Group(config.tensor_parallel)) if config.tensor_parallel > 1 else None
+        generator = TraceGenerator(on_own_device(config), group=group)
+        if group is not None and not group.leads:
+            hush()
+            generator.follow()
+            return
         if dry_run:
             _show_first(generator, source)
             return

@@ -251,26 +251,26 @@ def fail(message: str, *, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def share_of(shard: str | None) -> Shard | None:
-    """This process's share of the rows: as it is asked for, or as its launcher says.
+def share_of(shard: str | None, *, together: int = 1) -> Shard | None:
+    """This process's share of the rows: as it is asked for, or as its launcher says. together: as of `launched`.
 
     Raises:
         ValueError: there is no such share, or both say one.
     """
-    by_launcher = launched()
+    by_launcher = launched(together)
     if shard is not None and by_launcher is not None:
         raise ValueError("--shard and a launcher (RANK and WORLD_SIZE are set) both share out the rows: leave one out")
-    if os.environ.get("ACCELERATE_USE_CPU") and os.environ.get("MASTER_PORT") and by_launcher is None:
+    if os.environ.get("ACCELERATE_USE_CPU") and os.environ.get("MASTER_PORT") and by_launcher is None and together == 1:
         say("notice: accelerate launch started one process: with --multi_gpu it starts --num_processes, on a CPU too")
     if by_launcher is not None and not by_launcher.main:
         hush()
     return by_launcher if shard is None else parse(shard)
 
 
-def on_own_device(config: Any, share: Shard | None) -> Any:
+def on_own_device(config: Any) -> Any:
     """The same, on the GPU that is this process's of a launch."""
-    rank = os.environ.get("LOCAL_RANK", "")
-    if share is None or not share.launched or config.device or not rank.isdecimal():
+    rank, world = os.environ.get("LOCAL_RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if world in ("", "1") or config.device or config.device_map or not rank.isdecimal():
         return config
     import torch
 

@@ -59,7 +59,7 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, *
                 f"--overwrite with several processes: remove {output} and its parts, if they are not wanted"
             )
         todo = read_responses(source, config)
-        scorer = load_scorer(on_own_device(config, share))
+        scorer = load_scorer(on_own_device(config))
         if share is None:
             summary: ScoreSummary | None = score_file(scorer, todo, output, overwrite=overwrite)
         else:

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rsd.traces.store import Key, Store, whole_lines
 
 POLL = 0.3  # seconds
 LAUNCH = 600.0  # seconds within which all processes of a launch begin
+DISCARDED = "rsd/discarded"
 
 
 class Incomplete(ConnectionError):
@@ -155,9 +157,9 @@ def _discard_together(out: Path, shard: Shard) -> None:
         raise ValueError(
             f"--overwrite with --shard: each process would discard what another has made; remove {out} and its parts"
         )
-    from accelerate import PartialState
+    from torch.distributed import rendezvous
 
-    state = PartialState(cpu=True)
+    store, *_ = next(rendezvous("env://"))
     if shard.main:
         discard(out)
         if Store.files(out)[1].exists() or out.exists():
@@ -165,5 +167,6 @@ def _discard_together(out: Path, shard: Shard) -> None:
                 store.made({}, [], overwrite=True)
                 for file in (store.out, store.sidecar, store.manifest):
                     file.unlink(missing_ok=True)
-    state.wait_for_everyone()
-    state.destroy_process_group()
+        store.set(DISCARDED, "")
+    else:
+        store.wait([DISCARDED], timedelta(seconds=LAUNCH))

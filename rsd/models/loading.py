@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.distributed import DistributedConfig
 
 from rsd.config import GenerateConfig, Loading, Sampling
 from rsd.models import gguf, kv_cache
@@ -161,13 +162,14 @@ def _check_quantising(path: str, config: PreTrainedConfig) -> None:
         raise ValueError("4bit and 8bit need bitsandbytes: pip install 'rsd[quantize]'") from e
 
 
-def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedModel:
+def load(source: Source, config: Loading, *, packed: bool = True, parts: int = 1) -> PreTrainedModel:
     """Load the weights, in fp32 on a CPU and bf16 on a GPU unless asked otherwise; for inference alone.
 
     Quantised layers compute in that type, and what is not quantised (embedding, head, norms) is loaded in it.
 
     Args:
         packed: on a CPU, the linear layers in oneDNN's layout (`packed`), which torch.compile cannot read.
+        parts: processes, this one and others, that load a part of every layer each (`tensor_parallel`).
 
     Raises:
         ValueError: the weights cannot be loaded, or are not safetensors and `allow_pickle` is off; or they are not the
@@ -181,8 +183,11 @@ def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedM
             "config": source.config,
             "dtype": getattr(torch, dtype_of(config)),
             "attn_implementation": config.attn_implementation,
-            "device_map": place_of(config, source.role),
         }
+        if parts > 1:
+            options["distributed_config"] = DistributedConfig(tp_size=parts)
+        else:
+            options["device_map"] = place_of(config, source.role)
         if gguf.is_gguf(source.path):
             model = gguf.load(source.path, **options)
         else:
@@ -210,7 +215,7 @@ def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedM
             model = merge(model, source.adapter, allow_pickle=config.allow_pickle)
         if source.load_in:
             _try_out(model, source.load_in)
-    if packed:
+    if packed and parts == 1:
         pack(model)
     return model.eval()
 

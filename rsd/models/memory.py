@@ -66,12 +66,14 @@ def need(
     return Need(place, weights // parts, cache // parts + WIDE * DRAFTS * c.vocab_size * 4)
 
 
-def need_of(source: Source, config: Loading, tokens: int) -> Need:
-    """What a model will take as `config` loads it.
+def need_of(source: Source, config: Loading, tokens: int, *, parts: int = 1) -> Need:
+    """What a model will take as `config` loads it. parts: as of `need`.
 
     Raises:
         ValueError: no model can be built of its configuration.
     """
+    if not torch.cuda.is_available():
+        parts = 1  # they share one memory
     with reading(f"--{source.role} {source.name}"):
         return need(
             source.config,
@@ -80,6 +82,7 @@ def need_of(source: Source, config: Loading, tokens: int) -> Need:
             tokens=tokens,
             trust_remote_code=config.trust_remote_code,
             load_in=source.load_in,
+            parts=parts,
         )
 
 
