@@ -9,7 +9,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
 from rsd.models.kv_cache import CachedModel, TreeMask
+from rsd.models.room import out_of_memory
 from rsd.models.source import Source
 
 FOREVER = timedelta(days=365)  # for which a process may have nothing to do: another group has more rows
@@ -59,7 +60,8 @@ class Group:
         if kind is not None and (not issubclass(kind, Exception | SystemExit) or issubclass(kind, Broken)):
             return  # in the midst of a pass, maybe: the others end when their connections do
         if self.leads:
-            self.tell("end")
+            with suppress(Broken):  # all is done, whoever is gone by now
+                self.tell("end")
         distributed.destroy_process_group()
 
     def tell(self, what: str, *args: Any) -> None:
@@ -88,8 +90,11 @@ def together() -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as e:
         said = f"{e}".splitlines()[0] if f"{e}" else type(e).__name__
-        less = "; a smaller --batch-size takes less memory" if "memory" in said else ""
-        raise Broken(f"a pass of the teacher's processes failed: {said}{less}") from e
+        if out_of_memory(e):
+            said = "out of memory: take a smaller --batch-size"
+        elif "onnection" in said or "peer" in said:
+            said = "one of them is gone"
+        raise Broken(f"the processes that hold the teacher: {said}") from e
 
 
 def check(source: Source, size: int) -> None:
