@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from rsd.config import PAPER
+from rsd.events import current, logging
 from rsd.settings import about, default_of, flag, kinds, settings
 from rsd.strictjson import loads
 from rsd.terminal import echo, hush, say
@@ -232,6 +233,7 @@ def one_line_errors(output: str = "", *, again: str = "") -> Iterator[None]:
         room = f"; make room{and_again}" if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
         fail(f"{e.filename or output}: {e.strerror or e}{room}")
     except KeyboardInterrupt:
+        _told("stopped", 130)
         say(f"stopped{again and '; '}{again}")
         sys.exit(130)
 
@@ -246,8 +248,16 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*past_key_values.* is deprecated", FutureWarning)
 
 
+def _told(message: str, code: int) -> None:
+    if (events := current()) is not None:
+        events.emit("error", message=message, code=code)
+
+
 def fail(message: str, *, code: int = 2) -> NoReturn:
-    echo(f"rsd: {' '.join(message.split())}", err=True)
+    message = " ".join(message.split())
+    _told(message, code)
+    if not logging():
+        echo(f"rsd: {message}", err=True)
     sys.exit(code)
 
 
