@@ -19,6 +19,7 @@ from transformers import GPT2Config
 from rsd.config import BUNDLED_LLAMA, BUNDLED_TEACHER, GenerateConfig
 from rsd.generation.generator import TraceGenerator
 from rsd.models.bundled import bundled
+from rsd.models.tensor_parallel import Broken, together
 from rsd.traces.readers import read_rows
 from rsd.traces.shards import launched, part_files
 
@@ -177,3 +178,15 @@ def test_all_architectures_can_be_divided_and_each_process_keeps_its_share_of_th
     shares = {line.split()[0]: float(line.split()[1]) for line in result.stdout.splitlines()}
     assert len(shares) == len(CONFIGS) and set(shares.values()) <= {1.0, 2.0}
     assert shares["llama"] == shares["qwen3"] == 2
+
+
+def test_a_pass_that_fails_in_one_process_is_no_lack_of_memory_that_fewer_rows_would_mend():
+    # The lead alone cannot try again: the others wait in the midst of the pass. So the job ends, and goes on later.
+    for raised, said in (
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: take a smaller --batch-size"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:44676."), "one of them is gone"),
+    ):
+        with pytest.raises(Broken, match=said) as caught, together():
+            raise raised
+        assert not isinstance(caught.value, RuntimeError | MemoryError)  # what the engine would try to mend
