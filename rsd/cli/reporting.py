@@ -13,7 +13,6 @@ import click
 
 from rsd.events import Events, reporting
 from rsd.files import Output, check_outputs, lines_only
-from rsd.traces import ours
 from rsd.traces.shards import Shard
 from rsd.version import __version__
 
@@ -55,6 +54,8 @@ def begin(
     if shard is not None:
         events.also["shard"] = str(shard)
     if events.file is not None:
+        from rsd.traces import ours
+
         lines_only(events.file)
         file = Path(events.file) if shard is None else shard.part(events.file)
         others = [*beside] if output == "-" else [output, *beside]
