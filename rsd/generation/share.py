@@ -159,7 +159,7 @@ def _discard_together(out: Path, shard: Shard) -> None:
         )
     from torch.distributed import rendezvous
 
-    store, *_ = next(rendezvous("env://"))
+    told, *_ = next(rendezvous("env://"))
     if shard.main:
         discard(out)
         if Store.files(out)[1].exists() or out.exists():
@@ -167,6 +167,6 @@ def _discard_together(out: Path, shard: Shard) -> None:
                 store.made({}, [], overwrite=True)
                 for file in (store.out, store.sidecar, store.manifest):
                     file.unlink(missing_ok=True)
-        store.set(DISCARDED, "")
+        told.set(DISCARDED, "")
     else:
-        store.wait([DISCARDED], timedelta(seconds=LAUNCH))
+        told.wait([DISCARDED], timedelta(seconds=LAUNCH))
