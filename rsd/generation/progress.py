@@ -67,10 +67,12 @@ class Progress:
 
     def record(self) -> dict[str, Any]:
         """How far it is, as JSON values. `done` and `total` are of the whole job, all else of this process."""
-        decoded = self.blocks.tokens if self.blocks else 0
-        seconds, tokens = self.seconds, max(self.tokens, 1)
+        whole = {"done": self.done, "total": self.total} if self.whole else {}
+        if self.blocks is None:  # it waits for other processes: what it made itself it has told
+            return whole
+        decoded, seconds, tokens = self.blocks.tokens, self.seconds, max(self.tokens, 1)
         rate = self.count / seconds if seconds else 0.0
-        return ({"done": self.done, "total": self.total} if self.whole else {}) | {
+        return whole | {
             "new": self.count,
             "to_go": self.at_most,
             "errors": self.errors,
@@ -81,7 +83,7 @@ class Progress:
             "seconds": round(seconds, 3),
             "seconds_left": round(self.at_most / rate, 1) if rate else None,
             "tokens_per_second": round(decoded / seconds, 1) if seconds else None,
-            "tokens_per_round": round(self.blocks.tokens_per_round, 3) if decoded and self.blocks else None,
+            "tokens_per_round": round(self.blocks.tokens_per_round, 3) if decoded else None,
             "acceptance_rate": round(self.accepted / tokens, 5) if self.tokens else None,
             "fallback_rate": round(self.own / tokens, 5) if self.tokens else None,
             "left_out": round(self.left_out / tokens, 5) if self.tokens else None,
