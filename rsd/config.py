@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, Literal
 
+from rsd.placing import PairPlacing, Placing
 from rsd.settings import FREE, SAME, check, setting
 
 # The most of a kind that anybody asks for: more is a slip, and would take all memory or all time before it is noticed.
@@ -64,7 +65,7 @@ class Acceptance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loading:
+class Loading(Placing):
     """How weights are loaded.
 
     Raises:
@@ -77,7 +78,6 @@ class Loading:
         unset="bfloat16, or float32 where a model runs on a CPU",
         resume=SAME,
     )
-    device: str | None = setting(None, help="cpu, cuda, cuda:1, auto ...", unset="cuda where there is one", resume=FREE)
     attn_implementation: Literal["sdpa", "eager"] | None = setting(
         None, help="How attention is computed", unset="the model's default", resume=FREE
     )
@@ -87,10 +87,7 @@ class Loading:
 
     def __post_init__(self) -> None:
         check(self)
-
-    def device_of(self, role: str) -> str | None:
-        """The device that was asked for."""
-        return self.device
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +157,7 @@ class ScoreConfig(Scoring, Prompting, Loading):
 
     def __post_init__(self) -> None:
         Scoring.__post_init__(self)
+        Loading.__post_init__(self)
 
     def scoring(self) -> Scoring:
         return Scoring(**{f.name: getattr(self, f.name) for f in fields(Scoring)})
@@ -175,7 +173,7 @@ LOAD_IN = "Quantise the weights with bitsandbytes as they are loaded"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(Prompting, Loading):
+class GenerateConfig(Prompting, PairPlacing, Loading):
     """Everything that shapes a run of `rsd generate`.
 
     With `score`, traces carry the scores of `Scoring()` under the student. Where `teacher` is the address of a server,
@@ -276,8 +274,6 @@ class GenerateConfig(Prompting, Loading):
     )
     teacher_load_in: Literal["4bit", "8bit"] | None = setting(None, help=LOAD_IN, resume=SAME)
     student_load_in: Literal["4bit", "8bit"] | None = setting(None, help=LOAD_IN, resume=SAME)
-    teacher_device: str | None = setting(None, help="A device of the teacher's own", unset="--device", resume=FREE)
-    student_device: str | None = setting(None, help="A device of the student's own", unset="--device", resume=FREE)
     compile: bool = setting(False, help="torch.compile both models: a minute first, then faster", resume=FREE)
     score: bool = setting(False, help="Add the scores of `rsd score` to every trace", resume=SAME)
 
@@ -289,8 +285,16 @@ class GenerateConfig(Prompting, Loading):
             raise ValueError("a teacher behind a server needs its name there: give teacher-model")
         if not self.served and (self.teacher_model or self.teacher_tokenizer):
             raise ValueError("teacher-model and teacher-tokenizer are for a teacher behind a server (http://host/v1)")
-        if self.served and (self.teacher_revision or self.teacher_load_in or self.teacher_device):
-            raise ValueError("a teacher behind a server is loaded there: leave its revision, device and load-in out")
+        placed = self.teacher_device or self.teacher_device_map or self.tensor_parallel > 1
+        if self.served and (self.teacher_revision or self.teacher_load_in or placed):
+            raise ValueError(
+                "a teacher behind a server is loaded there: leave its revision, device, device-map, load-in and "
+                "tensor-parallel out"
+            )
+        if self.tensor_parallel > 1 and self.teacher_load_in:
+            raise ValueError("quantised weights cannot be divided: leave teacher-load-in or tensor-parallel out")
+        if self.compile and not self.on_one_device():
+            raise ValueError("compile is for models on one device: leave it out, or device-map and tensor-parallel")
         if self.teacher_prompt_column and self.teacher_template:
             raise ValueError("teacher-prompt-column and teacher-template both make the teacher's prompt: give one")
         if not re.fullmatch(r"auto|boxed|math|none|[^\W\d][\w.]*:[^\W\d][\w.]*", self.verify):
@@ -306,9 +310,6 @@ class GenerateConfig(Prompting, Loading):
     def served(self) -> bool:
         """The teacher is behind a server."""
         return self.teacher.startswith(("http://", "https://"))
-
-    def device_of(self, role: str) -> str | None:
-        return (self.teacher_device if role == "teacher" else self.student_device) or self.device
 
     def acceptance(self) -> Acceptance:
         return Acceptance(

@@ -11,7 +11,8 @@ import os
 import sys
 import traceback
 import unicodedata
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TextIO
@@ -55,10 +56,27 @@ def echo(text: str, *, err: bool = False) -> None:
 def say(line: str) -> None:
     """A line for the user beside what a command prints."""
     if not _hushed:
-        echo(one_line(line), err=True)
+        _instead[-1](one_line(line)) if _instead else echo(one_line(line), err=True)
 
 
 _hushed: list[bool] = []
+_instead: list[Callable[[str], object]] = []
+
+
+@contextmanager
+def say_by(way: Callable[[str], object] | None) -> Iterator[None]:
+    """What is said meanwhile goes another way, if there is one; so do warnings."""
+    if way is None:
+        yield
+        return
+    _instead.append(way)
+    shown = warnings.showwarning
+    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
+        _instead.remove(way)
 
 
 def hush() -> None:

@@ -183,7 +183,7 @@ def by_teacher(files: Sequence[str], config: ScoreConfig) -> dict[str, list[Scor
     wanted = rules(find_student(config), config.scoring(), dtype=dtype_of(config), layout=config.layout())
     known = {name: [stored(r, wanted) for r in side] for name, side in sides.items()}
     missing = [r for name, side in sides.items() for r, s in zip(side, known[name], strict=True) if s is None]
-    made = progress(load_scorer(config), missing, total=len(missing)) if missing else iter(())
+    made = progress(load_scorer(config), missing, count=len(missing)) if missing else iter(())
     return {name: [s if s is not None else next(made) for s in side] for name, side in known.items()}
 
 

@@ -3,15 +3,18 @@
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rsd.cli.options import flags, given, on_own_device, one_line_errors, quiet, share_of
+from rsd.cli.reporting import begin, reported
 from rsd.config import PAPER, GenerateConfig
+from rsd.events import Events
 from rsd.files import lines_only
 from rsd.settings import flag, free
-from rsd.terminal import echo, one_line
+from rsd.terminal import echo, hush, one_line
 from rsd.traces.filters import KEEP
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     help="Print the settings in force and the first prompt as both models read it; write nothing.",
 )
 @flags(GenerateConfig)
+@reported
 def generate(
     source: str | None,
     output: str,
@@ -49,6 +53,7 @@ def generate(
     shard: str | None,
     as_json: bool,
     dry_run: bool,
+    events: Events,
     **values: Any,
 ) -> None:
     """Make student-tailored traces for the prompts in INPUT; by default for the bundled problems.
@@ -65,24 +70,38 @@ def generate(
       rsd generate problems.jsonl -o raw.jsonl --threshold 0
       rsd generate problems.jsonl --teacher simplescaling/s1.1-7B --student Qwen/Qwen3-0.6B --preset paper
     """
-    with one_line_errors(output, again="run the same command again to go on"):
+    with one_line_errors(output, again="run the same command again to go on"), ExitStack() as stack:
         if keep == "best-ln":
             values["score"] = True
         config = GenerateConfig(**(PAPER if preset == "paper" else {}) | given(values))
-        share = share_of(shard)
+        share = share_of(shard, together=config.tensor_parallel)
         lines_only(output)
         quiet()
         from rsd.generation.generator import TraceGenerator
-        from rsd.generation.job import run_job
+        from rsd.generation.job import kept_file, run_job
         from rsd.models.bundled import bundled
+        from rsd.models.tensor_parallel import Group
+        from rsd.traces.lines import files_of
 
         source = str(bundled("problems.jsonl")) if source is None else source
-        generator = TraceGenerator(on_own_device(config, share))
+        group = stack.enter_context(Group(config.tensor_parallel)) if config.tensor_parallel > 1 else None
+        generator = TraceGenerator(on_own_device(config), group=group)
+        if group is not None and not group.leads:
+            hush()
+            generator.follow()
+            return
         if dry_run:
             _show_first(generator, source)
             return
         if output == "-":
-            sys.exit(1 if _streamed(generator, source, limit, alone=not (share or keep or overwrite or as_json)) else 0)
+            alone = not (share or keep or overwrite or as_json)
+            begin(events, "generate", config, source=source, output=output, shard=share)
+            errors = _streamed(generator, source, limit, alone=alone)
+            events.emit("end", errors=errors)
+            sys.exit(1 if errors else 0)
+        sidecar, job = files_of(output)
+        beside = [sidecar, job, kept_file(output)]
+        begin(events, "generate", config, source=source, output=output, beside=beside, job=job, shard=share)
         how: dict[str, Any] = {"limit": limit, "overwrite": overwrite, "keep": keep}
         if share is None:
             summary: Summary | None = run_job(generator, source, output, **how)
@@ -90,6 +109,7 @@ def generate(
             from rsd.generation.share import run_share
 
             summary = run_share(generator, source, output, share, **how)
+        events.emit("end", **(summary.as_json() if summary else {}))
     if summary is None:  # another process prints
         return
     if as_json:

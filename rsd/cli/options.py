@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from rsd.config import PAPER
+from rsd.events import current, logging
 from rsd.settings import about, default_of, flag, kinds, settings
 from rsd.strictjson import loads
 from rsd.terminal import echo, hush, say, shortened
@@ -263,6 +264,7 @@ def one_line_errors(output: str = "", *, again: str = "") -> Iterator[None]:
         room = f"; make room{and_again}" if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
         fail(f"{e.filename or output}: {e.strerror or e}{room}")
     except KeyboardInterrupt:
+        _told("stopped", 130)
         say(f"stopped{again and '; '}{again}")
         sys.exit(130)
 
@@ -277,31 +279,39 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*past_key_values.* is deprecated", FutureWarning)
 
 
+def _told(message: str, code: int) -> None:
+    if (events := current()) is not None:
+        events.emit("error", message=message, code=code)
+
+
 def fail(message: str, *, code: int = 2) -> NoReturn:
-    echo(f"rsd: {shortened(' '.join(message.split()))}", err=True)
+    message = shortened(" ".join(message.split()))
+    _told(message, code)
+    if not logging():
+        echo(f"rsd: {message}", err=True)
     sys.exit(code)
 
 
-def share_of(shard: str | None) -> Shard | None:
-    """This process's share of the rows: as it is asked for, or as its launcher says.
+def share_of(shard: str | None, *, together: int = 1) -> Shard | None:
+    """This process's share of the rows: as it is asked for, or as its launcher says. together: as of `launched`.
 
     Raises:
         ValueError: there is no such share, or both say one.
     """
-    by_launcher = launched()
+    by_launcher = launched(together)
     if shard is not None and by_launcher is not None:
         raise ValueError("--shard and a launcher (RANK and WORLD_SIZE are set) both share out the rows: leave one out")
-    if os.environ.get("ACCELERATE_USE_CPU") and os.environ.get("MASTER_PORT") and by_launcher is None:
+    if os.environ.get("ACCELERATE_USE_CPU") and os.environ.get("MASTER_PORT") and by_launcher is None and together == 1:
         say("notice: accelerate launch started one process: with --multi_gpu it starts --num_processes, on a CPU too")
     if by_launcher is not None and not by_launcher.main:
         hush()
     return by_launcher if shard is None else parse(shard)
 
 
-def on_own_device(config: Any, share: Shard | None) -> Any:
+def on_own_device(config: Any) -> Any:
     """The same, on the GPU that is this process's of a launch."""
-    rank = os.environ.get("LOCAL_RANK", "")
-    if share is None or not share.launched or config.device or not rank.isdecimal():
+    rank, world = os.environ.get("LOCAL_RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if world in ("", "1") or config.device or config.device_map or not rank.isdecimal():
         return config
     import torch
 

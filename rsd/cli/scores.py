@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rsd.cli.options import flags, given, on_own_device, one_line_errors, quiet, share_of
+from rsd.cli.reporting import begin, reported
 from rsd.config import GenerateConfig, ScoreConfig
+from rsd.events import Events
 from rsd.files import Output, check_outputs, lines_only, place, write_text
 from rsd.scoring.metrics import BY
 from rsd.terminal import echo, one_line, say
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Start anew instead of resuming OUTPUT.")
 @click.option("--shard", metavar="I/N", help="Only this share of the rows, 1/N to N/N [RANK and WORLD_SIZE, if set].")
 @flags(ScoreConfig)
-def score(source: str, output: str | None, overwrite: bool, shard: str | None, **values: Any) -> None:
+@reported
+def score(source: str, output: str | None, overwrite: bool, shard: str | None, events: Events, **values: Any) -> None:
     """Add to every trace in FILE how natural it is for the student.
 
     FILE holds prompt-completion, messages or ShareGPT rows, or any with --prompt-column, --response-column (and
@@ -58,14 +61,16 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, *
             raise ValueError(
                 f"--overwrite with several processes: remove {output} and its parts, if they are not wanted"
             )
+        begin(events, "score", config, source=source, output=output, shard=share)
         todo = read_responses(source, config)
-        scorer = load_scorer(on_own_device(config, share))
+        scorer = load_scorer(on_own_device(config))
         if share is None:
             summary: ScoreSummary | None = score_file(scorer, todo, output, overwrite=overwrite)
         else:
             from rsd.scoring.share import score_share
 
             summary = score_share(scorer, todo, output, share)
+        events.emit("end", **({"rows": summary.rows, "errors": summary.errors} if summary else {}))
     if summary is None:  # another process prints
         return
     echo(f"{summary.text()}\nwritten to   {one_line(output)}")
@@ -143,7 +148,7 @@ def _scored(scorer: "Scorer", side: "Sequence[Response]", keep: "Callable[[Score
     """What is kept of each trace; its text is let go as soon as it is scored."""
     from rsd.scoring.job import progress
 
-    return [keep(scored) for scored in progress(scorer, side, total=len(side))]
+    return [keep(scored) for scored in progress(scorer, side, count=len(side))]
 
 
 def _bundled_traces(folder: str) -> str:

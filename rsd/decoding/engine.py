@@ -67,7 +67,9 @@ class Engine:
         self.room, self.at_once = Room(rows), AT_ONCE
         self.blocks = BlockController(block)
         self.student = CachedModel(student, rows, compile=compile)
-        self.teacher = LocalTeacher(teacher, rows, compile=compile) if isinstance(teacher, PreTrainedModel) else teacher
+        if isinstance(teacher, PreTrainedModel):
+            teacher = LocalTeacher(CachedModel(teacher, rows, compile=compile))
+        self.teacher = teacher
         self.rounds = Rounds(
             self.teacher,
             self.student,
@@ -161,7 +163,7 @@ class Engine:
             if rows.ready:
                 row, (student, teacher), at = rows.ready[0]
                 ours, theirs = row.read(self.vocabulary)
-                self.student.cache.copy_row(student.cache, at, slot)
+                self.student.copy_row(student, at, slot)
                 self.rounds.proposer.place_row(slot, theirs, row.partial, row.ids, prefilled=teacher, at=at)
                 done = len(row.tokens)
                 rows.state[slot] = row.request.key, done, row.request.max_new_tokens, len(ours) - 1, ours[-1]

@@ -22,7 +22,7 @@ from rsd.decoding.loops import EVERY, REACH, loops
 from rsd.decoding.proposer import Proposer
 from rsd.decoding.sampling import DRAFT, rejection_sample, target, uniforms
 from rsd.decoding.teacher import Teacher
-from rsd.models.kv_cache import CachedModel, RowCache
+from rsd.models.kv_cache import CachedModel
 from rsd.pair.vocabulary import Vocabulary
 from rsd.traces.tokens import TOKEN
 
@@ -72,12 +72,11 @@ class Rounds:
         """Free what both models have read, and have room for `rows` rows from now on."""
         if self.loop is not None:
             self.loop.drop()
-        self.student.model.cache = RowCache(rows)
+        self.student.model.drop(rows)
         self.proposer.teacher.drop(rows)
 
     def move_row(self, row: int, to: int) -> None:
-        cache = self.student.model.cache
-        cache.copy_row(cache, row, to)
+        self.student.model.copy_row(self.student.model, row, to)
         self.proposer.move_row(row, to)
 
     def round(self, state: np.ndarray, records: np.ndarray, block: int) -> Ended:

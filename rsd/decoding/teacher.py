@@ -6,9 +6,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from rsd.models.kv_cache import CachedModel, RowCache, TreeMask
+from rsd.models.kv_cache import CachedModel, TreeMask
 from rsd.pair.vocabulary import ContextEdit, TeacherContext, Vocabulary
 
 # From so many rows on, a row reads no more columns a round than a block has, and waits if it needs more (its next
@@ -120,31 +119,28 @@ class Teacher(Protocol):
 class LocalTeacher:
     """A model and its cache. A row's path lies in the cache's slots, one slot a position; contexts that are
     not on it branch off, in slots behind it (`kv_cache.TreeMask`).
-
-    Raises:
-        ValueError: a model whose state cannot be rolled back.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: int, *, compile: bool = False) -> None:
-        self.model = CachedModel(model, rows, compile=compile)
-        self.context = self.model.context
-        self.width = int(model.config.get_text_config().vocab_size)
-        self.held = [0] * rows  # how many ids of its context a row's slots hold
-        self.fed = [(0, 0)] * rows  # the path that they hold since the last pass, and how many ids of it
+    def __init__(self, model: CachedModel) -> None:
+        self.model = model
+        self.context = model.context
+        self.width = int(model.model.config.get_text_config().vocab_size)
+        self.held = [0] * model.rows  # how many ids of its context a row's slots hold
+        self.fed = [(0, 0)] * model.rows  # the path that they hold since the last pass, and how many ids of it
 
     def prefill(self, prompts: list[list[int]]) -> CachedModel:
         return self.model.prefill(prompts)
 
     def copy_row(self, prefilled: CachedModel, at: int, row: int, *, length: int) -> None:
-        self.model.cache.copy_row(prefilled.cache, at, row)
+        self.model.copy_row(prefilled, at, row)
         self.held[row] = length
 
     def move_row(self, row: int, to: int) -> None:
-        self.model.cache.copy_row(self.model.cache, row, to)
+        self.model.copy_row(self.model, row, to)
         self.held[to] = self.held[row]
 
     def drop(self, rows: int) -> None:
-        self.model.cache = RowCache(rows)
+        self.model.drop(rows)
 
     def total(self, logits: Tensor, top: Tensor) -> Tensor:
         """The log-sum-exp [N] of logits [N, V_teacher]; `top` [N] is the index of a logit that is not -inf."""

@@ -13,13 +13,15 @@ from rsd.answers.verifier import Judgement, Verifier, answer_column, resolve
 from rsd.config import GenerateConfig, Scoring
 from rsd.decoding.block_size import BlockController
 from rsd.decoding.engine import Engine
-from rsd.decoding.teacher import TOP, Teacher
+from rsd.decoding.teacher import TOP, LocalTeacher, Teacher
 from rsd.generation.pipeline import Pipeline, verdict
 from rsd.generation.schedule import Schedule
+from rsd.models import tensor_parallel
 from rsd.models.loading import dtype_of, find, load, one_model
 from rsd.models.memory import PROMPT, Estimate, estimate, need_of
 from rsd.models.selfcheck import check_decoding
 from rsd.models.source import Source
+from rsd.models.tensor_parallel import Group, Led, together
 from rsd.pair.pair import Pair, pair_up
 from rsd.pair.prompts import own_prompt, privileged
 from rsd.scoring.scorer import Scorer
@@ -39,12 +41,15 @@ class TraceGenerator:
         for trace in generator.stream([{"prompt": "What is 6 * 7?"}]):
             print(trace.text)
 
+    Args:
+        group: of `tensor_parallel` processes that hold the teacher together, this one and others.
+
     Raises:
         ValueError (from `find` and `load`): a model cannot be loaded, or the pair does not fit together.
     """
 
-    def __init__(self, config: GenerateConfig) -> None:
-        self.config = config
+    def __init__(self, config: GenerateConfig, *, group: Group | None = None) -> None:
+        self.config, self.group = config, group
         self._pair: Pair | None = None
         self._engine: Engine | None = None
         self._memory: Estimate | None = None
@@ -71,6 +76,8 @@ class TraceGenerator:
                 teacher = find(
                     "teacher", c.teacher, c.teacher_revision, trust_remote_code=code, load_in=c.teacher_load_in
                 )
+            if c.tensor_parallel > 1:
+                tensor_parallel.check(teacher, c.tensor_parallel)
             if (c.student, c.student_revision, c.student_load_in) == (c.teacher, c.teacher_revision, c.teacher_load_in):
                 student = replace(teacher, role="student")
             else:
@@ -96,6 +103,8 @@ class TraceGenerator:
         if self._engine is None:
             pair = self.find()
             teacher, student, vocabulary = pair.teacher, pair.student, pair.vocabulary
+            if self.group is None and self.config.tensor_parallel > 1:
+                raise ValueError("tensor-parallel is for a launch: torchrun --nproc-per-node N -m rsd generate ...")
             if self.config.compile and not shutil.which(os.environ.get("CXX", "g++")):
                 raise ValueError("compile needs a C++ compiler: install g++, name one in CXX, or leave it out")
             self._judges().start()
@@ -108,7 +117,7 @@ class TraceGenerator:
                 layout = {"chat_template_kwargs": dict(kwargs)} if kwargs else {}
                 self._scorer = Scorer(student, student_model, Scoring(), dtype=dtype_of(self.config), layout=layout)
             self._engine = Engine(
-                student_model if one else self._load_teacher(teacher, packed=packed),
+                student_model if one else self._load_teacher(teacher, rows, packed=packed),
                 student_model,
                 vocabulary,
                 sampling=pair.sampling,
@@ -121,15 +130,27 @@ class TraceGenerator:
             )
         return self
 
-    def _load_teacher(self, teacher: Source, *, packed: bool) -> PreTrainedModel | Teacher:
+    def follow(self) -> None:
+        """Hold a part of the teacher for the first process of the group, until that ends."""
+        if self.group is not None:
+            tensor_parallel.follow(self.group, lambda: self._load_part(self.find().teacher))
+
+    def _load_part(self, teacher: Source) -> PreTrainedModel:
+        with together():
+            return self._load(teacher, parts=self.config.tensor_parallel)
+
+    def _load_teacher(self, teacher: Source, rows: int, *, packed: bool) -> PreTrainedModel | Teacher:
+        if self.group is not None:
+            self.group.tell("load")
+            return LocalTeacher(Led(self._load_part(teacher), rows, self.group))
         if not self.config.served:
             return self._load(teacher, packed=packed)
         from rsd.decoding.served_teacher import ServedTeacher
 
         return ServedTeacher(teacher.path, teacher.name, width=teacher.width, context=teacher.context)
 
-    def _load(self, source: Source, *, packed: bool) -> PreTrainedModel:
-        model = load(source, self.config, packed=packed)
+    def _load(self, source: Source, *, packed: bool = True, parts: int = 1) -> PreTrainedModel:
+        model = load(source, self.config, packed=packed, parts=parts)
         if not self.config.skip_check:
             check_decoding(model, f"--{source.role} {source.name}")
         return model
@@ -147,7 +168,9 @@ class TraceGenerator:
         pair = self.find()
         teacher, student = pair.teacher, pair.student
         tokens = min(pair.context, pair.max_new_tokens + PROMPT)
-        needs = [need_of(s, self.config, tokens) for s in ([student] if self.config.served else [teacher, student])]
+        needs = [need_of(student, self.config, tokens)]
+        if not self.config.served:
+            needs.insert(0, need_of(teacher, self.config, tokens, parts=self.config.tensor_parallel))
         one = one_model(teacher, student, self.config)
         self._memory = estimate(*needs, tokens=tokens, rows=self.config.batch_size, one=one)
         return self._memory

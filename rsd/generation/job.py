@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rsd.decoding.block_size import BlockController
 from rsd.files import Output, check_outputs, place, write_rows
 from rsd.generation.generator import TraceGenerator
 from rsd.generation.merge import discard, merge
@@ -139,7 +140,7 @@ def stream_job(
         say(notice)
     generator.load()
     errors = 0
-    with Progress(schedule.at_most, 0) as progress:
+    with Progress(schedule.at_most, 0, at_most=schedule.at_most, blocks=generator.blocks) as progress:
         for trace in generator.make(schedule):
             write(finite(trace.row()))
             errors += trace.error is not None
@@ -210,7 +211,7 @@ def run_rows(
         totals = store.totals(max_fallback_rate=fallback)
         store.end(manifest | {"totals": totals})
         return Summary(totals, 0, 0, 0.0, 0.0, left_out(manifest), *write_kept(out, keep, fallback))
-    with _progress(found, found + schedule.at_most, others) as progress:
+    with _progress(found, schedule.at_most, generator.blocks, others) as progress:
         for trace in generator.make(schedule):
             store.append(trace)
             progress.add(trace, at_most=schedule.at_most, blocks=generator.blocks)
@@ -230,10 +231,11 @@ def run_rows(
     )
 
 
-def _progress(found: int, total: int, others: Others | None) -> Progress:
+def _progress(found: int, at_most: int, blocks: BlockController, others: Others | None) -> Progress:
     if others is None:
-        return Progress(total, found)
-    return Progress(others.total, len(others.done), of_all=others.files, shown=others.shown)
+        return Progress(found + at_most, found, at_most=at_most, blocks=blocks)
+    there = len(others.done)
+    return Progress(others.total, there, at_most=at_most, blocks=blocks, of_all=others.files, shown=others.shown)
 
 
 def _judged_again(generator: TraceGenerator, rows: Rows, store: Store) -> dict[Key, dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rsd.decoding.block_size import BlockController
+from rsd.events import logging, ticking
 from rsd.terminal import hushed
 from rsd.traces.shards import Lines
 from rsd.traces.trace import Trace
@@ -20,33 +21,73 @@ class Progress:
     """Counts what this process makes, and shows it. `with Progress(...) as progress:` closes the bar.
 
     Args:
-        total, found: traces of the job, and those that are there already.
+        total, found: traces of the job, and those that are there already. at_most: that this process may make.
+        blocks: what the rounds have made, where this process makes any.
         of_all: the files of rows of all processes that share the job, if several do.
         shown: whether this process prints.
     """
 
-    def __init__(self, total: int, found: int, *, of_all: Sequence[Path] = (), shown: bool = True) -> None:
+    def __init__(
+        self,
+        total: int,
+        found: int,
+        *,
+        at_most: int = 0,
+        blocks: BlockController | None = None,
+        of_all: Sequence[Path] = (),
+        shown: bool = True,
+    ) -> None:
         every = 0.1 if sys.stderr.isatty() else 10  # seconds; a log file needs fewer lines
         self.count = self.tokens = 0
+        self.errors = self.correct = self.wrong = self.own = 0  # own: tokens of the student's own
         self.accepted = self.left_out = 0.0
-        self.total, self.found = total, found
+        self.total, self.found, self.done, self.at_most, self.blocks = total, found, found, at_most, blocks
+        self.whole = not of_all or shown  # whether it knows of all traces of the job
         self.lines = Lines(of_all) if of_all and shown else None
         self._looked = self.started = time.monotonic()
-        hidden = not shown or hushed()
+        hidden = not shown or hushed() or logging()
         self.bar: Any = tqdm(
             total=total, initial=found, unit="trace", dynamic_ncols=True, mininterval=every, disable=hidden
         )
 
+        self._told = ticking(self.record)
+
     def __enter__(self) -> "Progress":
+        self._told.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.look(now=True)
+        self._told.__exit__(None, None, None)
         self.bar.close()
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started
+
+    def record(self) -> dict[str, Any]:
+        """How far it is, as JSON values. `done` and `total` are of the whole job, all else of this process."""
+        whole = {"done": self.done, "total": self.total} if self.whole else {}
+        if self.blocks is None:  # it waits for other processes: what it made itself it has told
+            return whole
+        decoded, seconds, tokens = self.blocks.tokens, self.seconds, max(self.tokens, 1)
+        rate = self.count / seconds if seconds else 0.0
+        return whole | {
+            "new": self.count,
+            "to_go": self.at_most,
+            "errors": self.errors,
+            "correct": self.correct,
+            "wrong": self.wrong,
+            "tokens": self.tokens,
+            "decoded_tokens": decoded,  # those of traces that are not finished, too
+            "seconds": round(seconds, 3),
+            "seconds_left": round(self.at_most / rate, 1) if rate else None,
+            "tokens_per_second": round(decoded / seconds, 1) if seconds else None,
+            "tokens_per_round": round(self.blocks.tokens_per_round, 3) if decoded else None,
+            "acceptance_rate": round(self.accepted / tokens, 5) if self.tokens else None,
+            "fallback_rate": round(self.own / tokens, 5) if self.tokens else None,
+            "left_out": round(self.left_out / tokens, 5) if self.tokens else None,
+        }
 
     def add(self, trace: Trace, *, at_most: int, blocks: BlockController) -> None:
         """One trace more; at_most: how many more this process may make."""
@@ -54,6 +95,11 @@ class Progress:
         self.tokens += len(trace.tokens)
         self.accepted += float(trace.accepted.sum())
         self.left_out += float(trace.left_out.sum())
+        self.own += int((~trace.from_teacher).sum())
+        self.errors += trace.error is not None
+        self.correct += trace.is_correct is True
+        self.wrong += trace.is_correct is False
+        self.at_most, self.blocks = at_most, blocks
         shown = [
             f"{self.tokens / self.seconds:.0f} tok/s",
             f"acceptance {self.accepted / max(self.tokens, 1):.1%}",
@@ -64,12 +110,14 @@ class Progress:
         if self.lines is not None:
             self.look()
         else:
-            done = self.found + self.count
-            self.bar.total = max(done, min(self.total, done + at_most))
+            self.done = self.found + self.count
+            self.total = max(self.done, min(self.total, self.done + at_most))
+            self.bar.total = self.total
             self.bar.update()
 
     def look(self, *, now: bool = False) -> None:
         """Count what all processes have made, now and then."""
         if self.lines is not None and (now or time.monotonic() - self._looked > LOOK):
             self._looked = time.monotonic()
-            self.bar.update(self.lines.count() - self.bar.n)
+            self.done = self.lines.count()
+            self.bar.update(self.done - self.bar.n)

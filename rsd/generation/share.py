@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rsd.traces.store import Store
 
 POLL = 0.3  # seconds
 LAUNCH = 600.0  # seconds within which all processes of a launch begin
+DISCARDED = "rsd/discarded"
 
 
 class Incomplete(ConnectionError):
@@ -162,9 +164,9 @@ def _discard_together(out: Path, shard: Shard) -> None:
         raise ValueError(
             f"--overwrite with --shard: each process would discard what another has made; remove {out} and its parts"
         )
-    from accelerate import PartialState
+    from torch.distributed import rendezvous
 
-    state = PartialState(cpu=True)
+    told, *_ = next(rendezvous("env://"))
     if shard.main:
         discard(out)
         if files_of(out)[1].exists() or out.exists():
@@ -172,5 +174,6 @@ def _discard_together(out: Path, shard: Shard) -> None:
                 store.made({}, in_memory([]), overwrite=True)
                 for file in (store.out, store.sidecar, store.manifest):
                     file.unlink(missing_ok=True)
-    state.wait_for_everyone()
-    state.destroy_process_group()
+        told.set(DISCARDED, "")
+    else:
+        told.wait([DISCARDED], timedelta(seconds=LAUNCH))

@@ -7,18 +7,17 @@ overwritten before a query can see it.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from rsd.models import attention
 
 GROW = 256  # slots: the buffers grow in such steps, so that short traces cost little memory
-FEW = 32  # columns up to which a forward is a decoding step
 PREFILL = 512  # columns of one prefill pass: bounds the attention mask
 OTHER = "choose another model"
 
@@ -113,9 +112,12 @@ class RowCache:
             k, v = k.narrow(0, self._first, rows), v.narrow(0, self._first, rows)
         return k.narrow(2, 0, length), v.narrow(2, 0, length)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(keys.nbytes + values.nbytes for keys, values in self.layers.values())
+    def held(self) -> Counter[str]:
+        """Bytes, by the device that they are on."""
+        made: Counter[str] = Counter()
+        for keys, values in self.layers.values():
+            made[str(keys.device)] += keys.nbytes + values.nbytes
+        return made
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._reach[1]
@@ -136,55 +138,6 @@ class RowCache:
         for layer in self.layers.keys() - source.layers.keys():  # it has read nothing: a prompt of one token
             for mine in self.layers[layer]:
                 mine[to] = 0
-
-
-def attend(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention of a few columns [R, heads, W, size] to long rows, without repeating K/V per query group.
-
-    The groups are folded into the query axis. On a CPU the fused kernel is best for few rows of one
-    column, two plain products for all else. A prefill, a model that adds something to the scores of each
-    head, or one used by others (without a mask or with a boolean one) goes to transformers' SDPA.
-    """
-    rows, heads, width, size = query.shape
-    plain = kwargs.get("position_bias") is None and kwargs.get("softcap") is None
-    if attention_mask is None or attention_mask.dtype == torch.bool or width > FEW or not plain:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    cpu = query.device.type == "cpu"
-    if cpu and width == 1 and rows <= 16:
-        grouped = {"enable_gqa": True} if heads > key.shape[1] else {}  # a constant, also for torch.compile
-        out = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling, **grouped)
-        return out.transpose(1, 2), None
-    groups = heads // key.shape[1]
-    folded = query.reshape(rows, key.shape[1], groups * width, size)
-    mask = attention_mask if width == 1 else attention_mask.repeat(1, 1, groups, 1)
-    scale = size**-0.5 if scaling is None else scaling
-    if cpu:
-        weights = (folded * scale @ key.transpose(2, 3)).add_(mask).softmax(-1)
-        out = weights @ value
-    else:
-        out = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
-    return unfold(out, heads, width).transpose(1, 2).contiguous(), None
-
-
-def unfold(out: Tensor, heads: int, width: int) -> Tensor:
-    """[R, KV heads, groups * W, value size] to [R, heads, W, value size].
-
-    The heads of values may have another size than those of keys (DeepSeek), and a kernel may leave its columns
-    before its heads in memory (the memory-efficient one of a GPU): that is no view then.
-    """
-    return out.reshape(out.shape[0], heads, width, out.shape[3])
-
-
-AttentionInterface.register("rsd", attend)
-AttentionMaskInterface.register("rsd", sdpa_mask)
 
 
 def check(config: PreTrainedConfig, model: type[PreTrainedModel]) -> None:
@@ -227,6 +180,15 @@ def context(config: PreTrainedConfig) -> int:
     return int(min([text.max_position_embeddings, *short]))
 
 
+def first_device(model: PreTrainedModel) -> torch.device:
+    """Where a model reads ids. Of one that is spread over devices it is that of its first layers.
+
+    Hooks carry what a layer is given to the layer's device, and bring the logits back. Weights that are fetched only
+    when they are needed have no device of their own meanwhile.
+    """
+    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+
+
 class CachedModel:
     """A causal language model, its cache, and its attention mask.
 
@@ -251,14 +213,14 @@ class CachedModel:
         config = model.config.get_text_config()
         self.context = context(model.config)
         kinds = getattr(config, "layer_types", None)
-        if model.config._attn_implementation not in ("sdpa", "eager", "rsd"):
+        if model.config._attn_implementation not in ("sdpa", "eager", attention.NAME):
             raise ValueError(f"attention by {model.config._attn_implementation} reads no masks: choose sdpa or eager")
         if model.config._attn_implementation == "sdpa":
-            model.set_attn_implementation("rsd")
+            model.set_attn_implementation(attention.NAME)
         # Models of mixed layers take one mask a kind; others take one mask, windowed if they have a window.
         self.kinds = sorted(set(kinds)) if kinds else None
         self.window: int = getattr(config, "sliding_window", None) or sys.maxsize
-        self.device = model.device
+        self.device = first_device(model)
         self.columns = torch.arange(GROW, device=self.device)
         self.seen = torch.zeros((), dtype=model.dtype, device=self.device)
         self.hidden = self.seen - torch.inf
@@ -297,6 +259,18 @@ class CachedModel:
         )
         return out.logits
 
+    def copy_row(self, source: "CachedModel", row: int, to: int) -> None:
+        """Row `to` becomes what row `row` of `source` (it may be this one) has read."""
+        self.cache.copy_row(source.cache, row, to)
+
+    def drop(self, rows: int) -> None:
+        """Forget all that was read; room for `rows` rows from now on."""
+        self.cache = RowCache(rows)
+
+    def another(self, rows: int) -> "CachedModel":
+        """The same model with a cache of its own."""
+        return CachedModel(self.model, rows)
+
     def _masks(self, positions: Tensor, length: int, tree: TreeMask | None) -> Tensor | dict[str, Tensor]:
         # An additive mask serves both eager attention and SDPA, which would convert a boolean one per layer.
         if len(self.columns) < length:
@@ -322,7 +296,7 @@ class CachedModel:
 
         The last token is what decoding starts from, so that the first step is a step like any other.
         """
-        read = CachedModel(self.model, len(prompts))
+        read = self.another(len(prompts))
         lengths = torch.tensor([len(p) - 1 for p in prompts], device=self.device)
         longest = int(lengths.max())
         padded = [(p[:-1] or p) + [0] * (longest - len(p) + 1) for p in prompts]

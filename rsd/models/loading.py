@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.distributed import DistributedConfig
 
 from rsd.config import GenerateConfig, Loading, Sampling
 from rsd.models import gguf, kv_cache
@@ -26,6 +27,8 @@ from rsd.models.adapters import CONFIG, find_adapter, merge, split
 from rsd.models.bundled import folder_of
 from rsd.models.packed import pack
 from rsd.models.source import Source
+from rsd.placing import MAPS
+from rsd.terminal import say
 
 # What a generation config may hold that RSD has no place for, with the values that mean "off".
 PENALTIES: dict[str, Any] = {
@@ -160,13 +163,14 @@ def _check_quantising(path: str, config: PreTrainedConfig) -> None:
         raise ValueError("4bit and 8bit need bitsandbytes: pip install 'rsd[quantize]'") from e
 
 
-def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedModel:
+def load(source: Source, config: Loading, *, packed: bool = True, parts: int = 1) -> PreTrainedModel:
     """Load the weights, in fp32 on a CPU and bf16 on a GPU unless asked otherwise; for inference alone.
 
     Quantised layers compute in that type, and what is not quantised (embedding, head, norms) is loaded in it.
 
     Args:
         packed: on a CPU, the linear layers in oneDNN's layout (`packed`), which torch.compile cannot read.
+        parts: processes, this one and others, that load a part of every layer each (`tensor_parallel`).
 
     Raises:
         ValueError: the weights cannot be loaded, or are not safetensors and `allow_pickle` is off; or they are not the
@@ -180,8 +184,11 @@ def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedM
             "config": source.config,
             "dtype": getattr(torch, dtype_of(config)),
             "attn_implementation": config.attn_implementation,
-            "device_map": device_of(config, source.role),
         }
+        if parts > 1:
+            options["distributed_config"] = DistributedConfig(tp_size=parts)
+        else:
+            options["device_map"] = place_of(config, source.role)
         if gguf.is_gguf(source.path):
             model = gguf.load(source.path, **options)
         else:
@@ -199,11 +206,18 @@ def load(source: Source, config: Loading, *, packed: bool = True) -> PreTrainedM
             model, info = made
             _check_tensors(info, passed_over=config.skip_check)
         model.eval()
+        if moved := moved_parts(model):
+            if source.adapter:
+                raise ValueError("the GPUs have no room to merge an adapter: merge and save it first")
+            say(
+                f"notice: {moved} parts of the {source.role} do not fit the GPUs and are fetched in every pass, many "
+                "times slower: take more GPUs, or fewer bits (load-in)"
+            )
         if source.adapter:
             model = merge(model, source.adapter, allow_pickle=config.allow_pickle)
         if source.load_in:
             _try_out(model, source.load_in)
-    if packed:
+    if packed and parts == 1:
         pack(model)
     return model.eval()
 
@@ -242,30 +256,30 @@ def _check_tensors(info: Mapping[str, Any], *, passed_over: bool) -> None:
 def _try_out(model: PreTrainedModel, load_in: str) -> None:
     """Which shapes bitsandbytes cannot do on a device, it says only when it computes (4bit on some CPUs)."""
     try:
-        model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+        model(torch.zeros(1, 1, dtype=torch.long, device=kv_cache.first_device(model)))
     except RuntimeError as e:
         raise ValueError(f"bitsandbytes cannot compute with its {load_in} weights here ({_first_line(e)})") from e
 
 
-def one_model(teacher: Source, student: Source, config: Loading) -> bool:
+def one_model(teacher: Source, student: Source, config: GenerateConfig) -> bool:
     """Whether both roles have the same weights on the same device, so that these are loaded once."""
 
     def weights(source: Source) -> tuple[Any, ...]:
         place = os.path.realpath(source.path) if os.path.exists(source.path) else source.path
         adapter = source.adapter and (os.path.realpath(source.adapter.path), source.adapter.revision)
-        return place, source.revision, adapter, source.load_in, device_of(config, source.role)
+        return place, source.revision, adapter, source.load_in, place_of(config, source.role)
 
-    return weights(teacher) == weights(student)
+    return config.tensor_parallel == 1 and weights(teacher) == weights(student)
 
 
-def device_of(config: Loading, role: str) -> str:
-    """Where a model is to be.
+def place_of(config: Loading, role: str) -> str:
+    """A model's device, or its device map.
 
     Raises:
         ValueError: torch has no such device here.
     """
-    asked = config.device_of(role)
-    if asked and asked != "auto":
+    asked = config.place_of(role)
+    if asked and asked not in MAPS:
         _check_device(asked)
     return asked or ("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -281,9 +295,16 @@ def _check_device(name: str) -> None:
         raise ValueError(f"device {name}: torch sees no such device here, and {count} GPUs; choose another, or cpu")
 
 
+def moved_parts(model: PreTrainedModel) -> int:
+    """How many parts of a model that has a device map are not on the device that computes with them."""
+    places = [str(place) for place in getattr(model, "hf_device_map", {}).values()]
+    return sum(place == "disk" or (place == "cpu" and not {"cpu", "disk"}.issuperset(places)) for place in places)
+
+
 def dtype_of(config: Loading) -> str:
     """One for both models, since it shapes the traces."""
-    on_cpu = "cpu" in (device_of(config, "teacher"), device_of(config, "student"))
+    no_gpu = {"cpu"} if torch.cuda.is_available() else {"cpu", *MAPS}
+    on_cpu = not no_gpu.isdisjoint((place_of(config, "teacher"), place_of(config, "student")))
     return config.dtype or ("float32" if on_cpu else "bfloat16")
 
 

@@ -55,7 +55,7 @@ def twice_fit(models: Sequence[CachedModel]) -> bool:
         torch.cuda.empty_cache()
     held: Counter[str] = Counter()
     for model in models:
-        held[str(model.device)] += model.cache.nbytes
+        held.update(model.cache.held())
     return all(free_bytes(device) >= size for device, size in held.items())
 
 

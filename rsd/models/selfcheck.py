@@ -39,11 +39,11 @@ def check_decoding(model: PreTrainedModel, name: str) -> None:
     width = model.config.get_text_config().vocab_size
     some = torch.Generator().manual_seed(0)  # in the middle of the vocabulary: special tokens are at its ends
     rows = [torch.randint(width // 4, width // 2 + 1, (n + AFTER,), generator=some) for n in PROMPTS]
-    plain = [model(row[None].to(model.device), use_cache=False).logits[0] for row in rows]
+    plain = [model(row[None].to(decoder.device), use_cache=False).logits[0] for row in rows]
     if not all(logits.isfinite().any(-1).all() and not logits.isnan().any() for logits in plain):
         return  # there is nothing to compare with; decoding will tell of every row
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    again = model(padded.to(model.device), use_cache=False).logits
+    again = model(padded.to(decoder.device), use_cache=False).logits
     noise = max(_apart(b[: len(a)], a) for a, b in zip(plain, again, strict=True))
     exact = model.dtype == torch.float32 and getattr(model.config, "quantization_config", None) is None
     allowed = min(MOST, max(CLOSE if exact else CLOSE_IN_HALF, NOISE * noise))
@@ -65,7 +65,7 @@ def _decoded(decoder: CachedModel, rows: list[Tensor], plain: list[Tensor]) -> f
     """Prompts are read, then each row goes on for one token and for some at once, as in a round."""
     read = decoder.prefill([row[:n].tolist() for row, n in zip(rows, PROMPTS, strict=True)])
     for i in range(len(rows)):
-        decoder.cache.copy_row(read.cache, i, i)
+        decoder.copy_row(read, i, i)
     reach = min(REACH, decoder.context)
     at = torch.tensor(PROMPTS)[:, None] - 1
     made = []

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
+from rsd.events import logging, ticking
 from rsd.files import Output, check_outputs, encode, locked, replacing
 from rsd.scoring.measure import SetRsr
 from rsd.scoring.metrics import COLUMNS, METRICS
@@ -72,7 +73,7 @@ def score_file(
         made = progress(
             scorer,
             (todo[i] for i in range(done, len(todo)) if i not in places),
-            total=len(todo),
+            count=missing,
             initial=len(todo) - missing,
             others=others,
         )
@@ -151,26 +152,36 @@ class ScoreSummary:
 
 
 def progress(
-    scorer: Scorer, todo: Iterable[Response], *, total: int, initial: int = 0, others: Others | None = None
+    scorer: Scorer, todo: Iterable[Response], *, count: int, initial: int = 0, others: Others | None = None
 ) -> Iterator[Scored]:
-    """Score responses in order, with a progress bar. total, initial: rows of the file, and those scored before."""
+    """Score responses in order, with a progress bar. count: how many. initial: rows that were scored before."""
     every = 0.1 if sys.stderr.isatty() else 10
     tokens, started, shown = 0, time.monotonic(), others is None or others.shown
-    lines = None
+    total, lines = initial + count, None
     if others is not None and shown:
         total, lines = others.total, Lines(others.files)
         initial = lines.count()
-    with tqdm(
+    new, errors, before = 0, 0, initial
+
+    def record() -> dict[str, Any]:
+        seconds = time.monotonic() - started
+        told = {"new": new, "to_go": count - new, "errors": errors, "tokens": tokens, "seconds": round(seconds, 3)}
+        whole = {"done": before + new, "total": total} if others is None else {}  # otherwise a share is all it knows
+        return whole | told | {"tokens_per_second": round(tokens / seconds, 1)}
+
+    bar = tqdm(
         total=total,
         initial=initial,
         unit="trace",
         dynamic_ncols=True,
         mininterval=every,
-        disable=None if shown and not hushed() else True,
-    ) as bar:
+        disable=None if shown and not hushed() and not logging() else True,
+    )
+    with bar, ticking(record):
         for response in todo:
             scored = scorer.score(response)
             tokens += len(scored.token_ids)
+            new, errors = new + 1, errors + (scored.error is not None)
             bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tok/s", refresh=False)
             bar.update(1 if lines is None else lines.count() - bar.n)
             yield scored

@@ -70,6 +70,12 @@ def card(file: Path) -> bool:
     return head.startswith(b"---\n") and b"\n- reverse-speculative-decoding\n" in head
 
 
+def events(file: Path) -> bool:
+    """Whether it holds the events of a run: it begins with a start."""
+    row = first_row(file)
+    return row.get("event") == "start" and "rsd" in row
+
+
 def report(file: Path) -> bool:
     """Whether it is the page of a comparison."""
     head = _head(file)

@@ -59,12 +59,26 @@ def parse(text: str) -> Shard:
     return Shard(int(found[1]), int(found[2]))
 
 
-def launched() -> Shard | None:
-    """The shard that this process is by its launcher (torchrun, accelerate launch); None if it is the only one."""
+def launched(together: int = 1) -> Shard | None:
+    """The shard that this process is by its launcher (torchrun, accelerate launch); None if there is no other one.
+
+    Args:
+        together: so many neighbouring processes are one, since they hold one teacher.
+
+    Raises:
+        ValueError: those that are launched are no multiple of it.
+    """
     rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    if not (rank.isdecimal() and world.isdecimal()) or int(world) < 2:
+    several = rank.isdecimal() and world.isdecimal()
+    number, count = (int(rank), int(world)) if several else (0, 1)
+    if count % together:
+        raise ValueError(
+            f"tensor-parallel {together} is for a launch of so many processes, or a multiple, not of {count}: "
+            f"torchrun --nproc-per-node {together} -m rsd generate ..."
+        )
+    if count == together:
         return None
-    return Shard(int(rank) + 1, int(world), launched=True)
+    return Shard(number // together + 1, count // together, launched=True)
 
 
 def part_files(out: str | Path) -> dict[Shard, Path]:

@@ -22,7 +22,7 @@ from pairs import (
 from rsd.config import Acceptance, Sampling
 from rsd.decoding.engine import Engine
 from rsd.decoding.sampling import target
-from rsd.models.kv_cache import unfold
+from rsd.models.attention import unfold
 
 PROMPTS = [[1], [2, 3, 4, 5, 6, 7, 8], [9, 9], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [2, 3, 4, 5, 6, 7, 8], [11, 12, 13]]
 

@@ -23,7 +23,7 @@ def test_the_estimate_is_what_a_model_takes():
     ):
         slots = model.cache.slots
         small, large = (
-            need(AutoConfig.from_pretrained(bundled(role)), dtype="float32", device="cpu", tokens=n)
+            need(AutoConfig.from_pretrained(bundled(role)), dtype="float32", place="cpu", tokens=n)
             for n in (1000, 1000 + slots)
         )
         loaded = AutoModelForCausalLM.from_pretrained(bundled(role), dtype=torch.float32)

@@ -64,7 +64,7 @@ def test_weights_are_what_transformers_makes_of_them(load_in, folder):
     assert (model(ids).logits - plain(ids).logits).abs().max() > 0.05
 
     taken = [
-        need(AutoConfig.from_pretrained(folder), dtype="float32", device="cpu", tokens=9, load_in=n).weights
+        need(AutoConfig.from_pretrained(folder), dtype="float32", place="cpu", tokens=9, load_in=n).weights
         for n in (load_in, None)
     ]
     saved = sum(m.in_features * m.out_features for m in of[:-1])

@@ -1,0 +1,80 @@
+"""Where models are: on a device each, spread over several, or one teacher held by several processes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rsd.settings import FREE, flag, setting
+
+MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's device maps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placing:
+    """Where a model is. A device is one device; a device map spreads its layers over all GPUs.
+
+    Raises:
+        ValueError: both are given, or a map as a device.
+    """
+
+    device: str | None = setting(
+        None, help="One device: cpu, cuda, cuda:1 ...", unset="cuda where there is one", resume=FREE
+    )
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = setting(
+        None, help="Spread a model's layers over all GPUs, by accelerate's map of this name", resume=FREE
+    )
+
+    def __post_init__(self) -> None:
+        for whose in ("", "teacher_", "student_"):
+            device, spread = getattr(self, f"{whose}device", None), getattr(self, f"{whose}device_map", None)
+            name = flag(f"{whose}device")
+            if device in MAPS:
+                raise ValueError(f"{name} {device} is a map and no device: give {name}-map {device}")
+            if device and spread:
+                raise ValueError(f"{name} and {name}-map both say where a model is: give one")
+
+    def place_of(self, role: str) -> str | None:
+        """The device or the device map that was asked for."""
+        return self.device or self.device_map
+
+    def on_one_device(self) -> bool:
+        """Whether every model is on one device, in one process."""
+        return self.device_map is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairPlacing(Placing):
+    """Where the models of a pair are; what is said of one wins over what is said of both.
+
+    Raises:
+        ValueError: the teacher cannot be held like that.
+    """
+
+    teacher_device: str | None = setting(None, help="A device of the teacher's own", unset="--device", resume=FREE)
+    student_device: str | None = setting(None, help="A device of the student's own", unset="--device", resume=FREE)
+    teacher_device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = setting(
+        None, help="Of the teacher alone", unset="--device-map", resume=FREE
+    )
+    student_device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = setting(
+        None, help="Of the student alone", unset="--device-map", resume=FREE
+    )
+    tensor_parallel: int = setting(
+        1,
+        help="Processes of a launch, such as torchrun's, that hold one teacher together",
+        resume=FREE,
+        whole=(1, 1024),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tensor_parallel > 1 and (self.teacher_device or self.teacher_device_map or self.device_map):
+            raise ValueError("tensor-parallel says where the teacher is: leave its device and device-map out")
+
+    def place_of(self, role: str) -> str | None:
+        if role == "teacher" and self.tensor_parallel > 1:
+            return None
+        device, spread = (getattr(self, f"{role}_{what}") for what in ("device", "device_map"))
+        return device or spread or super().place_of(role)
+
+    def on_one_device(self) -> bool:
+        spread = self.device_map or self.teacher_device_map or self.student_device_map
+        return not spread and self.tensor_parallel == 1
