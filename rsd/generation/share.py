@@ -63,8 +63,8 @@ def run_share(
     manifest = manifest_of(generator, source, part, limit)  # what is wrong with the pair is said before anything goes
     if overwrite:
         _discard_together(out, shard)
-    before = _before(out)
-    manifest["process"] = {"host": socket.gethostname(), "pid": os.getpid(), "started": round(time.time(), 1)}
+    before = made_before(out)
+    manifest["process"] = process()
     done = _made_elsewhere(generator, out, part, manifest["identity"], rows)
     mine = [row for row in rows if shard.has(row.id)]
     files = [out, *(replace(shard, number=i + 1).part(out) for i in range(shard.count))]
@@ -80,6 +80,13 @@ def run_share(
     elif waiting := [str(s) for s in _missing(shard, out, manifest)]:
         say(f"{out} is merged when the shares {', '.join(waiting)} are made")
         return summary
+    return joined(generator, out, before=before, seconds=time.monotonic() - started, keep=keep)
+
+
+def joined(
+    generator: TraceGenerator, out: str | Path, *, before: tuple[int, int], seconds: float, keep: str | None
+) -> Summary:
+    """Merge the parts of a job that is made. before: rows and tokens that there were when this run began."""
     limit_of = generator.config.max_fallback_rate
     merged = merge(out, max_fallback_rate=limit_of)
     totals = merged["totals"]
@@ -87,14 +94,19 @@ def run_share(
         totals,
         totals["rows"] - before[0],
         totals["tokens"] - before[1],
-        time.monotonic() - started,
+        seconds,
         merged["decoding"].get("tokens_per_round") or 0.0,
         left_out(merged),
         *write_kept(out, keep, limit_of),
     )
 
 
-def _before(out: Path) -> tuple[int, int]:
+def process() -> dict[str, Any]:
+    """What the manifest says of a process that made rows."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": round(time.time(), 1)}
+
+
+def made_before(out: Path) -> tuple[int, int]:
     """Rows and tokens that there are in all files of a job."""
     lines = [line for file in (out, *part_files(out).values()) for line in whole_lines(file) if not line.get("error")]
     return len(lines), sum(line.get("num_tokens") or 0 for line in lines)
