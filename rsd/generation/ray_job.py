@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rsd.config import GenerateConfig
-from rsd.files import Output, check_outputs, held
+from rsd.files import Output, check_outputs, held, read_json
 from rsd.generation.generator import TraceGenerator
 from rsd.generation.job import Others, Summary, discard_beside, kept_file, manifest_of, run_rows
 from rsd.generation.merge import merge
@@ -127,8 +127,10 @@ def run_on_ray(
             say(f"resuming {out}: found {len(done)} finished traces, {left} to make at the most")
         with _Workers(generator.config, cluster) as workers:
             say(workers.first_ready(out))
+            there = {} if overwrite else read_json(store.manifest) or {}
+            stays = {name: there[name] for name in ("decoding", "processes") if name in there}
+            store.begin(manifest | stays, done, overwrite=overwrite)
             if overwrite:
-                store.begin(manifest, (), overwrite=True)
                 discard_beside(out)
                 before = 0, 0
             count = shares(left, workers.count)
