@@ -106,7 +106,7 @@ def main() -> None:
     ap.add_argument("--json", help="also write the figures here")
     args = ap.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ["RAY_worker_niceness"] = "0"  # it is 15: what else runs on the machine would slow Ray's workers alone
+    os.environ |= {"RAY_worker_niceness": "0"}  # not 15: what else runs on the machine would slow Ray's workers alone
     problems = read_rows(bundled("problems.jsonl"))
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "in.jsonl"

@@ -218,7 +218,7 @@ class _Workers:
                 raise e.cause from None
             raise
         except self.ray.exceptions.RayActorError as e:
-            raise Incomplete(f"a worker died {DEATHS} times at one share, killed perhaps for want of memory") from e
+            raise Incomplete(f"a worker died {DEATHS} times in a row, killed perhaps for want of memory") from e
 
 
 def _gpus(config: GenerateConfig) -> int:

@@ -19,7 +19,10 @@ from rsd.models.bundled import bundled
 from rsd.traces.readers import read_rows
 
 README = (Path(rsd.__file__).parent / "README.md").read_text(encoding="utf-8")
-ROWS = [*read_rows(bundled("problems.jsonl"))[:12], {"id": "bad", "problem": ""}]
+ROWS = [
+    *read_rows(bundled("problems.jsonl"))[:12],
+    {"id": "bad", "problem": "", "answer": "0"},
+]  # a table has all columns in all rows
 FLAGS = ["--num-generations", "2", "--max-new-tokens", "200"]
 
 DISTILABEL = """
@@ -97,8 +100,8 @@ def test_a_step_of_distilabel(python, tmp_path):
 def test_a_step_of_datatrove(python, tmp_path):
     ran(python, recipe("datatrove") + textwrap.dedent(DATATROVE), tmp_path, ROWS)
     made = [line for file in sorted((tmp_path / "out").iterdir()) for line in read(file)]
-    rows = want(tmp_path, ROWS)
-    assert {(line["id"], line["text"]) for line in made} == {
+    rows = want(tmp_path, [{("prompt" if k == "problem" else k): v for k, v in row.items()} for row in ROWS])
+    assert {(line["id"], line.get("text", "")) for line in made} == {
         (f"{row['id']}/{row['generation']}", "".join(m["content"] for m in row["completion"])) for row in rows
     }
     assert same_rows([line["metadata"] for line in made], rows)

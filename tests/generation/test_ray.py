@@ -64,7 +64,7 @@ def traces(rows, **kwargs):
 
 @slow
 def test_two_actors_make_the_commands_rows(cluster, want):
-    made = [plain(row) for row in traces(ROWS, concurrency=2).take_all()]
+    made = [plain(row) for row in traces(ROWS, compute=ray.data.ActorPoolStrategy(size=2)).take_all()]
     assert len(made) == 96 and same_rows(made, want)
     assert sum(row["error"] is not None for row in made) == 2 and any(row["is_correct"] for row in made)
 
