@@ -114,7 +114,7 @@ def ended(process: subprocess.Popen, **kwargs) -> tuple[str, str]:
 
 def begun(process: subprocess.Popen, lines: int = 4) -> Path:
     """A part file that has so many lines, as soon as there is one."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while True:
         for part in part_files("t.jsonl").values():
             if part.read_bytes().count(b"\n") >= lines:
@@ -146,6 +146,10 @@ def test_a_worker_that_is_killed_midway_costs_nothing(cluster, job, alone, tmp_p
     part = begun(process)
     pid = json.loads(Path(str(part).replace(".jsonl", ".meta.json")).read_text())["process"]["pid"]
     os.kill(pid, signal.SIGKILL)
+    process.send_signal(signal.SIGSTOP)  # so that it cannot end before a second driver has looked
+    second = start(*job, "--ray", cluster, "--ray-workers", "1")
+    assert "is being written by another process" in ended(second)[1]
+    process.send_signal(signal.SIGCONT)
     ended(process)
     assert process.returncode == 1 and pid not in {p["pid"] for p in assert_same(tmp_path, alone)["processes"]}
 
@@ -155,8 +159,6 @@ def test_a_worker_that_is_killed_midway_costs_nothing(cluster, job, alone, tmp_p
 def test_a_job_whose_driver_is_killed_goes_on_with_any_number_of_workers(cluster, job, alone, tmp_path, then):
     process = start(*job, *CRAWL, "--ray", cluster, "--ray-workers", "2")
     begun(process)
-    second = start(*job, "--ray", cluster, "--ray-workers", "1")
-    assert "is being written by another process" in ended(second)[1]
     process.kill()
     ended(process)
     found = sum(len(read(f)) for f in part_files("t.jsonl").values() if f.read_bytes().endswith(b"\n"))
