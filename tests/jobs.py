@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 from click.testing import CliRunner
 from conftest import read
 
 from rsd.cli import main
+from rsd.traces.shards import part_files
 
 FLAGS = ["--max-new-tokens", "30", "--temperature", "1", "--top-k", "0", "--top-p", "1"]
 PROBLEMS = [{"id": f"p{i}", "problem": f"{i} plus {i}?", "answer": str(2 * i), "level": i} for i in range(10)]
@@ -54,3 +56,27 @@ def same_rows(made: list[dict], want: list[dict]) -> bool:
     )
     rest = [{k: {**row, "acceptance_rate": None} for k, row in side.items()} for side in (mine, theirs)]
     return len(made) == len(want) and near and rest[0] == rest[1]
+
+
+def assert_same(folder: Path, alone: Path) -> dict:
+    """Files of a job t.jsonl that several processes made are what one left, but for the order; returns the manifest."""
+    (rows, tokens, manifest), (want, wanted, one) = files(folder / "t.jsonl"), files(alone / "t.jsonl")
+    assert same_rows(rows, want) and len(tokens) == len(wanted)  # nothing twice
+    for key, line in by_key(tokens).items():
+        theirs = by_key(wanted)[key]
+        assert list(line) == list(theirs)
+        for column in ("token_ids", "from_teacher", "teacher_proposals", "prompt_ids"):
+            assert line[column] == theirs[column]
+        for column in ("student_logprobs", "teacher_logprobs"):
+            mine, other = (np.array(v[column], dtype=float) for v in (line, theirs))
+            np.testing.assert_allclose(mine, other, atol=1e-4)
+    assert manifest["identity"] == one["identity"]
+    for name in ("rows", "tokens", "correct", "errors", "solved"):
+        assert manifest["totals"][name] == one["totals"][name]
+    assert not part_files(folder / "t.jsonl") and {f.name for f in folder.iterdir()} <= {
+        "in.jsonl",
+        "t.jsonl",
+        "t.tokens.jsonl",
+        "t.meta.json",
+    }
+    return manifest

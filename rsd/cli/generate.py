@@ -35,6 +35,13 @@ if TYPE_CHECKING:
 @click.option("--keep", type=click.Choice(KEEP), help="Write the rows that are kept to OUTPUT's .kept.jsonl, too.")
 @click.option("--overwrite", is_flag=True, help="Start anew instead of resuming OUTPUT.")
 @click.option("--shard", metavar="I/N", help="Only this share of the rows, 1/N to N/N [RANK and WORLD_SIZE, if set].")
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Have workers of a Ray cluster make the rows: HOST:PORT, auto (the one that runs here), or local (one for "
+    "this job alone).",
+)
+@click.option("--ray-workers", type=click.IntRange(min=1), help="For --ray [one a GPU or, without any, a CPU].")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option(
     "--dry-run",
@@ -51,6 +58,8 @@ def generate(
     keep: str | None,
     overwrite: bool,
     shard: str | None,
+    ray: str | None,
+    ray_workers: int | None,
     as_json: bool,
     dry_run: bool,
     events: Events,
@@ -75,6 +84,10 @@ def generate(
             values["score"] = True
         config = GenerateConfig(**(PAPER if preset == "paper" else {}) | given(values))
         share = share_of(shard, together=config.tensor_parallel)
+        if ray is not None and share is not None:
+            raise ValueError("--ray shares out the rows to its workers: leave --shard and the launcher out")
+        if ray is None and ray_workers is not None:
+            raise ValueError("--ray-workers is for --ray: name a cluster, or --ray local")
         lines_only(output)
         quiet()
         from rsd.generation.generator import TraceGenerator
@@ -94,7 +107,7 @@ def generate(
             _show_first(generator, source)
             return
         if output == "-":
-            alone = not (share or keep or overwrite or as_json)
+            alone = not (share or ray or keep or overwrite or as_json)
             begin(events, "generate", config, source=source, output=output, shard=share)
             errors = _streamed(generator, source, limit, alone=alone)
             events.emit("end", errors=errors)
@@ -103,8 +116,12 @@ def generate(
         beside = [sidecar, job, kept_file(output)]
         begin(events, "generate", config, source=source, output=output, beside=beside, job=job, shard=share)
         how: dict[str, Any] = {"limit": limit, "overwrite": overwrite, "keep": keep}
-        if share is None:
-            summary: Summary | None = run_job(generator, source, output, **how)
+        if ray is not None:
+            from rsd.generation.ray_job import Cluster, run_on_ray
+
+            summary: Summary | None = run_on_ray(generator, source, output, Cluster(ray, ray_workers), **how)
+        elif share is None:
+            summary = run_job(generator, source, output, **how)
         else:
             from rsd.generation.share import run_share
 
@@ -123,7 +140,9 @@ def _streamed(generator: Any, source: str, limit: int | None, *, alone: bool) ->
     from rsd.generation.job import stream_job
 
     if not alone:
-        raise ValueError("-o - writes rows to standard output alone: leave --shard, --keep, --overwrite and --json out")
+        raise ValueError(
+            "-o - writes rows to standard output alone: leave --shard, --ray, --keep, --overwrite and --json out"
+        )
 
     def write(row: Mapping[str, Any]) -> None:  # in ASCII, which steers no terminal
         click.echo(json.dumps(row))

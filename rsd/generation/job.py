@@ -204,9 +204,7 @@ def run_rows(
         generator.load()
     store.begin(manifest, done, overwrite=overwrite, verdicts=verdicts)
     if overwrite:
-        discard(out)
-    if overwrite and kept_file(out).is_file() and ours.kept(kept_file(out)):
-        place(kept_file(out)).unlink()  # rows of traces that are no more: the tokens beside them will be others
+        discard_beside(out)
     if finished:  # a job may have been killed after its last trace and before its totals
         totals = store.totals(max_fallback_rate=fallback)
         store.end(manifest | {"totals": totals})
@@ -292,6 +290,14 @@ def write_kept(out: str | Path, how: str | None, max_fallback_rate: float) -> tu
     rows, _ = keep_rows(list(whole_lines(Path(out))), how, max_fallback_rate=max_fallback_rate)
     write_rows(rows, kept_file(out))
     return len(rows), kept_file(out)
+
+
+def discard_beside(out: str | Path) -> None:
+    """Remove what is of traces that are no more: parts, and the rows that were kept, beside whose tokens others will
+    be."""
+    discard(out)
+    if kept_file(out).is_file() and ours.kept(kept_file(out)):
+        place(kept_file(out)).unlink()
 
 
 def kept_file(out: str | Path) -> Path:

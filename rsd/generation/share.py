@@ -68,8 +68,8 @@ def run_share(
     manifest = manifest_of(generator, source, part, limit)  # what is wrong with the pair is said before anything goes
     if overwrite:
         _discard_together(out, shard)
-    before = _before(out)
-    manifest["process"] = {"host": socket.gethostname(), "pid": os.getpid(), "started": round(time.time(), 1)}
+    before = made_before(out)
+    manifest["process"] = process()
     done = _made_elsewhere(generator, out, part, manifest["identity"], rows)
     mine = rows.only(shard.has)
     files = [out, *(replace(shard, number=i + 1).part(out) for i in range(shard.count))]
@@ -85,6 +85,13 @@ def run_share(
     elif waiting := [str(s) for s in _missing(shard, out, manifest)]:
         say(f"{out} is merged when the shares {', '.join(waiting)} are made")
         return summary
+    return joined(generator, out, before=before, seconds=time.monotonic() - started, keep=keep)
+
+
+def joined(
+    generator: TraceGenerator, out: str | Path, *, before: tuple[int, int], seconds: float, keep: str | None
+) -> Summary:
+    """Merge the parts of a job that is made. before: rows and tokens that there were when this run began."""
     limit_of = generator.config.max_fallback_rate
     merged = merge(out, max_fallback_rate=limit_of)
     totals = merged["totals"]
@@ -92,14 +99,19 @@ def run_share(
         totals,
         totals["rows"] - before[0],
         totals["tokens"] - before[1],
-        time.monotonic() - started,
+        seconds,
         merged["decoding"].get("tokens_per_round") or 0.0,
         left_out(merged),
         *write_kept(out, keep, limit_of),
     )
 
 
-def _before(out: Path) -> tuple[int, int]:
+def process() -> dict[str, Any]:
+    """What the manifest says of a process that made rows."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": round(time.time(), 1)}
+
+
+def made_before(out: Path) -> tuple[int, int]:
     """Rows and tokens that there are in all files of a job."""
     rows = tokens = 0
     for file in (out, *part_files(out).values()):
@@ -128,7 +140,7 @@ def _made_elsewhere(
 
 def _missing(shard: Shard, out: Path, manifest: Mapping[str, Any], *, since: float = 0.0) -> list[Shard]:
     """The shares of this job that are not made yet. since: when their processes began, at the earliest."""
-    merged = {p.get("shard") for p in (read_manifest(files_of(out)[1]) or {}).get("processes", [])}
+    merged = {p.get("shard") for p in (read_manifest(files_of(out)[1]) or {}).get("processes") or ()}
     missing = []
     for number in range(1, shard.count + 1):
         other = replace(shard, number=number)
@@ -138,7 +150,12 @@ def _missing(shard: Shard, out: Path, manifest: Mapping[str, Any], *, since: flo
         same = theirs is not None and all(
             theirs.get("settings", {}).get(name) == manifest["settings"][name] for name in ("num_generations", "limit")
         )
-        if not same or theirs is None or not theirs.get("totals") or theirs["process"]["started"] < since:
+        if (
+            not same
+            or theirs is None
+            or not theirs.get("totals")
+            or ((theirs.get("process") or {}).get("started") or 0) < since
+        ):
             missing.append(other)
     return missing
 

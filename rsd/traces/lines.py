@@ -61,4 +61,6 @@ def read_manifest(file: Path) -> dict[str, Any] | None:
     others = {"decoding": dict, "totals": dict, "process": dict, "files": dict, "processes": list}
     if not all(isinstance(made[name], kind) for name, kind in others.items() if made.get(name) is not None):
         return None
-    return made
+    processes = [*(made.get("processes") or ()), made.get("process") or {}]
+    started = all(isinstance(one, dict) and isinstance(one.get("started", 0), int | float) for one in processes)
+    return made if started else None

@@ -39,12 +39,17 @@ class Shard:
 
     def has(self, row_id: str | int) -> bool:
         """Whether a row is this process's: a stable hash of its id decides."""
-        digest = hashlib.blake2b(str(row_id).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        return int.from_bytes(digest, "little") % self.count == self.number - 1
+        return number_of(row_id, self.count) == self.number
 
     def part(self, out: str | Path) -> Path:
         """The file of rows that this process writes of a job at `out`."""
         return Path(str(out).removesuffix(".jsonl") + f".part-{self.number}-of-{self.count}.jsonl")
+
+
+def number_of(row_id: str | int, count: int) -> int:
+    """Which of `count` shares a row is in, from 1; the same for ever, and on every machine."""
+    digest = hashlib.blake2b(str(row_id).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % count + 1
 
 
 def parse(text: str) -> Shard:

@@ -46,16 +46,20 @@ class Spool(Sequence[T], Generic[T]):
 class OnDemand(Sequence[T], Generic[T]):
     """Values in order, each made when it is asked for: what is in memory are their ids.
 
-    ids: by place. at: makes the value of a place.
+    ids: by place. made: makes the value of a place.
     """
 
-    def __init__(self, ids: Sequence[str | int], at: Callable[[int], T]) -> None:
-        self.ids, self._at = ids, at
+    def __init__(self, ids: Sequence[str | int], made: Callable[[int], T]) -> None:
+        self.ids, self._made = ids, made
 
     def only(self, chosen: Callable[[str | int], bool]) -> "OnDemand[T]":
         """Those whose ids are chosen."""
-        places = array("Q", (i for i, name in enumerate(self.ids) if chosen(name)))
-        return OnDemand([self.ids[i] for i in places], lambda i: self[places[i]])
+        return self.at(i for i, name in enumerate(self.ids) if chosen(name))
+
+    def at(self, places: Iterable[int]) -> "OnDemand[T]":
+        """Those at these places."""
+        some = array("Q", places)
+        return OnDemand([self.ids[i] for i in some], lambda i: self[some[i]])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,4 +70,4 @@ class OnDemand(Sequence[T], Generic[T]):
     def __getitem__(self, at: slice) -> list[T]: ...
     def __getitem__(self, at: int | slice) -> T | list[T]:
         places = range(len(self.ids))[at]
-        return self._at(places) if isinstance(places, int) else [self._at(i) for i in places]
+        return self._made(places) if isinstance(places, int) else [self._made(i) for i in places]

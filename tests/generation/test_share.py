@@ -11,13 +11,12 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import environment, read, write
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs import by_key, files, run, same_rows
+from jobs import assert_same, run
 
 from rsd.cli import main
 from rsd.files import held, locked
@@ -49,30 +48,6 @@ def job(alone, tmp_path, monkeypatch):
 def code(number: int, count: int) -> int:
     """A share's exit code: 1 where the bad row is in it."""
     return int(Shard(number, count).has("bad"))
-
-
-def assert_same(folder: Path, alone: Path) -> dict:
-    """The files are what one process left, but for the order; returns the manifest."""
-    (rows, tokens, manifest), (want, wanted, one) = files(folder / "t.jsonl"), files(alone / "t.jsonl")
-    assert same_rows(rows, want) and len(tokens) == len(wanted)  # nothing twice
-    for key, line in by_key(tokens).items():
-        theirs = by_key(wanted)[key]
-        assert list(line) == list(theirs)
-        for column in ("token_ids", "from_teacher", "teacher_proposals", "prompt_ids"):
-            assert line[column] == theirs[column]
-        for column in ("student_logprobs", "teacher_logprobs"):
-            mine, other = (np.array(v[column], dtype=float) for v in (line, theirs))
-            np.testing.assert_allclose(mine, other, atol=1e-4)
-    assert manifest["identity"] == one["identity"]
-    for name in ("rows", "tokens", "correct", "errors", "solved"):
-        assert manifest["totals"][name] == one["totals"][name]
-    assert not part_files(folder / "t.jsonl") and {f.name for f in folder.iterdir()} <= {
-        "in.jsonl",
-        "t.jsonl",
-        "t.tokens.jsonl",
-        "t.meta.json",
-    }
-    return manifest
 
 
 @given(st.lists(st.text(), unique=True), st.integers(1, 40))
