@@ -12,6 +12,7 @@ from rsd.settings import FREE, SAME, check, setting
 
 # The most of a kind that anybody asks for: more is a slip, and would take all memory or all time before it is noticed.
 TOKENS, TOGETHER, TIMES = 1 << 24, 1 << 16, 10**9
+ONE_VOCABULARY = "the same tokens"  # as manifests say of a pair whose vocabularies are one
 BUNDLED_TEACHER = "bundled-teacher"
 BUNDLED_STUDENT = "bundled-student"
 BUNDLED_LLAMA = "bundled-llama"  # a teacher with another tokenizer

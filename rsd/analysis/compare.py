@@ -1,6 +1,7 @@
 """Two sets of scored traces side by side: aligned, paired, and how sure the difference is."""
 
 import math
+import sys
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from rsd.scoring.measure import set_rsr
-from rsd.scoring.metrics import LN, METRICS
-from rsd.scoring.scorer import Scored, named
+from rsd.scoring.metrics import LN, METRICS, Figures
+from rsd.scoring.scored_rows import named
+from rsd.scoring.scorer import Scored
 from rsd.terminal import in_lines
 
 RESAMPLES = 2000
@@ -121,8 +123,11 @@ def compare(baseline: Sequence[Scored], candidate: Sequence[Scored], *, names: t
 def summary(s: Scored) -> Scored:
     """What `compare` reads of a scored trace: nothing of its tokens, which a page alone shows."""
     row = {k: v for k, v in s.response.row.items() if k == "is_correct"}
-    response = replace(s.response, row=row, text="", token_ids=None, tokens=None)
-    return Scored(response=response, scoring=s.scoring, error=s.error, metrics=s.metrics)
+    # A prompt is one object, however many traces of it both sides hold.
+    messages = [{"role": "user", "content": sys.intern(s.response.prompt)}] if s.response.messages else []
+    response = replace(s.response, row=row, messages=messages, text="", token_ids=None, tokens=None)
+    metrics = Figures(s.metrics) if s.metrics else s.metrics
+    return Scored(response=response, scoring=s.scoring, error=s.error, metrics=metrics)
 
 
 def alignment(sides: Sequence[Sequence[Scored]]) -> tuple[Callable[[Scored], str], str, list[str]]:

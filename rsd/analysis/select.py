@@ -15,7 +15,8 @@ from rsd.models.loading import dtype_of
 from rsd.scoring.job import progress
 from rsd.scoring.metrics import BY, METRICS
 from rsd.scoring.responses import Response, read_responses
-from rsd.scoring.scorer import Scored, find_student, load_scorer, named, rules, stored
+from rsd.scoring.scored_rows import named
+from rsd.scoring.scorer import Scored, find_student, load_scorer, rules, stored
 from rsd.terminal import in_lines
 
 

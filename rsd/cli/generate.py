@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -18,7 +18,7 @@ from rsd.terminal import echo, hush, one_line
 from rsd.traces.filters import KEEP
 
 if TYPE_CHECKING:
-    from rsd.generation.job import Summary
+    from rsd.generation.summary import Summary
 
 
 @click.command()
@@ -89,14 +89,24 @@ def generate(
         if ray is None and ray_workers is not None:
             raise ValueError("--ray-workers is for --ray: name a cluster, or --ray local")
         lines_only(output)
-        quiet()
-        from rsd.generation.generator import TraceGenerator
-        from rsd.generation.job import kept_file, run_job
+        from rsd.generation.finished import finished_before
+        from rsd.generation.summary import kept_file
         from rsd.models.bundled import bundled
-        from rsd.models.tensor_parallel import Group
         from rsd.traces.lines import files_of
 
         source = str(bundled("problems.jsonl")) if source is None else source
+        beside = [*files_of(output), kept_file(output)]
+        begun: dict[str, Any] = {"source": source, "output": output, "beside": beside, "job": beside[1], "shard": share}
+        alone = not (share or ray or keep or overwrite)
+        if alone and not dry_run and (known := finished_before(config, source, output, limit)) is not None:
+            begin(events, "generate", config, **begun)
+            events.emit("end", **known.as_json())
+            _end(known, output, as_json=as_json)
+        quiet()
+        from rsd.generation.generator import TraceGenerator
+        from rsd.generation.job import run_job
+        from rsd.models.tensor_parallel import Group
+
         group = stack.enter_context(Group(config.tensor_parallel)) if config.tensor_parallel > 1 else None
         generator = TraceGenerator(on_own_device(config), group=group)
         if group is not None and not group.leads:
@@ -107,14 +117,11 @@ def generate(
             _show_first(generator, source)
             return
         if output == "-":
-            alone = not (share or ray or keep or overwrite or as_json)
             begin(events, "generate", config, source=source, output=output, shard=share)
-            errors = _streamed(generator, source, limit, alone=alone)
+            errors = _streamed(generator, source, limit, alone=alone and not as_json)
             events.emit("end", errors=errors)
             sys.exit(1 if errors else 0)
-        sidecar, job = files_of(output)
-        beside = [sidecar, job, kept_file(output)]
-        begin(events, "generate", config, source=source, output=output, beside=beside, job=job, shard=share)
+        begin(events, "generate", config, **begun)
         how: dict[str, Any] = {"limit": limit, "overwrite": overwrite, "keep": keep}
         if ray is not None:
             from rsd.generation.ray_job import Cluster, run_on_ray
@@ -127,8 +134,11 @@ def generate(
 
             summary = run_share(generator, source, output, share, **how)
         events.emit("end", **(summary.as_json() if summary else {}))
-    if summary is None:  # another process prints
-        return
+    if summary is not None:  # or another process prints
+        _end(summary, output, as_json=as_json)
+
+
+def _end(summary: "Summary", output: str, *, as_json: bool) -> NoReturn:
     if as_json:
         click.echo(json.dumps(summary.as_json() | {"output": output}))
     else:

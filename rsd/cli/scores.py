@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,8 +20,8 @@ from rsd.terminal import echo, one_line, say
 from rsd.traces.shards import Shard, part_files
 
 if TYPE_CHECKING:
-    from rsd.scoring.job import ScoreSummary
-    from rsd.scoring.responses import Response
+    from rsd.scoring.responses import Response, Responses
+    from rsd.scoring.scored_rows import ScoreSummary
     from rsd.scoring.scorer import Scored, Scorer
 
 
@@ -51,10 +52,8 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
         config = ScoreConfig(**given(values))
         lines_only(output)
         check_outputs([Output(output, ours.scored if overwrite else None)], inputs=[source])
-        quiet()
-        from rsd.scoring.job import score_file
         from rsd.scoring.responses import read_responses
-        from rsd.scoring.scorer import load_scorer
+        from rsd.scoring.scored_rows import finished_before
 
         share = share_of(shard) or (Shard(1, 1) if part_files(output) else None)  # goes on with what several began
         if share is not None and overwrite:
@@ -63,18 +62,28 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
             )
         begin(events, "score", config, source=source, output=output, shard=share)
         todo = read_responses(source, config)
-        scorer = load_scorer(on_own_device(config))
-        if share is None:
-            summary: ScoreSummary | None = score_file(scorer, todo, output, overwrite=overwrite)
-        else:
-            from rsd.scoring.share import score_share
-
-            summary = score_share(scorer, todo, output, share)
+        known = finished_before(todo, Path(output), config) if share is None and not overwrite else None
+        summary = known or _score(todo, output, config, share, overwrite=overwrite)
         events.emit("end", **({"rows": summary.rows, "errors": summary.errors} if summary else {}))
     if summary is None:  # another process prints
         return
     echo(f"{summary.text()}\nwritten to   {one_line(output)}")
     sys.exit(1 if summary.errors else 0)
+
+
+def _score(
+    todo: "Responses", output: str, config: ScoreConfig, share: Shard | None, *, overwrite: bool
+) -> "ScoreSummary | None":
+    quiet()
+    from rsd.scoring.job import score_file
+    from rsd.scoring.scorer import load_scorer
+
+    scorer = load_scorer(on_own_device(config))
+    if share is None:
+        return score_file(scorer, todo, output, overwrite=overwrite)
+    from rsd.scoring.share import score_share
+
+    return score_share(scorer, todo, output, share)
 
 
 @click.command()

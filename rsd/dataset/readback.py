@@ -2,6 +2,7 @@
 
 import json
 import reprlib
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from rsd.traces.lines import Key, files_of, key_of, whole_lines
 def read_traces(path: Path) -> tuple[list[Row], int]:
     """The rows of a file, and whether a last line that a killed job has torn was left out (0 or 1)."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError(f"{path} is no file of traces")
         with open(path, "rb") as file:
             lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
     except OSError as e:

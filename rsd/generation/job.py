@@ -8,85 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from rsd.decoding.block_size import BlockController
-from rsd.files import Output, check_outputs, place, write_rows
+from rsd.files import Output, check_outputs, place
+from rsd.generation.finished import stamp
 from rsd.generation.generator import TraceGenerator
 from rsd.generation.merge import discard, merge
 from rsd.generation.progress import Progress
 from rsd.generation.schedule import Schedule
 from rsd.generation.statistics import combined, readable
+from rsd.generation.summary import Summary, kept_file, left_out, write_kept
 from rsd.models.loading import Source
-from rsd.pair.vocabulary import SAME
 from rsd.settings import free
 from rsd.strictjson import finite
-from rsd.terminal import in_lines, say
+from rsd.terminal import say
 from rsd.traces import ours
 from rsd.traces.filters import is_right
-from rsd.traces.filters import keep as keep_rows
-from rsd.traces.lines import Key, files_of, whole_lines
+from rsd.traces.lines import Key, files_of
 from rsd.traces.readers import stream_rows
 from rsd.traces.rows import Rows, in_memory
 from rsd.traces.shards import part_files
 from rsd.traces.store import Store
 from rsd.version import __version__
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a finished job's files hold, and what this run added to them."""
-
-    totals: Mapping[str, Any]
-    new_rows: int
-    new_tokens: int
-    seconds: float
-    tokens_per_round: float  # committed to a row in a round, on average
-    left_out: float | None = None  # the share of the teacher's mass that is no token of the student's
-    kept: int | None = None  # rows in `kept_file`, where one was asked for
-    kept_file: Path | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """The same as JSON values."""
-        return {
-            **self.totals,
-            "new_rows": self.new_rows,
-            "new_tokens": self.new_tokens,
-            "seconds": round(self.seconds, 3),
-            "tokens_per_round": round(self.tokens_per_round, 3),
-            "left_out": self.left_out,
-            "kept": self.kept,
-        }
-
-    def text(self) -> str:
-        t = self.totals
-        reasons = ", ".join(f"{n} {reason}" for reason, n in t["finish_reasons"].items()) or "none"
-        lines = [f"rows         {t['rows']} ({self.new_rows} new), finished by: {reasons}"]
-        if t["tokens"]:
-            lines += [
-                f"tokens       {t['tokens']} ({t['tokens'] / t['rows']:.0f} a row)",
-                f"acceptance   {t['acceptance_rate']:.1%} (chance that one proposal of the teacher stands)",
-                f"fallback     {t['fallback_rate']:.1%} (tokens that are the student's own)",
-            ]
-        if self.left_out is not None:
-            lines.append(f"left out     {self.left_out:.1%} (of the teacher's mass: tokens that the student lacks)")
-        if self.new_rows:
-            speed = f"{self.new_tokens / self.seconds:.0f} tokens/s, {self.tokens_per_round:.1f} tokens a round"
-            lines.append(f"time         {self.seconds:.1f} s ({speed})")
-        if t["correct"] or t["wrong"] or t["verify_errors"]:
-            solved = f"{t['solved']} solved, {t['unsolved']} unsolved, {t['unknown']} not known"
-            lines += [
-                f"answers      {t['correct']} correct, {t['wrong']} wrong, {t['not_verified']} not verified",
-                f"problems     {t['problems']}: {solved}",
-            ]
-        if unfit := ", ".join(f"{n} {why}" for why, n in t["unfit"].items() if why != "error"):
-            lines.append(f"unfit        {unfit}")
-        if self.kept is not None:
-            lines.append(f"kept         {self.kept} rows, in {self.kept_file}")
-        if t["verify_errors"]:
-            said = f"{t['verify_errors']} rows have `verify_error` set, the first: {t['first_verify_error']}"
-            lines.append(f"not judged   {said}")
-        if t["errors"]:
-            said = f"{t['errors']} rows have `error` set, the first: {t['first_error']}"
-            lines.append(f"errors       {said}; the same command tries them again")
-        return in_lines(lines)
 
 
 def run_job(
@@ -207,7 +148,7 @@ def run_rows(
         discard_beside(out)
     if finished:  # a job may have been killed after its last trace and before its totals
         totals = store.totals(max_fallback_rate=fallback)
-        store.end(manifest | {"totals": totals})
+        store.end(manifest | {"totals": totals} | _stamped(generator, manifest, totals, found, others))
         return Summary(totals, 0, 0, 0.0, 0.0, left_out(manifest), *write_kept(out, keep, fallback))
     with _progress(found, schedule.at_most, generator.blocks, others) as progress:
         for trace in generator.make(schedule):
@@ -217,6 +158,7 @@ def run_rows(
     statistics["left_out"] = {"tokens": progress.tokens, "mass": progress.left_out}
     totals = store.totals(max_fallback_rate=fallback)
     manifest |= {"totals": totals, "decoding": combined(manifest["decoding"], statistics)}
+    manifest |= _stamped(generator, manifest, totals, found + progress.count - progress.errors, others)
     store.end(manifest)
     return Summary(
         totals,
@@ -227,6 +169,21 @@ def run_rows(
         left_out(manifest),
         *write_kept(out, keep, fallback),
     )
+
+
+def _stamped(
+    generator: TraceGenerator,
+    manifest: Mapping[str, Any],
+    totals: Mapping[str, Any],
+    traces: int,
+    others: Others | None,
+) -> dict[str, Any]:
+    """What a manifest says of a job that is finished, by which the next start knows that (`finished`)."""
+    if others is not None or totals["errors"] or totals["verify_errors"]:
+        return {}
+    given = manifest["settings"]
+    made = stamp(generator.config, given["input"], given["limit"])
+    return {"finished": {"stamp": made, "traces": traces}} if made is not None else {}
 
 
 def _progress(found: int, at_most: int, blocks: BlockController, others: Others | None) -> Progress:
@@ -277,31 +234,12 @@ def _check_settings(
     say(f"notice: {store.manifest} was lost: {len(picked)} of its traces, made again, are the same, so the job goes on")
 
 
-def left_out(manifest: Mapping[str, Any]) -> float | None:
-    """What the pair leaves of the teacher's mass, if its vocabularies are not the same."""
-    share = manifest["decoding"].get("left_out", {}).get("share")
-    return None if manifest["identity"]["vocabularies"] == SAME else share
-
-
-def write_kept(out: str | Path, how: str | None, max_fallback_rate: float) -> tuple[int | None, Path | None]:
-    """Write the rows that are kept to OUT.kept.jsonl, whole or not at all; how many they are."""
-    if how is None:
-        return None, None
-    rows, _ = keep_rows(list(whole_lines(Path(out))), how, max_fallback_rate=max_fallback_rate)
-    write_rows(rows, kept_file(out))
-    return len(rows), kept_file(out)
-
-
 def discard_beside(out: str | Path) -> None:
     """Remove what is of traces that are no more: parts, and the rows that were kept, beside whose tokens others will
     be."""
     discard(out)
     if kept_file(out).is_file() and ours.kept(kept_file(out)):
         place(kept_file(out)).unlink()
-
-
-def kept_file(out: str | Path) -> Path:
-    return Path(str(out).removesuffix(".jsonl") + ".kept.jsonl")
 
 
 def manifest_of(generator: TraceGenerator, source: str | Path, out: str | Path, limit: int | None) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from typing import Any
 from rsd.config import GenerateConfig
 from rsd.files import Output, check_outputs, held
 from rsd.generation.generator import TraceGenerator
-from rsd.generation.job import Others, Summary, discard_beside, kept_file, manifest_of, run_rows
+from rsd.generation.job import Others, discard_beside, manifest_of, run_rows
 from rsd.generation.merge import merge
 from rsd.generation.progress import Progress
 from rsd.generation.share import POLL, Incomplete, joined, made_before, process
+from rsd.generation.summary import Summary, kept_file
 from rsd.terminal import hush, say
 from rsd.traces import ours
 from rsd.traces.lines import Key, files_of, read_manifest

@@ -12,9 +12,10 @@ from typing import Any
 
 from rsd.files import Output, check_outputs, held
 from rsd.generation.generator import TraceGenerator
-from rsd.generation.job import Others, Summary, kept_file, left_out, manifest_of, run_rows, write_kept
+from rsd.generation.job import Others, manifest_of, run_rows
 from rsd.generation.merge import discard, merge
 from rsd.generation.progress import Progress
+from rsd.generation.summary import Summary, kept_file, left_out, write_kept
 from rsd.terminal import say
 from rsd.traces import ours
 from rsd.traces.columns import not_ours

@@ -1,7 +1,6 @@
 """One model of a pair, read but for its weights: how it reads a prompt, what ends its texts, what identifies it."""
 
 import datetime
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 
 from rsd.models import kv_cache
 from rsd.models.adapters import Adapter
+from rsd.models.fingerprint import fingerprint
 from rsd.models.limits import chat_template, in_time
 
 # The beginning of a thought, or a whole and empty one, that a chat template's prompt ends in.
@@ -168,25 +168,10 @@ class Source:
 
     def fingerprint(self) -> str:
         """What identifies the model: base, adapter, and how its weights are quantised."""
-        text = _hash(self.path) if os.path.exists(self.path) else f"{self.base}@{self.revision}"
+        text = fingerprint(self.path) if os.path.exists(self.path) else f"{self.base}@{self.revision}"
         if one := self.adapter:
-            text += f"+{one.name}@{one.revision}" if one.revision else f"+{_hash(one.path)}"
+            text += f"+{one.name}@{one.revision}" if one.revision else f"+{fingerprint(one.path)}"
         return f"{text} in {self.load_in}" if self.load_in else text
-
-
-def _hash(place: str) -> str:
-    """A hash of a file, or of a directory's files, of large ones a sample."""
-    digest = hashlib.blake2b(digest_size=16)
-    kinds = (".json", ".safetensors", ".bin", ".jinja", ".txt", ".model")
-    inside = [f for f in sorted(Path(place).iterdir()) if f.suffix in kinds] if os.path.isdir(place) else []
-    for file in (f for f in inside or [Path(place)] if f.is_file()):
-        size = file.stat().st_size
-        digest.update(f"{file.name if inside else ''} {size}\n".encode())
-        with open(file, "rb") as f:
-            for i in range(16):
-                f.seek(size * i // 16)
-                digest.update(f.read(65536))
-    return digest.hexdigest()
 
 
 def _dated(date: datetime.date) -> str:

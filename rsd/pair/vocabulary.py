@@ -26,12 +26,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rsd.config import ONE_VOCABULARY
 from rsd.pair.spelling import Speller
 
 # Bytes before a blank from which on a tokenization is taken to stand, whatever follows; and how many of the
 # teacher's tokens are looked at for one.
 SETTLED, REACH = 4, 64
-SAME, DIFFERENT = "the same tokens", "different tokenizers"
+SAME, DIFFERENT = ONE_VOCABULARY, "different tokenizers"
 
 
 class ContextEdit(NamedTuple):

@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rsd.config import Scoring
 from rsd.scoring.metrics import LN
-from rsd.scoring.naturalness import TokenScores
+
+if TYPE_CHECKING:  # which needs torch
+    from rsd.scoring.naturalness import TokenScores
 
 RANK_CAP = 100  # of RSR
 
 
-def measure(scores: TokenScores, steps: Sequence[int], scoring: Scoring) -> dict[str, float | None]:
+def measure(scores: "TokenScores", steps: Sequence[int], scoring: Scoring) -> dict[str, float | None]:
     """The scores of one trace from its tokens' log-probs (natural log).
 
     LN and global log-prob: arXiv 2510.03988. RSR: 2601.14249. ASLEC-DROP: 2604.06834. The share of

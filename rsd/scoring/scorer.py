@@ -211,14 +211,6 @@ def token_steps(
     return list(zip(begins, [*begins[1:], length], strict=True)), firsts.tolist()
 
 
-def named(scoring: Mapping[str, Any]) -> str:
-    """The rules of a score in words."""
-    return (
-        f"student {scoring['student']}, {scoring['steps']} steps, window {scoring['window']}, "
-        f"weighting by {scoring['weighting']}, improbable below {scoring['threshold']:g}"
-    )
-
-
 def rules(source: Source, scoring: Scoring, *, dtype: str, layout: Mapping[str, Any]) -> dict[str, Any]:
     """What names a score, and all that it depends on beside the row."""
     student = {"student": source.label, "fingerprint": source.fingerprint(), "dtype": dtype}

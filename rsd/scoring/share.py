@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from rsd.files import Output, check_outputs, held, locked, replacing
-from rsd.scoring.job import Others, Place, ScoreSummary, content, score_file
+from rsd.scoring.job import Others, Place, score_file
 from rsd.scoring.responses import Responses
+from rsd.scoring.scored_rows import ScoreSummary, content
 from rsd.scoring.scorer import Scorer
 from rsd.strictjson import loads
 from rsd.terminal import say

@@ -8,7 +8,7 @@ filter makes another file.
 import math
 import reprlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rsd.traces.columns import is_number, oddity
@@ -42,9 +42,18 @@ def is_right(row: Mapping[str, Any], *, max_fallback_rate: float) -> bool:
 def keep(
     rows: Sequence[Mapping[str, Any]], how: str, *, max_fallback_rate: float
 ) -> tuple[list[Mapping[str, Any]], dict[str, int]]:
-    """The rows that are kept, in their order, and why how many others are not; both add up to all rows.
+    """The rows that are kept, in their order, and why how many others are not; see `choose`."""
+    places, dropped = choose(rows, how, max_fallback_rate=max_fallback_rate)
+    return [rows[i] for i in places], dropped
 
-    Which rows these are does not depend on the order, which a job's batch size and interruptions change.
+
+def choose(
+    rows: Iterable[Mapping[str, Any]], how: str, *, max_fallback_rate: float
+) -> tuple[list[int], dict[str, int]]:
+    """The places of the rows that are kept, in order, and why how many others are not; both add up to all rows.
+
+    Which rows these are does not depend on the order, which a job's batch size and interruptions change. The rows are
+    read once, and none is held.
 
     Args:
         how: one of `KEEP`. "all" drops errors alone; "shortest-correct" keeps one a problem, by `num_tokens`;
@@ -57,39 +66,40 @@ def keep(
     if how not in KEEP:
         raise ValueError(f"keep must be one of {', '.join(KEEP)}, not {how!r}")
     dropped: dict[str, int] = defaultdict(int)
-    kept: list[Mapping[str, Any]] = []
-    for number, row in enumerate(rows, 1):
+    kept: list[int] = []
+    best: dict[str, tuple[tuple[float, float, str], int]] = {}  # by problem the lowest cost, and whose it is
+    scored = 0
+    for i, row in enumerate(rows):
         if (what := oddity(row)) is not None:
-            raise ValueError(f"row {number}: {what}")
+            raise ValueError(f"row {i + 1}: {what}")
         # Scores are checked where they count: an input may have a column of that name.
         if how in BEST and (value := row.get(BEST[how][0])) is not None and not is_number(value):
-            raise ValueError(f"row {number}: {BEST[how][0]} must be a number or null, not {reprlib.repr(value)}")
+            raise ValueError(f"row {i + 1}: {BEST[how][0]} must be a number or null, not {reprlib.repr(value)}")
         if how == "all":
             why = "error" if row.get("error") is not None else None
         else:
             why = flaw(row, max_fallback_rate=max_fallback_rate)
             if why is None and row.get("is_correct") is not True:
                 why = "wrong" if row.get("is_correct") is False else "not verified"
-        if why is None:
-            kept.append(row)
-        else:
+        if why is not None:
             dropped[why] += 1
+            continue
+        kept.append(i)
+        if how in BEST and row.get(BEST[how][0]) is not None:
+            scored += 1
+            cost, key = _cost(row, BEST[how][0]), str(row["id"])
+            if key not in best or cost < best[key][0]:
+                best[key] = cost, i
     if how in BEST:
         column, unknown = BEST[how]
-        scored = [row for row in kept if row.get(column) is not None]
         if kept and not scored:
             tip = ": score them first, with rsd score or --score" if how == "best-ln" else ""
             raise ValueError(f"no correct row has {column}{tip}")
-        best: dict[str, Mapping[str, Any]] = {}
-        for row in scored:
-            if (other := best.get(key := str(row["id"]))) is None or _cost(row, column) < _cost(other, column):
-                best[key] = row
-        if unscored := len(kept) - len(scored):
+        if unscored := len(kept) - scored:
             dropped[unknown] += unscored
-        if others := len(scored) - len(best):
+        if others := scored - len(best):
             dropped["another trace of the problem is kept"] += others
-        chosen = {id(row) for row in best.values()}
-        kept = [row for row in kept if id(row) in chosen]
+        kept = sorted(i for _, i in best.values())
     return kept, dict(dropped)
 
 

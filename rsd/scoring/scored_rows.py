@@ -1,0 +1,156 @@
+"""What a file of scored rows holds: known again without the student, row by row, by their bytes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rsd.config import ScoreConfig
+from rsd.files import encode, first_row
+from rsd.models.bundled import folder_of
+from rsd.models.fingerprint import fingerprint
+from rsd.scoring.measure import SetRsr
+from rsd.scoring.metrics import COLUMNS, METRICS
+from rsd.scoring.responses import Response
+from rsd.scoring.steps import RULES
+from rsd.terminal import in_lines, say
+from rsd.traces.columns import is_number
+
+AGAIN = "use another -o, or --overwrite to start anew"
+
+
+def named(scoring: Mapping[str, Any]) -> str:
+    """The rules of a score in words."""
+    return (
+        f"student {scoring['student']}, {scoring['steps']} steps, window {scoring['window']}, "
+        f"weighting by {scoring['weighting']}, improbable below {scoring['threshold']:g}"
+    )
+
+
+class ScoreSummary:
+    """What a file of scored rows holds, and what this run added to it: `new_rows` in `seconds`."""
+
+    def __init__(self, scoring: Mapping[str, Any]) -> None:
+        self.scoring = scoring
+        self.rows = self.errors = self.tokens = self.new_rows = 0
+        self.seconds = 0.0
+        self._first_error = ""
+        self._sums = dict.fromkeys(METRICS, 0.0)
+        self._counts = dict.fromkeys(METRICS, 0)
+        self._rsr = SetRsr()
+
+    def add(self, columns: Mapping[str, Any]) -> None:
+        """A row more, by the columns of its scores."""
+        self.rows += 1
+        if columns["score_error"] is not None:
+            self._first_error = self._first_error or columns["score_error"]
+            self.errors += 1
+            return
+        self.tokens += columns["scored_tokens"]
+        self._rsr.add(columns)
+        for name in METRICS:
+            if (value := columns[name]) is not None:
+                self._sums[name] += value
+                self._counts[name] += 1
+
+    def text(self) -> str:
+        lines = [
+            f"scored by    {named(self.scoring)}",
+            f"rows         {self.rows} ({self.new_rows} new), {self.errors} of them with an error",
+        ]
+        for name, count in self._counts.items():
+            if count:
+                few = "" if count == self.rows - self.errors else f" ({count} rows)"
+                lines.append(f"{name:<20} {self._sums[name] / count:.4g}{few}")
+        if (of_set := self._rsr.value) is not None:
+            lines.append(f"{'rsr of the set':<20} {of_set:.4g}")
+        if self.errors:
+            lines.append(f"errors       {self.errors} rows have `score_error`, the first: {self._first_error}")
+        lines.append(f"time         {self.seconds:.1f} s, {self.tokens} tokens in all")
+        return in_lines(lines)
+
+
+def plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without the scores that it may already have."""
+    return {k: v for k, v in row.items() if k not in COLUMNS}
+
+
+def content(row: Mapping[str, Any]) -> str:
+    """What tells a row from others, whatever scores it may have."""
+    return hashlib.blake2b(encode(plain(row)), digest_size=16).hexdigest()
+
+
+def scored_before(summary: ScoreSummary, todo: Sequence[Response], out: Path) -> tuple[int, int]:
+    """How many of the rows `out` holds, and how many bytes these take; they are added to the summary."""
+    done = size = 0
+    with open(out, "rb") as file:
+        for line in file:
+            try:
+                row = encode(plain(todo[done].row))
+            except IndexError as e:
+                raise ValueError(f"{out} holds more rows than the input: {AGAIN}") from e
+            begins = b"{" if row == b"{}\n" else row.removesuffix(b"}\n") + b", "
+            torn = not line.endswith(b"\n")  # by a crash
+            if not (line.startswith(begins) or (torn and begins.startswith(line))):
+                raise ValueError(f"{out}, line {done + 1}, is not of the input's row {done + 1}: {AGAIN}")
+            if not torn:
+                try:
+                    summary.add(scores_of(line, begins, summary.scoring))
+                except ValueError as e:
+                    raise ValueError(f"{out}, line {done + 1}, {e}: {AGAIN}") from e
+                done, size = done + 1, size + len(line)
+    return done, size
+
+
+def scores_of(line: bytes, begins: bytes, scoring: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The columns of a line that begins with those of its row.
+
+    Raises:
+        ValueError: they are no scores by these rules.
+    """
+    try:
+        made = json.loads(b"{" + line[len(begins) :] if begins else line)
+        there = made["scoring"]
+        whole = made["score_error"] is not None or isinstance(made["scored_tokens"], int)
+        numbers = all(made[name] is None or is_number(made[name]) for name in METRICS)
+        if there == scoring and whole and numbers:
+            return dict(made)
+        rules = dict.fromkeys([*there, *scoring])
+        differing = [
+            f"{k} (there {there.get(k)!r}, now {scoring.get(k)!r})" for k in rules if there.get(k) != scoring.get(k)
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError("holds no scores") from None
+    raise ValueError(f"was scored with other settings: {', '.join(differing)}" if differing else "holds no scores")
+
+
+def finished_before(todo: Sequence[Response], out: Path, config: ScoreConfig) -> ScoreSummary | None:
+    """What `out` holds, if all rows are scored there as `config` asks; None if that is not known here.
+
+    Of a student on the Hub it is the name that counts, and of any whether it is the same one, not in which type it
+    computed: scores that are there are not undone by a branch that has moved on, or a GPU that is there now.
+    """
+    scoring = first_row(out).get("scoring") if out.is_file() else None
+    if not isinstance(scoring, dict):
+        return None
+    name = folder_of(config.student)
+    known = str(scoring.get("fingerprint"))
+    if os.path.exists(name):
+        same = known == fingerprint(name)
+    else:
+        same = known.startswith(f"{name}@{config.student_revision or ''}")
+    asked = asdict(config.scoring()) | {"step_rules": RULES} | config.layout()
+    told = {k: v for k, v in scoring.items() if k not in ("student", "fingerprint", "dtype")}
+    if not same or told != asked or config.dtype not in (None, scoring.get("dtype")):
+        return None
+    summary = ScoreSummary(scoring)
+    with suppress(ValueError):
+        done, size = scored_before(summary, todo, out)
+        if done == len(todo) and size == out.stat().st_size and not summary.errors:
+            say(f"{out} is finished: it holds the scores of all {done} rows")
+            return summary
+    return None
