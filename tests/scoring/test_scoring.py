@@ -249,16 +249,21 @@ def test_a_killed_run_goes_on(tmp_path):
         assert f"rows         8 ({8 - left.count(10)} new)" in result.output
     # Another input or other rules are not this run's; neither is a file of something else.
     other = write(tmp_path / "other.jsonl", read(source)[::-1])
-    changed = (["--window", "3"], ["--system-prompt", "Be brief."], ["--chat-template-kwargs", '{"x": 1}'])
-    tries = [[other, "-o", out], [source, "-o", bundled("problems.jsonl")], *([source, "-o", out, *c] for c in changed)]
-    for args in tries:
-        result = command("score", *args, expect=2)
-        assert "is not what these settings make of" in result.output
+    rules = {
+        "window (there '4', now '3')": ["--window", "3"],
+        "system_prompt (there None, now 'Be brief.')": ["--system-prompt", "Be brief."],
+        "chat_template_kwargs (there None, now {'x': 1})": ["--chat-template-kwargs", '{"x": 1}'],
+    }
+    tries = [("is not of the input's row 1", [other, "-o", out])]
+    tries += [("is not of the input's row 1", [source, "-o", bundled("problems.jsonl")])]
+    tries += [(f"was scored with other settings: {what}", [source, "-o", out, *flags]) for what, flags in rules.items()]
+    for said, args in tries:
+        assert said in command("score", *args, expect=2).output
     assert out.read_bytes() == whole
     # Nor are scores of steps that were found by other rules.
     earlier = [row["scoring"] | {"step_rules": 1} for row in read(out)]
     write(out, [row | {"scoring": how} for row, how in zip(read(out), earlier, strict=True)])
-    assert "is not what these settings make of" in command("score", source, "-o", out, expect=2).output
+    assert "step_rules (there 1, now" in command("score", source, "-o", out, expect=2).output
     command("score", source, "-o", out, "--window", "3", "--overwrite")
     assert read(out)[0]["scoring"]["window"] == "3"
     other = write(tmp_path / "other.jsonl", [{"x": 1}])
