@@ -2,21 +2,23 @@
 
 The problems are the bundled ones over and over, each with an id of its own; a finished job of so many rows is made of
 a real one's traces, given these ids. Memory is the greatest resident set of the command's process (its judges aside),
-and what it has above the same command over one row: models, libraries and all are in both.
+and what that is above the same command over one row: models, libraries and all are in both.
 
     python bench/scale.py                    # 2,000 and 20,000 rows of each command
     python bench/scale.py --rows 100000      # longer than an hour on two cores: scoring takes most of it
-    python bench/scale.py --rows 100000 --only resume export
+    python bench/scale.py --rows 100000 --only finished export
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,11 +29,10 @@ from rsd.traces.readers import read_rows
 
 
 class Took(NamedTuple):
-    """A process: its seconds, its greatest resident set in MB, and what it printed last."""
+    """A process: its seconds, and its greatest resident set in MB."""
 
     seconds: float
     mb: float
-    said: str
 
 
 def rsd(*args: object, cwd: Path, ok: tuple[int, ...] = (0,)) -> Took:
@@ -41,14 +42,18 @@ def rsd(*args: object, cwd: Path, ok: tuple[int, ...] = (0,)) -> Took:
         process = subprocess.Popen(
             [sys.executable, "-m", "rsd", *map(str, args)], cwd=cwd, stdout=out, stderr=subprocess.STDOUT
         )
-        _, status, used = os.wait4(process.pid, 0)
+        peak = 0.0
+        while process.poll() is None:
+            with suppress(OSError, TypeError):  # it is just ending
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                peak = max(peak, int(re.search(r"VmHWM:\s+([0-9]+) kB", status)[1]) / 1024)  # type: ignore[index]
+            time.sleep(0.02)
         seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         said = out.read().decode(errors="replace")
     if process.returncode not in ok:
         raise SystemExit(f"rsd {' '.join(map(str, args))}: {said[-2000:]}")
-    return Took(seconds, used.ru_maxrss / 1024, said.strip().splitlines()[-1] if said.strip() else "")
+    return Took(seconds, peak)
 
 
 def problems(file: Path, count: int) -> None:
@@ -85,25 +90,36 @@ def measures(folder: Path, count: int) -> dict[str, Callable[[], Took]]:
         rsd("generate", folder / "made-in.jsonl", "-o", made, cwd=folder)
     copies(made, out, count)
     raw = folder / f"raw-{count}.jsonl"
-    rows = read_rows(bundled("teacher.jsonl"))
+    texts = {row["id"]: row for row in read_rows(bundled("teacher.jsonl"))}
+    names = [row["id"] for row in read_rows(bundled("problems.jsonl"))]
     with open(raw, "w", encoding="utf-8") as f:
         for i in range(count):
-            f.write(json.dumps({**rows[i % len(rows)], "id": f"{rows[i % len(rows)]['id']}#{i}"}) + "\n")
+            name = names[i % len(names)]
+            f.write(json.dumps({**texts[name], "id": f"{name}#{i}"}) + "\n")
 
-    def torn() -> Took:
-        """All but the last trace: from the start to the end, that trace's decoding and the totals included."""
+    def damaged() -> Took:
+        """Every line is looked at, since the last one is gone from both files; and that trace is made."""
         for end in (".jsonl", ".tokens.jsonl"):
             file = out.with_suffix(end)
             lines = file.read_bytes().splitlines(keepends=True)
             file.write_bytes(b"".join(lines[:-1]))
         return rsd("generate", source, "-o", out, cwd=folder)
 
+    def goes_on() -> Took:
+        """One row more than the finished job had: what is there is known by its hash, and that trace is made."""
+        rsd("generate", source, "-o", out, cwd=folder)
+        more = read_rows(bundled("problems.jsonl"))[0]
+        with open(source, "a", encoding="utf-8") as f:
+            f.write(json.dumps({**more, "id": f"more at {time.time()}"}) + "\n")
+        return rsd("generate", source, "-o", out, cwd=folder)
+
     short = ("--max-new-tokens", "1", "--verify", "none", "--overwrite")
     scored = folder / f"scored-{count}.jsonl"
     return {
         "generate": lambda: rsd("generate", source, "-o", folder / f"short-{count}.jsonl", *short, cwd=folder),
-        "resume": lambda: rsd("generate", source, "-o", out, cwd=folder),
-        "torn": torn,
+        "damaged": damaged,
+        "goes on": goes_on,
+        "finished": lambda: rsd("generate", source, "-o", out, cwd=folder),
         "export": lambda: rsd("export", out, "-o", folder / "e.jsonl", "--overwrite", "--test-share", 0.1, cwd=folder),
         "token-ids": lambda: rsd(
             "export", out, "-o", folder / "e.parquet", "--format", "token-ids", "--overwrite", cwd=folder
@@ -128,7 +144,7 @@ def scored_twin(scored: Path) -> Path:
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--rows", type=int, nargs="+", default=[2_000, 20_000])
-    ap.add_argument("--only", nargs="+", help="of: generate resume torn export token-ids score rescore compare select")
+    ap.add_argument("--only", nargs="+", help="of: generate damaged finished export ...")
     ap.add_argument("--json", help="also write the figures here")
     args = ap.parse_args()
     results: list[dict[str, object]] = []
@@ -139,7 +155,7 @@ def main() -> None:
         alone: dict[str, Took] = {}
         for count in args.rows:
             for what, run in measures(folder, count).items():
-                if args.only and what not in args.only:
+                if args.only and what.replace(" ", "-") not in args.only:
                     continue
                 if what not in alone:
                     alone[what] = one[what]()
