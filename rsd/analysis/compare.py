@@ -41,7 +41,7 @@ class Difference:
     ids: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Pair:
     """One problem and its scored traces on both sides, at least one on each; deltas by metric."""
 
@@ -120,9 +120,14 @@ def compare(baseline: Sequence[Scored], candidate: Sequence[Scored], *, names: t
     )
 
 
+# What is left of a row: one object for all that are right, one for all that are wrong.
+VERDICTS: Mapping[bool | None, Mapping[str, Any]] = {known: {"is_correct": known} for known in (True, False, None)}
+
+
 def summary(s: Scored) -> Scored:
     """What `compare` reads of a scored trace: nothing of its tokens, which a page alone shows."""
-    row = {k: v for k, v in s.response.row.items() if k == "is_correct"}
+    correct = s.response.row.get("is_correct")
+    row = VERDICTS[correct if isinstance(correct, bool) else None]
     # A prompt is one object, however many traces of it both sides hold.
     messages = [{"role": "user", "content": sys.intern(s.response.prompt)}] if s.response.messages else []
     response = replace(s.response, row=row, messages=messages, text="", token_ids=None, tokens=None)
@@ -142,7 +147,7 @@ def alignment(sides: Sequence[Sequence[Scored]]) -> tuple[Callable[[Scored], str
         return s.response.id
 
     def by_prompt(s: Scored) -> str:
-        return " ".join(s.response.prompt.split())
+        return sys.intern(" ".join(s.response.prompt.split()))
 
     own = all(s.response.own_id for side in sides for s in side)
     prompts: dict[str, set[str]] = defaultdict(set)  # by id
@@ -182,7 +187,7 @@ def _pairs(baseline: Mapping[str, list[Scored]], candidate: Mapping[str, list[Sc
                 a, b = mean(before, name), mean(after, name)
                 # Means of equal generations differ in the last digits: that is no difference.
                 deltas[name] = None if a is None or b is None else round(b - a, 9)
-            pairs.append(Pair(before[0].response.id, before[0].response.prompt, before, after, deltas))
+            pairs.append(Pair(before[0].response.id, before[0].response.prompt, before, after, Figures(deltas)))
     return pairs
 
 
