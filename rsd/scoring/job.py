@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from rsd.events import logging, ticking
 from rsd.files import Output, check_outputs, encode, locked, replacing
-from rsd.scoring.responses import Response
+from rsd.scoring.responses import Response, Responses
 from rsd.scoring.scored_rows import ScoreSummary, content, plain, scored_before, scores_of
 from rsd.scoring.scorer import Scored, Scorer
 from rsd.terminal import hushed, say
@@ -39,7 +39,7 @@ class Others:
 
 def score_file(
     scorer: Scorer,
-    todo: Sequence[Response],
+    todo: Responses,
     out: str | Path,
     *,
     overwrite: bool = False,
@@ -62,7 +62,7 @@ def score_file(
         file.truncate(size)
         if done:
             say(f"resuming {out}: found {done} scored rows, {len(todo) - done} to score")
-        places = {i: at for i in range(done, len(todo)) if (at := known.get(content(todo[i].row)))} if known else {}
+        places = {i: at for i in range(done, len(todo)) if (at := known.get(content(todo.rows[i])))} if known else {}
         missing = len(todo) - done - len(places)
         made = progress(
             scorer,

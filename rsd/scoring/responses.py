@@ -1,5 +1,6 @@
 """Reading files of responses: the formats that traces come in, and the sidecar of our own."""
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -50,7 +51,20 @@ class Response:
         return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
 
 
-Responses = OnDemand[Response]
+class Responses(OnDemand[Response]):
+    """Responses, each made when it is asked for. rows: theirs, which are there without making these."""
+
+    def __init__(self, ids: Sequence[str | int], made: Callable[[int], Response], rows: Sequence[Mapping[str, Any]]):
+        super().__init__(ids, made)
+        self.rows = rows
+
+    def at(self, places: Iterable[int]) -> "Responses":
+        some = array("Q", places)
+        ids = [self.ids[i] for i in some]
+        return Responses(ids, lambda i: self[some[i]], OnDemand(ids, lambda i: self.rows[some[i]]))
+
+    def only(self, chosen: Callable[[str | int], bool]) -> "Responses":
+        return self.at(i for i, name in enumerate(self.ids) if chosen(name))
 
 
 def read_responses(path: str | Path, config: ScoreConfig, *, named: bool = True) -> Responses:
@@ -146,7 +160,7 @@ def _responses(table: _Table, config: ScoreConfig, sidecar: Sidecar | None) -> R
             error=error,
         )
 
-    return Responses(names, made)
+    return Responses(names, made, table.rows)
 
 
 def _tokens(sidecar: Sidecar, key: tuple[str, int]) -> np.ndarray | None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ from rsd.models.bundled import folder_of
 from rsd.models.fingerprint import fingerprint
 from rsd.scoring.measure import SetRsr
 from rsd.scoring.metrics import COLUMNS, METRICS
-from rsd.scoring.responses import Response
+from rsd.scoring.responses import Responses
 from rsd.scoring.steps import RULES
 from rsd.terminal import in_lines, say
 from rsd.traces.columns import is_number
@@ -84,13 +84,13 @@ def content(row: Mapping[str, Any]) -> str:
     return hashlib.blake2b(encode(plain(row)), digest_size=16).hexdigest()
 
 
-def scored_before(summary: ScoreSummary, todo: Sequence[Response], out: Path) -> tuple[int, int]:
+def scored_before(summary: ScoreSummary, todo: Responses, out: Path) -> tuple[int, int]:
     """How many of the rows `out` holds, and how many bytes these take; they are added to the summary."""
     done = size = 0
     with open(out, "rb") as file:
         for line in file:
             try:
-                row = encode(plain(todo[done].row))
+                row = encode(plain(todo.rows[done]))
             except IndexError as e:
                 raise ValueError(f"{out} holds more rows than the input: {AGAIN}") from e
             begins = b"{" if row == b"{}\n" else row.removesuffix(b"}\n") + b", "
@@ -128,7 +128,7 @@ def scores_of(line: bytes, begins: bytes, scoring: Mapping[str, Any]) -> Mapping
     raise ValueError(f"was scored with other settings: {', '.join(differing)}" if differing else "holds no scores")
 
 
-def finished_before(todo: Sequence[Response], out: Path, config: ScoreConfig) -> ScoreSummary | None:
+def finished_before(todo: Responses, out: Path, config: ScoreConfig) -> ScoreSummary | None:
     """What `out` holds, if all rows are scored there as `config` asks; None if that is not known here.
 
     Of a student on the Hub it is the name that counts, and of any whether it is the same one, not in which type it
