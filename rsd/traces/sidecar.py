@@ -20,29 +20,26 @@ class Sidecar:
     """
 
     def __init__(self, file: Path) -> None:
-        self.file = file
-        self._lines: BinaryIO | None = None
-        self._places = dict(self._read()) if file.is_file() else {}
+        # Open from now on: a temporary file may have lost its name when a record is asked for.
+        self._lines: BinaryIO | None = open(file, "rb") if file.is_file() else None  # noqa: SIM115
+        self._places = dict(self._read(self._lines)) if self._lines is not None else {}
 
-    def _read(self) -> Iterator[tuple[Key, int]]:
+    def _read(self, lines: BinaryIO) -> Iterator[tuple[Key, int]]:
         at = 0
-        with open(self.file, "rb") as lines:
-            for line in lines:
-                if (head := HEAD.match(line)) and line.endswith(b"}\n"):
-                    with suppress(ValueError):
-                        yield (str(json.loads(head[1])), int(head[2])), at
-                elif (record := whole(line)) is not None:
-                    yield key_of(record), at
-                at += len(line)
+        for line in lines:
+            if (head := HEAD.match(line)) and line.endswith(b"}\n"):
+                with suppress(ValueError):
+                    yield (str(json.loads(head[1])), int(head[2])), at
+            elif (record := whole(line)) is not None:
+                yield key_of(record), at
+            at += len(line)
 
     def __contains__(self, key: object) -> bool:
         return key in self._places
 
     def record(self, key: Key) -> dict[str, Any] | None:
         """A trace's record, as it stands there; None if there is none, or its line is torn."""
-        if (at := self._places.get(key)) is None:
+        if self._lines is None or (at := self._places.get(key)) is None:
             return None
-        if self._lines is None:
-            self._lines = open(self.file, "rb")  # noqa: SIM115 (it closes with its owner)
         self._lines.seek(at)
         return whole(self._lines.readline())

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rsd import GenerateConfig, ScoreConfig
 from rsd.config import Sampling
 from rsd.models.bundled import bundled
-from rsd.models.loading import dtype_of, find, moved_parts, one_model, place_of
+from rsd.models.loading import dtype_of, find, moved_parts, one_model
 from rsd.models.memory import ALL_GPUS, Need, estimate, need
 from rsd.models.packed import pack
 from rsd.models.selfcheck import check_decoding
@@ -102,9 +102,9 @@ HOW = {"sampling": FEW, "max_new_tokens": 8, "vocabulary": spelled_vocabulary(76
 
 def test_a_device_is_one_device_and_a_map_is_a_map():
     config = GenerateConfig(device="cuda:0", teacher_device_map="auto")
-    assert (place_of(config, "teacher"), place_of(config, "student")) == ("auto", "cuda:0")
+    assert (config.place_of("teacher"), config.place_of("student")) == ("auto", "cuda:0")
     config = GenerateConfig(device_map="auto", student_device="cuda:1")
-    assert (place_of(config, "teacher"), place_of(config, "student")) == ("auto", "cuda:1")
+    assert (config.place_of("teacher"), config.place_of("student")) == ("auto", "cuda:1")
     for wrong, said in (
         ({"device": "auto"}, "device auto is a map and no device: give device-map auto"),
         ({"teacher_device": "balanced"}, "give teacher-device-map balanced"),
