@@ -3,6 +3,7 @@
 import functools
 import gzip
 import json
+import select
 import socket
 import time
 from collections import deque
@@ -124,10 +125,10 @@ class Stub:
         prompts, temperature = self.check(body), body.get("temperature", 1.0)
         rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True)
         last = torch.tensor([len(ids) - 1 for ids in prompts])
-        with self.forward:  # no mask: no position looks to its right, where the padding is
-            logits = self.model(rows, use_cache=False).logits[torch.arange(len(rows)), last]
-            odds = torch.softmax(logits / (temperature or 1.0), -1)
-            drawn = torch.multinomial(odds, 1, generator=self.generator)[:, 0] if temperature else logits.argmax(-1)
+        # No mask: no position looks to its right, where the padding is.
+        logits = self.model(rows, use_cache=False).logits[torch.arange(len(rows)), last]
+        odds = torch.softmax(logits / (temperature or 1.0), -1)
+        drawn = torch.multinomial(odds, 1, generator=self.generator)[:, 0] if temperature else logits.argmax(-1)
         choices = []
         for index, (row, token) in enumerate(zip(logits.log_softmax(-1), drawn.tolist(), strict=True)):
             ranked = row.topk(min(body.get("logprobs") or 0, self.tells)).indices.tolist()
@@ -209,6 +210,11 @@ class Handler(BaseHTTPRequestHandler):
 
     do_POST = do_GET
 
+    def gone(self) -> bool:
+        """Whether the client has closed the connection."""
+        readable, _, _ = select.select([self.connection], [], [], 0)
+        return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
+
     def complete(self, body: dict) -> None:
         stub = self.stub
         with stub.counts:
@@ -224,7 +230,10 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if fault == "hang":
                 stub.stopped.wait(stub.hang)
-            value = stub.completions(body)
+            with stub.forward:
+                if self.gone():  # nobody waits for this any more; as vLLM, do not compute it while others do
+                    return
+                value = stub.completions(body)
             for choice in value["choices"] if fault == "bare" else []:
                 choice["logprobs"]["top_logprobs"] = None
             if fault in ODD:

@@ -26,8 +26,8 @@ def test_answers_that_are_none_are_asked_for_again(stub, local, fault):
 
 
 def test_a_server_that_drips_is_given_up(stub, local, monkeypatch):
-    generator = TraceGenerator(config(stub)).load()
-    monkeypatch.setattr(served, "WHOLE", 0.5)
+    generator = TraceGenerator(config(stub, block_size=4)).load()  # few contexts a request, which are soon computed
+    monkeypatch.setattr(served, "WHOLE", 4.0)
     stub.fail("drip")
     assert_same(generator.run(ROWS), local[0.7])
     monkeypatch.setattr(served, "PATIENCE", 1.0)
@@ -37,7 +37,7 @@ def test_a_server_that_drips_is_given_up(stub, local, monkeypatch):
 
 
 def test_a_server_that_drips_from_the_beginning(stub, tmp_path, monkeypatch):
-    monkeypatch.setattr(served, "WHOLE", 0.5)
+    monkeypatch.setattr(served, "WHOLE", 2.0)
     stub.fail(*["drip"] * 20)
     result = command(stub, tmp_path)
     assert result.exit_code == 2 and "cannot be reached" in result.output and len(result.output.splitlines()) == 1

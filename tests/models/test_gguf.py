@@ -190,7 +190,7 @@ def test_one_folder_is_two_models_where_they_are_loaded_otherwise():
 
     assert one()
     assert not one(teacher_load_in="8bit")
-    assert not one(teacher_device="meta", batch_size=1)
+    assert not one(teacher_device_map="auto", batch_size=1)
 
 
 @pytest.mark.real
