@@ -8,9 +8,10 @@ from rsd.version import __version__
 if TYPE_CHECKING:
     from rsd.generation.generator import TraceGenerator
     from rsd.scoring.scorer import score
+    from rsd.scoring.verify import verify
     from rsd.traces.trace import Trace
 
-__all__ = ["GenerateConfig", "ScoreConfig", "Trace", "TraceGenerator", "__version__", "score"]
+__all__ = ["GenerateConfig", "ScoreConfig", "Trace", "TraceGenerator", "__version__", "score", "verify"]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,4 +28,8 @@ def __getattr__(name: str) -> Any:
         from rsd.scoring.scorer import score
 
         return score
+    if name == "verify":
+        from rsd.scoring.verify import verify
+
+        return verify
     raise AttributeError(f"module 'rsd' has no attribute {name!r}")

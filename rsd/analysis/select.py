@@ -17,6 +17,7 @@ from rsd.scoring.metrics import BY, METRICS
 from rsd.scoring.responses import Response, read_responses
 from rsd.scoring.scored_rows import named
 from rsd.scoring.scorer import Scored, find_student, load_scorer, rules, stored
+from rsd.scoring.verdicts import judged, judging_of
 from rsd.terminal import in_lines
 
 
@@ -91,7 +92,9 @@ def select(teachers: Mapping[str, Sequence[Scored]], *, by: str = "ln", keep_inc
         raise ValueError(f"no response could be scored: {why}")
     right = {k: [(t, s) for t, s in of if s.response.row.get("is_correct") is True] for k, of in answers.items()}
     if not keep_incorrect and not any(right.values()):
-        raise ValueError("no response is known to be correct (is_correct): verify them, or use --keep-incorrect")
+        raise ValueError(
+            "no response is known to be correct: rsd verify finds out where there are answers, or use --keep-incorrect"
+        )
 
     chosen, ties, otherwise, no_correct = [], 0, 0, 0
     for k, of in answers.items():
@@ -170,7 +173,7 @@ def by_teacher(files: Sequence[str], config: ScoreConfig) -> dict[str, list[Scor
     sides: dict[str, Sequence[Response]] = {}
     if len(files) == 1:
         by_name: dict[str, list[Response]] = defaultdict(list)
-        for response in read_responses(files[0], config):
+        for response in _judged(files[0], config):
             teacher = response.row.get("teacher")
             if not isinstance(teacher, str):
                 raise ValueError(f"{files[0]}: a row without `teacher`: give it one, or several files, one a teacher")
@@ -180,12 +183,17 @@ def by_teacher(files: Sequence[str], config: ScoreConfig) -> dict[str, list[Scor
         name = Path(file).name.removesuffix(".jsonl").removesuffix(".scored")
         if name in sides:
             raise ValueError(f"two files are called {name}: give each teacher's file a name of its own")
-        sides[name] = read_responses(file, config)
+        sides[name] = _judged(file, config)
     wanted = rules(find_student(config), config.scoring(), dtype=dtype_of(config), layout=config.layout())
     known = {name: [stored(r, wanted) for r in side] for name, side in sides.items()}
     missing = [r for name, side in sides.items() for r, s in zip(side, known[name], strict=True) if s is None]
     made = progress(load_scorer(config), missing, count=len(missing)) if missing else iter(())
     return {name: [s if s is not None else next(made) for s in side] for name, side in known.items()}
+
+
+def _judged(file: str, config: ScoreConfig) -> list[Response]:
+    todo = read_responses(file, config)
+    return list(judged(todo, judging_of(todo, config)))
 
 
 def write(selection: Selection, out: str | Path) -> None:

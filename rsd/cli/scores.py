@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rsd.scoring.responses import Response, Responses
     from rsd.scoring.scored_rows import ScoreSummary
     from rsd.scoring.scorer import Scored, Scorer
+    from rsd.scoring.verdicts import Judging
 
 
 @click.command()
@@ -54,6 +56,7 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
         check_outputs([Output(output, ours.scored if overwrite else None)], inputs=[source])
         from rsd.scoring.responses import read_responses
         from rsd.scoring.scored_rows import finished_before
+        from rsd.scoring.verdicts import judging_of
 
         share = share_of(shard) or (Shard(1, 1) if part_files(output) else None)  # goes on with what several began
         if share is not None and overwrite:
@@ -62,8 +65,9 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
             )
         begin(events, "score", config, source=source, output=output, shard=share)
         todo = read_responses(source, config)
-        known = finished_before(todo, Path(output), config) if share is None and not overwrite else None
-        summary = known or _score(todo, output, config, share, overwrite=overwrite)
+        judging = judging_of(todo, config)
+        known = finished_before(todo, Path(output), config, judging) if share is None and not overwrite else None
+        summary = known or _score(todo, output, config, share, judging, overwrite=overwrite)
         events.emit("end", **({"rows": summary.rows, "errors": summary.errors} if summary else {}))
     if summary is None:  # another process prints
         return
@@ -72,7 +76,13 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
 
 
 def _score(
-    todo: "Responses", output: str, config: ScoreConfig, share: Shard | None, *, overwrite: bool
+    todo: "Responses",
+    output: str,
+    config: ScoreConfig,
+    share: Shard | None,
+    judging: "Judging | None",
+    *,
+    overwrite: bool,
 ) -> "ScoreSummary | None":
     quiet()
     from rsd.scoring.job import score_file
@@ -80,10 +90,10 @@ def _score(
 
     scorer = load_scorer(on_own_device(config))
     if share is None:
-        return score_file(scorer, todo, output, overwrite=overwrite)
+        return score_file(scorer, todo, output, judging=judging, overwrite=overwrite)
     from rsd.scoring.share import score_share
 
-    return score_share(scorer, todo, output, share)
+    return score_share(scorer, todo, output, share, judging)
 
 
 @click.command()
@@ -121,6 +131,7 @@ def compare(
         from rsd.models.bundled import bundled
         from rsd.scoring.responses import read_responses
         from rsd.scoring.scorer import load_scorer
+        from rsd.scoring.verdicts import judging_of
 
         with tempfile.TemporaryDirectory() as folder:
             names = baseline or "bundled raw traces", candidate or "bundled RSD traces"
@@ -140,7 +151,11 @@ def compare(
 
                 traces = stack.enter_context(closing(TraceFile(place(html_file).parent, decode)))
                 keep = traces.keep
-            scored = [_scored(scorer, side, keep) for side in sides]
+            if config.answer_column not in sides[1].columns:  # the column flags are for the baseline
+                judge = [judging_of(sides[0], config), judging_of(sides[1], replace(config, answer_column=None))]
+            else:
+                judge = [judging_of(side, config) for side in sides]
+            scored = [_scored(scorer, side, how, keep) for side, how in zip(sides, judge, strict=True)]
             comparison = compare_traces(*scored, names=names)
             echo(table(comparison))  # whatever becomes of the files
             if json_file:
@@ -153,11 +168,14 @@ def compare(
                 echo(f"written to   {one_line(html_file)}")
 
 
-def _scored(scorer: "Scorer", side: "Sequence[Response]", keep: "Callable[[Scored], Scored]") -> "list[Scored]":
+def _scored(
+    scorer: "Scorer", side: "Sequence[Response]", judging: "Judging | None", keep: "Callable[[Scored], Scored]"
+) -> "list[Scored]":
     """What is kept of each trace; its text is let go as soon as it is scored."""
     from rsd.scoring.job import progress
+    from rsd.scoring.verdicts import judged
 
-    return [keep(scored) for scored in progress(scorer, side, count=len(side))]
+    return [keep(scored) for scored in progress(scorer, judged(side, judging), count=len(side))]
 
 
 def _bundled_traces(folder: str) -> str:

@@ -237,7 +237,9 @@ class TraceGenerator:
         why = "the reference answer is missing" if bad[0].answer is None else read_reference(bad[0].answer)[1]
         less = f", so that {self.config.want} of each are made" if self.config.until_correct else ""
         of = f"{len(rows)}" if len(rows) <= looked_at else f"the first {looked_at}"
-        return [f"notice: the traces of {len(bad)} of {of} rows cannot be judged{less}; the first, {bad[0].id!r}: {why}"]
+        return [
+            f"notice: the traces of {len(bad)} of {of} rows cannot be judged{less}; the first, {bad[0].id!r}: {why}"
+        ]
 
     def stream(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Trace]:
         """Yield traces as they finish, `num_generations` a row or fewer with `until_correct`.
@@ -261,7 +263,9 @@ class TraceGenerator:
         c = self.config
         judged = self._judges().judges
         want = c.want if c.until_correct else None
-        return Schedule(rows, generations=c.num_generations, want=want, done=done, judged=lambda row: judged(row.answer))
+        return Schedule(
+            rows, generations=c.num_generations, want=want, done=done, judged=lambda row: judged(row.answer)
+        )
 
     def make(self, schedule: Schedule) -> Iterator[Trace]:
         """Yield the traces that are scheduled, as they are finished and judged."""

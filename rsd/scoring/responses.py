@@ -2,7 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rsd.config import ScoreConfig
+from rsd.config import Reading
 from rsd.traces.lines import files_of
 from rsd.traces.readers import stream_rows
 from rsd.traces.rows import PROMPT_COLUMNS, digest, read_prompt
@@ -52,22 +52,31 @@ class Response:
 
 
 class Responses(OnDemand[Response]):
-    """Responses, each made when it is asked for. rows: theirs, which are there without making these."""
+    """Responses, each made when it is asked for.
 
-    def __init__(self, ids: Sequence[str | int], made: Callable[[int], Response], rows: Sequence[Mapping[str, Any]]):
+    rows: theirs, which are there without making these. columns: the names of all their columns.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str | int],
+        made: Callable[[int], Response],
+        rows: Sequence[Mapping[str, Any]],
+        columns: Collection[str],
+    ) -> None:
         super().__init__(ids, made)
-        self.rows = rows
+        self.rows, self.columns = rows, columns
 
     def at(self, places: Iterable[int]) -> "Responses":
         some = array("Q", places)
         ids = [self.ids[i] for i in some]
-        return Responses(ids, lambda i: self[some[i]], OnDemand(ids, lambda i: self.rows[some[i]]))
+        return Responses(ids, lambda i: self[some[i]], OnDemand(ids, lambda i: self.rows[some[i]]), self.columns)
 
     def only(self, chosen: Callable[[str | int], bool]) -> "Responses":
         return self.at(i for i, name in enumerate(self.ids) if chosen(name))
 
 
-def read_responses(path: str | Path, config: ScoreConfig, *, named: bool = True) -> Responses:
+def read_responses(path: str | Path, config: Reading, *, named: bool = True) -> Responses:
     """The responses of a file, with the sidecar that stands beside a file of `rsd generate`.
 
     Args:
@@ -86,7 +95,7 @@ def read_responses(path: str | Path, config: ScoreConfig, *, named: bool = True)
         raise ValueError(f"{path}: {e}") from e
 
 
-def responses(rows: Iterable[Mapping[str, Any]], config: ScoreConfig) -> Responses:
+def responses(rows: Iterable[Mapping[str, Any]], config: Reading) -> Responses:
     """Find prompt and response in every row.
 
     Rows are read by the columns that `config` names; else by `completion` with a prompt; else as chat
@@ -115,7 +124,7 @@ class _Table:
             yield dict(row)
 
 
-def _responses(table: _Table, config: ScoreConfig, sidecar: Sidecar | None) -> Responses:
+def _responses(table: _Table, config: Reading, sidecar: Sidecar | None) -> Responses:
     find = _finder(list(table.columns), config)
 
     def read(row: Mapping[str, Any]) -> tuple[Messages, str, str | None]:
@@ -160,7 +169,7 @@ def _responses(table: _Table, config: ScoreConfig, sidecar: Sidecar | None) -> R
             error=error,
         )
 
-    return Responses(names, made, table.rows)
+    return Responses(names, made, table.rows, table.columns)
 
 
 def _tokens(sidecar: Sidecar, key: tuple[str, int]) -> np.ndarray | None:
@@ -174,7 +183,7 @@ def _tokens(sidecar: Sidecar, key: tuple[str, int]) -> np.ndarray | None:
     return None
 
 
-def _finder(columns: Sequence[str], config: ScoreConfig) -> Callable[[Mapping[str, Any]], tuple[Messages, str]]:
+def _finder(columns: Sequence[str], config: Reading) -> Callable[[Mapping[str, Any]], tuple[Messages, str]]:
     """How prompt and response are found in a row of a file with these columns."""
     found = f"found {', '.join(map(str, columns)) or 'none'}"
     thinking, answer, prompt = config.thinking_column, config.response_column, config.prompt_column

@@ -15,6 +15,7 @@ from rsd.scoring.metrics import METRICS
 from rsd.scoring.naturalness import Reader, TokenScores
 from rsd.scoring.responses import Response, responses
 from rsd.scoring.steps import RULES, split
+from rsd.scoring.verdicts import judged, judging_of
 from rsd.traces.columns import is_number
 from rsd.traces.tokens import unknown
 
@@ -260,7 +261,8 @@ def load_scorer(config: ScoreConfig) -> Scorer:
 def score(
     rows: Iterable[Mapping[str, Any]], *, student: str = BUNDLED_STUDENT, **settings: Any
 ) -> list[dict[str, Any]]:
-    """The rows, in order, with their scores under a student added (`COLUMNS`).
+    """The rows, in order, with their scores under a student added (`COLUMNS`), and a verdict where they have an answer
+    and none yet.
 
     Args:
         rows: in any format that `responses.responses` reads.
@@ -273,4 +275,4 @@ def score(
     config = ScoreConfig(student=student, **settings)
     todo = responses(rows, config)
     scorer = load_scorer(config)
-    return [dict(r.row) | scorer.score(r).columns() for r in todo]
+    return [dict(r.row) | scorer.score(r).columns() for r in judged(todo, judging_of(todo, config))]
