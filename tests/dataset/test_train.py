@@ -13,6 +13,7 @@ from conftest import read, write
 from jobs import files, run
 from pairs import random_model
 from real import part
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rsd.cli import main
@@ -162,6 +163,22 @@ def test_qwen3_that_does_not_think(tmp_path, format):
     if format == "messages":  # all of it is learnt
         want = [([], before + ids) for before, ids in want]
     assert sorted(learnt) == sorted(want)
+
+
+@pytest.mark.slow
+def test_the_recipe_trains_on_the_export(traces, tmp_path):
+    export(traces, "--keep", "all", "-o", tmp_path / "traces.prompt-completion.jsonl")
+    page = (ROOT / "rsd" / "README.md").read_text(encoding="utf-8")
+    recipe = page.split("<!-- sft -->\n```yaml\n")[1].split("```")[0]
+    recipe = recipe.replace("Qwen/Qwen3-0.6B", str(bundled("student")))
+    (tmp_path / "sft.yaml").write_text(recipe + "use_cpu: true\nbf16: false\nreport_to: none\nnum_train_epochs: 1\n")
+    trl = Path(sys.executable).with_name("trl")
+    result = subprocess.run([trl, "sft", "--config", "sft.yaml"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    before, after = (load_file(folder / "model.safetensors") for folder in (bundled("student"), tmp_path / "tuned"))
+    assert any(not torch.equal(after[name].float(), before[name].float()) for name in before.keys() & after.keys())
+    state = json.loads(next((tmp_path / "tuned").glob("checkpoint-*/trainer_state.json")).read_text())
+    assert state["max_steps"] == -(-len(read(traces)) // 8)  # every row once
 
 
 @pytest.mark.slow
