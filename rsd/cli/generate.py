@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     "--live",
     type=click.IntRange(0, 65535),
     metavar="PORT",
-    help="Show the running job on a page, at http://127.0.0.1:PORT, to this machine alone; 0 is any free port.",
+    help="Show the running job at http://127.0.0.1:PORT, to this machine alone; 0 is any free port.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option(

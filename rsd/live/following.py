@@ -19,6 +19,7 @@ from rsd.traces.totals import Totals
 SHOWN = 8  # traces
 FIRST, LAST = 1500, 500  # tokens of a trace that has more than both
 LONGEST = 4000  # characters of a prompt, and of a text without tokens
+TRIES = 3
 ROWS, TOKENS = 1 << 26, 1 << 25  # bytes that one look reads of rows; and, from a sidecar's end, of tokens
 
 
@@ -109,12 +110,13 @@ class Following:
 
     def look(self) -> None:
         """Read on, so far as it takes no more than moments."""
-        here = [self.out, *part_files(self.out).values()]
-        try:
-            for file in dict.fromkeys([*self.rows, *here]):
-                self._read(file)
-        except Replaced:  # by a job that begins, or merges what several processes made: all is counted anew
-            self._begin()
+        for _ in range(TRIES):
+            try:
+                for file in dict.fromkeys([*self.rows, self.out, *part_files(self.out).values()]):
+                    self._read(file)
+                return
+            except Replaced:  # by a job that begins, or merges what several processes made: all is counted anew
+                self._begin()
 
     @property
     def behind(self) -> bool:
@@ -132,11 +134,13 @@ class Following:
                 new = new[-SHOWN:]
         self.last.extend(new)
         if wanted := {one.key: one for one in new if one.row.get("error") is None}:
-            sidecar = files_of(file)[0]
+            sidecar = self.tokens.setdefault(file, Grown(files_of(file)[0]))
             with suppress(Replaced):
-                for line in self.tokens.setdefault(file, Grown(sidecar)).lines(tail=TOKENS):
-                    if (key := _key(line)) in wanted:
-                        wanted[key].record = whole(line)
+                for line in sidecar.lines(tail=TOKENS):
+                    if (one := wanted.pop(_key(line), None)) is not None:
+                        one.record = whole(line)
+                    if not wanted:  # records come before their rows, in the same order: what follows is for later rows
+                        break
 
     def shown(self, after: int) -> list[dict[str, Any]]:
         """The last traces, from the first one on that has a greater number."""

@@ -12,6 +12,7 @@ function make(tag, name, ...children) {
   return made;
 }
 
+const key = t => JSON.stringify([t.id, t.generation]);
 const whole = new Intl.NumberFormat("en");
 const count = value => whole.format(Math.round(value));
 const share = value => value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`;
@@ -69,7 +70,8 @@ function show(state) {
   at("bar").hidden = !known;
   if (known) Object.assign(at("bar"), {max: Math.max(state.total, 1), value: done});
   facts(state, totals, of, over);
-  const fresh = state.traces.reverse();
+  const there = new Set([...waiting, ...[...at("list").children].map(made => made.trace)].map(key));
+  const fresh = state.traces.reverse().filter(t => !there.has(key(t)));  // what was counted anew is sent anew
   if (fresh.length) {
     at("traces").hidden = false;
     waiting = [...fresh, ...waiting].slice(0, SHOWN);
@@ -138,7 +140,9 @@ function article(t) {
   if (t.error) shown.append(t.error);
   else if (t.pieces) shown.append(...tokens(t, shown));
   else shown.append(t.text);
-  return make("article", "", title, meta, make("p", "prompt", t.prompt), shown);
+  const made = make("article", "", title, meta, make("p", "prompt", t.prompt), shown);
+  made.trace = t;
+  return made;
 }
 
 function tokens(t, shown) {
