@@ -81,10 +81,9 @@ function show(state) {
 
 function facts(state, totals, of, over) {
   const judged = totals.correct + totals.wrong, known = totals.problems - totals.unknown;
-  const rate = state.several && !over ? [null, "not known of all processes"] : [state.rate, "tokens a second"];
   const list = [
     ["Traces", of, state.behind ? `${count(totals.rows)} counted so far` : `${count(totals.tokens)} tokens`],
-    ["Rate", rate[0] === null ? "–" : count(rate[0]), rate[1], state.rates],
+    ["Rate", state.rate === null ? "–" : count(state.rate), `tokens a second${state.several ? ", of all processes" : ""}`, state.rates],
     over ? ["Time", time(state.seconds), "of this run"] : ["Time left", time(state.left), state.left === null ? "" : "at this rate"],
     ["Acceptance", share(totals.acceptance_rate), "of the teacher's proposals"],
     ["Fallback", share(totals.fallback_rate), "tokens of the student's own"],
@@ -95,7 +94,7 @@ function facts(state, totals, of, over) {
   at("facts").replaceChildren(...list.map(([name, value, note, rates]) => {
     const figure = make("b", name === "Errors" && totals.errors ? "wrong" : "", value);
     const made = make("div", "", make("dt", "", name), make("dd", "", figure, make("small", "", note)));
-    if (rates?.length > 4 && !state.several) made.lastChild.append(line(rates));
+    if (rates?.length > 4) made.lastChild.append(line(rates));
     return made;
   }));
 }

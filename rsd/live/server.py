@@ -61,6 +61,8 @@ class Job:
             if told.phase != "starting" and self.asked - self._looked > PAUSE / 2:
                 files.look()
                 self._looked = self.asked
+                if told.several and not files.behind:
+                    told.count(files.totals.tokens)
             done = {"done": told.latest.get("done"), "total": told.latest.get("total")}
             return {
                 "run": self.run,

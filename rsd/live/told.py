@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-SPAN = 20.0  # seconds over which a rate is taken
-KEPT, APART = 120, 0.5  # lines of progress, of which there is one a second; seconds between them at the least
+SPAN = 30.0  # seconds over which a rate is taken
+KEPT, APART = 120, 0.5  # counts of tokens, of which there is one a second; seconds between them at the least
 
 
 class Told:
@@ -19,7 +19,8 @@ class Told:
         self.latest: Mapping[str, Any] = {}
         self.seconds: float | None = None  # that it took
         self.began: tuple[float, int] | None = None  # when, and with how many traces
-        self.decoded: deque[tuple[float, int]] = deque(maxlen=KEPT)  # when, and how many tokens there were
+        self.average: float | None = None  # tokens a second of a whole run
+        self.tokens: deque[tuple[float, int]] = deque(maxlen=KEPT)  # when, and how many there were
 
     def hear(self, line: bytes) -> None:
         try:
@@ -33,10 +34,13 @@ class Told:
             self.seconds = event.get("seconds")
             if self.began is None and "done" in event:
                 self.began = now, event["done"]
-            if not self.several and (not self.decoded or now - self.decoded[-1][0] > APART):
-                self.decoded.append((now, event["decoded_tokens"]))
+            if not self.several:
+                self.average = event["tokens_per_second"]
+                self.count(event["decoded_tokens"])
         elif what == "end":
             self.phase, self.seconds = "finished", event.get("seconds", self.seconds)
+            if event.get("new_tokens") and self.seconds:
+                self.average = event["new_tokens"] / self.seconds
         elif what == "error":
             self.phase, self.message = "stopped", str(event.get("message", ""))
 
@@ -45,24 +49,28 @@ class Told:
         if self.phase in ("starting", "making"):
             self.phase = "gone"
 
+    def count(self, tokens: int) -> None:
+        """So many tokens there are now."""
+        now = time.monotonic()
+        if not self.tokens or now - self.tokens[-1][0] > APART:
+            self.tokens.append((now, tokens))
+
     @property
     def several(self) -> bool:
         """Whether other processes make traces of the job, too, so that it does not know of all tokens itself."""
         return "shard" in self.latest or "decoded_tokens" not in self.latest
 
     def rate(self) -> float | None:
-        """Tokens a second: of the last moments or, when it is finished, of all its time."""
-        if self.phase != "making":
-            return self.latest.get("tokens_per_second")
-        if not self.decoded:
-            return None
-        now, tokens = self.decoded[-1]
-        then, before = next(one for one in self.decoded if now - one[0] <= SPAN)
-        return (tokens - before) / (now - then) if now > then else self.latest.get("tokens_per_second")
+        """Tokens a second: of the last moments or, when it has ended, of all its time."""
+        if self.phase != "making" or len(self.tokens) < 2:
+            return self.average
+        now, tokens = self.tokens[-1]
+        then, before = next(one for one in self.tokens if now - one[0] <= SPAN)
+        return max(tokens - before, 0) / (now - then) if now > then else self.average
 
     def rates(self) -> list[int]:
-        """Tokens a second from each line of progress to the next."""
-        return [round((b - a) / (then - at)) for (at, a), (then, b) in pairwise(self.decoded)]
+        """Tokens a second from each count to the next."""
+        return [round(max(b - a, 0) / (then - at)) for (at, a), (then, b) in pairwise(self.tokens)]
 
     def left(self) -> float | None:
         """Seconds until all traces are made, if it goes on as it did."""
