@@ -1,8 +1,8 @@
 """What `rsd generate --live` costs a job: plain runs, runs with the page's process, and runs whose page is open.
 
 The bundled problems, each run a command of its own; the three kinds are interleaved, so that a machine whose speed
-drifts slows all alike. The ratios are the result: of the job's processor time (the page's process not counted, whose own
-is told beside it), and of the time in which it made the traces, for which the machine must have nothing else to do.
+drifts slows all alike. The ratios are the result: of the job's processor time (that of the page's process is
+told beside it), and of the time in which it made the traces, for which the machine must have nothing else to do.
 
     python bench/live.py --json bench/live.json
 """
