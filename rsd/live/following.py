@@ -33,6 +33,7 @@ class Grown:
     def __init__(self, file: Path) -> None:
         self.file, self.at = file, 0
         self.inode: int | None = None
+        self.more = False  # whether there were more than was read last
 
     def lines(self, *, most: int | None = None, tail: int | None = None) -> Iterator[bytes]:
         """Those that are new and whole.
@@ -55,7 +56,7 @@ class Grown:
             if self.inode not in (None, now.st_ino) or now.st_size < self.at:
                 self.at, self.inode = 0, None
                 raise Replaced
-            self.inode, until = now.st_ino, self.at + (most or now.st_size)
+            self.inode, self.more, until = now.st_ino, False, self.at + (most or now.st_size)
             if tail is not None and now.st_size - self.at > tail:
                 file.seek(now.st_size - tail)
                 file.readline()  # the end of a line
@@ -67,13 +68,8 @@ class Grown:
                 self.at += len(line)
                 yield line
                 if self.at >= until:
+                    self.more = self.at < now.st_size
                     return
-
-    @property
-    def behind(self) -> bool:
-        with suppress(OSError):
-            return self.file.stat().st_size > self.at
-        return False
 
 
 @dataclass(eq=False)
@@ -121,11 +117,12 @@ class Following:
     @property
     def behind(self) -> bool:
         """Whether there are rows that are not counted yet."""
-        return any(rows.behind for rows in self.rows.values())
+        return any(rows.more for rows in self.rows.values())
 
     def _read(self, file: Path) -> None:
         new = []
-        for line in self.rows.setdefault(file, Grown(file)).lines(most=ROWS):
+        rows = self.rows.setdefault(file, Grown(file))
+        for line in rows.lines(most=ROWS):
             row = whole(line)
             if row is not None and not_ours(row) is None:
                 self.totals.add(row)
@@ -133,7 +130,8 @@ class Following:
                 new.append(Shown(self.number, row))
                 new = new[-SHOWN:]
         self.last.extend(new)
-        if wanted := {one.key: one for one in new if one.row.get("error") is None}:
+        wanted = {one.key: one for one in new if one.row.get("error") is None}
+        if wanted and not rows.more:
             sidecar = self.tokens.setdefault(file, Grown(files_of(file)[0]))
             with suppress(Replaced):
                 for line in sidecar.lines(tail=TOKENS):
@@ -158,7 +156,7 @@ class Following:
             **{name: row.get(name) for name in ("finish_reason", "num_tokens", "acceptance_rate", "fallback_rate")},
         }
         if one.record is not None:
-            with suppress(LookupError, TypeError, ValueError):  # a line that is not ours
+            with suppress(LookupError, TypeError, ValueError, OverflowError):  # a line that is not ours
                 return made | self._tokens(one.record)
         return made | {"text": _cut("".join(turn["content"] for turn in row["completion"]))}
 

@@ -6,6 +6,7 @@ from conftest import write
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rsd.live import following
 from rsd.live.following import FIRST, LAST, SHOWN, Following
 from rsd.traces.totals import totals
 
@@ -44,19 +45,19 @@ def test_files_that_grow_byte_by_byte_are_what_they_are_in_the_end(tmp_path_fact
     lines = [row(i) if kind == "row" else other[kind] for i, kind in enumerate(kinds)]
     rows = in_bytes(lines)
     write(out.with_suffix(".tokens.jsonl"), [record(i) for i in range(len(kinds))])
-    following = Following(out, PIECES)
-    following.look()  # there is nothing yet
+    reading = Following(out, PIECES)
+    reading.look()  # there is nothing yet
     for cut in sorted(cuts):
         out.write_bytes(b"") if not out.exists() else None
         with open(out, "ab") as file:
             file.write(rows[file.tell() : cut])
-        following.look()
+        reading.look()
     with open(out, "ab") as file:
         file.write(rows[file.tell() :])
-    following.look()
+    reading.look()
     ours = [line for line, kind in zip(lines, kinds, strict=True) if kind in ("row", "error")]
-    assert following.totals.sums() == totals(ours) and not following.behind
-    shown = following.shown(0)
+    assert reading.totals.sums() == totals(ours) and not reading.behind
+    shown = reading.shown(0)
     assert [t["id"] for t in shown] == [line["id"] for line in ours][-SHOWN:]
     assert all(t["pieces"] == ["a", "a"] for t in shown if not t["error"])
 
@@ -64,29 +65,43 @@ def test_files_that_grow_byte_by_byte_are_what_they_are_in_the_end(tmp_path_fact
 def test_a_file_that_is_written_anew_is_counted_anew(tmp_path):
     out = tmp_path / "t.jsonl"
     write(out, [row(i) for i in range(5)])
-    following = Following(out, PIECES)
-    following.look()
+    reading = Following(out, PIECES)
+    reading.look()
     write(tmp_path / "new", [row(i) for i in range(10, 19)]).replace(out)  # longer than before
     write(tmp_path / "t.part-1-of-2.jsonl", [row(20)])
-    following.look()
-    assert following.totals.sums()["rows"] == 10
+    reading.look()
+    assert reading.totals.sums()["rows"] == 10
     (tmp_path / "t.part-1-of-2.jsonl").unlink()
     out.write_bytes(in_bytes([row(1)]))  # in place
-    following.look()
-    assert following.totals.sums()["rows"] == 1 and [t["id"] for t in following.shown(0)] == ["p1"]
+    reading.look()
+    assert reading.totals.sums()["rows"] == 1 and [t["id"] for t in reading.shown(0)] == ["p1"]
 
 
 def test_a_long_trace_is_shown_by_both_ends_and_characters_are_whole(tmp_path):
     out = tmp_path / "t.jsonl"
     count = 30_000
     write(out, [row(0, num_tokens=count), row(1), row(2)])
-    odd = record(2) | {"teacher_proposals": ["x", {}]}  # a damaged line
+    odd = record(2) | {"student_logprobs": [float("inf"), -float("inf")]}  # a damaged line
     write(tmp_path / "t.tokens.jsonl", [record(0, [0] * count), record(1, [2, 3, 4, 99, 2]), odd])
-    following = Following(out, PIECES)
-    following.look()
-    long, short, damaged = following.shown(0)
+    reading = Following(out, PIECES)
+    reading.look()
+    long, short, damaged = reading.shown(0)
     assert (len(long["pieces"]), long["cut"], long["left_out"]) == (FIRST + LAST, FIRST, count - FIRST - LAST)
     assert long["own"] == [FIRST + LAST - 1]
     assert short["pieces"] == ["", "\U0001f600", "<4>", "<99>", "\ufffd"]
     assert short["wanted"] == {0: "a", 1: "a", 2: "a", 3: "a", 4: "a"}
     assert damaged["text"] == "aa" and "pieces" not in damaged
+
+
+def test_what_is_much_is_read_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(following, "ROWS", 1000)
+    lines = [row(i) for i in range(50)]
+    out = write(tmp_path / "t.jsonl", lines)
+    write(tmp_path / "t.tokens.jsonl", [record(i) for i in range(50)])
+    read = Following(out, PIECES)
+    looks = 0
+    while not looks or read.behind:
+        read.look()
+        looks += 1
+    assert looks > 5 and read.totals.sums() == totals(lines)
+    assert read.shown(0)[-1]["pieces"] == ["a", "a"]

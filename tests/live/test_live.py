@@ -21,6 +21,8 @@ from conftest import environment, read, rsd, write
 from jobs import PROBLEMS, by_key, files, pair, run
 from transformers import AutoTokenizer
 
+from rsd import GenerateConfig, TraceGenerator
+from rsd.live.live import Live
 from rsd.models.bundled import bundled
 from rsd.traces.readers import read_rows
 
@@ -161,6 +163,17 @@ def test_a_page_that_dies_or_hangs_costs_the_job_nothing(end, tmp_path):
     assert len(read(tmp_path / "t.jsonl")) == 120
     said = (tmp_path / "log").read_text()
     assert ("the page of --live is gone; the job goes on" in said) == (end == signal.SIGKILL)
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path):
+    with Live(0) as live:
+        live.start(tmp_path / "t.jsonl", TraceGenerator(GenerateConfig()).find(), GenerateConfig())
+        live.process.send_signal(signal.SIGSTOP)
+        for _ in range(1000):  # more than a pipe holds
+            live.tell(json.dumps({"event": "progress", "done": 1, "total": 2, "more": "x" * 1000}))
+        live.process.send_signal(signal.SIGCONT)
+        until(lambda: state(live.url)["done"] == 1)
+    assert live.process.wait(timeout=60) == 0
 
 
 def asked(url: str, path: str, *, method: str = "GET", hosts: list[str]) -> tuple[int, bytes, dict[str, str]]:
