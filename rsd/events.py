@@ -1,7 +1,8 @@
 """What a run says of itself to programs: JSON objects, one a line, on standard error and in a file.
 
 Every line has `time` and `event`: `start` with all settings, `notice`, `progress` every few seconds, and in the end
-`end` or `error`. On standard error they stand in place of what people read there; the file has all but the notices.
+`end` or `error`. On standard error they stand in place of what people read there; the file has all but the notices. A
+page that shows the running job (`rsd.live`) is told, too.
 """
 
 import json
@@ -17,20 +18,29 @@ from rsd.strictjson import finite
 from rsd.terminal import echo, say, say_by
 
 EVERY = 5.0  # seconds from one line of progress to the next
+SOON = 1.0  # the same, for who watches
 
 
 class Events:
-    """Where events go. also: what every line says besides."""
+    """Where events go. also: what every line says besides. watcher: who else is told, line by line, and more often."""
 
     def __init__(self, *, log: bool, file: str | None) -> None:
         self.log, self.file = log, file
         self.also: dict[str, Any] = {}
         self.path: Path | None = None
+        self.watcher: Callable[[str], object] | None = None
+
+    def tell(self, event: str, **values: Any) -> str:
+        """The line of an event, of which who watches is told."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps(finite({"time": now, "event": event, **self.also, **values}), default=str)
+        if self.watcher is not None:
+            self.watcher(line)
+        return line
 
     def emit(self, event: str, **values: Any) -> None:
         """One line more. A file that cannot take it gets no other, and no work is lost."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps(finite({"time": now, "event": event, **self.also, **values}), default=str)
+        line = self.tell(event, **values)
         if self.log:
             echo(line, err=True)
         if self.path is not None and event != "notice":
@@ -73,7 +83,7 @@ def reporting(*, log: bool, file: str | None) -> Iterator[Events]:
 
 def current() -> Events | None:
     """Where events go now, if anybody wants them."""
-    return _current[-1] if _current and (_current[-1].log or _current[-1].path) else None
+    return _current[-1] if _current and (_current[-1].log or _current[-1].path or _current[-1].watcher) else None
 
 
 def logging() -> bool:
@@ -90,15 +100,21 @@ def ticking(record: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
         return
     stop = threading.Event()
 
-    def tick() -> None:
-        while not stop.wait(EVERY):
-            events.emit("progress", **record())
+    def tick(every: float, told: Callable[..., object]) -> None:
+        while not stop.wait(every):
+            told("progress", **record())
 
-    thread = threading.Thread(target=tick, daemon=True)
-    thread.start()
+    paces: list[tuple[float, Callable[..., object]]] = [(EVERY, events.emit)]
+    if events.watcher is not None:
+        events.tell("progress", **record())
+        paces.append((SOON, events.tell))
+    threads = [threading.Thread(target=tick, args=pace, daemon=True) for pace in paces]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
         events.emit("progress", **record())

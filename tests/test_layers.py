@@ -13,7 +13,7 @@ LAYERS = (
     ("traces",),
     ("models", "answers"),
     ("pair", "scoring"),
-    ("decoding", "analysis", "dataset"),
+    ("decoding", "analysis", "dataset", "live"),
     ("generation",),
     ("cli",),
     ("__init__", "__main__"),

@@ -14,7 +14,7 @@ from rsd.config import PAPER, GenerateConfig
 from rsd.events import Events
 from rsd.files import lines_only
 from rsd.settings import flag, free
-from rsd.terminal import echo, hush, one_line
+from rsd.terminal import echo, hush, one_line, say
 from rsd.traces.filters import KEEP
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ if TYPE_CHECKING:
     "this job alone).",
 )
 @click.option("--ray-workers", type=click.IntRange(min=1), help="For --ray [one a GPU or, without any, a CPU].")
+@click.option(
+    "--live",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Show the running job at http://127.0.0.1:PORT, to this machine alone; 0 is any free port.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option(
     "--dry-run",
@@ -60,6 +66,7 @@ def generate(
     shard: str | None,
     ray: str | None,
     ray_workers: int | None,
+    live: int | None,
     as_json: bool,
     dry_run: bool,
     events: Events,
@@ -79,7 +86,9 @@ def generate(
       rsd generate problems.jsonl -o raw.jsonl --threshold 0
       rsd generate problems.jsonl --teacher simplescaling/s1.1-7B --student Qwen/Qwen3-0.6B --preset paper
     """
-    with one_line_errors(output, again="run the same command again to go on"), ExitStack() as stack:
+    again = "run the same command again to go on"
+    # The page learns of an error before it ends.
+    with ExitStack() as pages, one_line_errors(output, again=again), ExitStack() as stack:
         if keep == "best-ln":
             values["score"] = True
         config = GenerateConfig(**(PAPER if preset == "paper" else {}) | given(values))
@@ -88,6 +97,8 @@ def generate(
             raise ValueError("--ray shares out the rows to its workers: leave --shard and the launcher out")
         if ray is None and ray_workers is not None:
             raise ValueError("--ray-workers is for --ray: name a cluster, or --ray local")
+        if live is not None and output == "-":
+            raise ValueError("--live shows what is in a job's files, and -o - leaves none: name a file")
         lines_only(output)
         from rsd.generation.finished import finished_before
         from rsd.generation.summary import kept_file
@@ -121,7 +132,16 @@ def generate(
             errors = _streamed(generator, source, limit, alone=alone and not as_json)
             events.emit("end", errors=errors)
             sys.exit(1 if errors else 0)
+        page = None
+        if live is not None and (share is None or share.main):
+            from rsd.live.live import Live
+
+            page = pages.enter_context(Live(live))
+            say(f"live: {page.url}")
         begin(events, "generate", config, **begun)
+        if page is not None:
+            page.start(output, generator.find(), config)
+            events.watcher = page.tell
         how: dict[str, Any] = {"limit": limit, "overwrite": overwrite, "keep": keep}
         if ray is not None:
             from rsd.generation.ray_job import Cluster, run_on_ray
