@@ -7,13 +7,15 @@ import click
 
 from rsd.cli.export import export
 from rsd.cli.generate import generate
+from rsd.cli.help import CONTEXT
+from rsd.cli.help import Commands as Listed
 from rsd.cli.merge import merge
 from rsd.cli.scores import compare, score, select
 from rsd.terminal import guarded, shortened
 from rsd.version import __version__
 
 
-class Commands(click.Group):
+class Commands(Listed):
     """The commands; whatever they print, and click of them, is harmless."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -29,11 +31,11 @@ class Commands(click.Group):
             raise click.UsageError(shortened(e.format_message()), e.ctx) from e
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="rsd")
 def main() -> None:
     """Reasoning traces tailored to a small model, by reverse speculative decoding (arXiv 2509.22230)."""
 
 
-for command in (generate, merge, score, compare, select, export):
+for command in (generate, score, compare, select, export, merge):
     main.add_command(command)

@@ -4,17 +4,19 @@ from typing import Any
 
 import click
 
+from rsd.cli.help import Command, option
 from rsd.cli.options import flags, given, one_line_errors, quiet
 from rsd.dataset.config import ExportConfig
+from rsd.settings import Group
 from rsd.terminal import echo, one_line
 
 
-@click.command()
+@click.command(cls=Command, short_help="Write traces as a data set that trains as it is.")
 @click.argument("source", metavar="FILE")
-@click.option("-o", "--output", help="A .jsonl or .parquet file [FILE with the format before its end].")
-@click.option("--push-to-hub", metavar="ID", help="Put data and card into the data set owner/name on the Hub.")
-@click.option("--private", is_flag=True, help="Make that data set a private one.")
-@click.option("--overwrite", is_flag=True, help="Replace OUTPUT.")
+@option("-o", "--output", group=Group.FILES, metavar="FILE", help="A .jsonl or .parquet [FILE.<format>.jsonl].")
+@option("--overwrite", group=Group.FILES, is_flag=True, help="Replace OUTPUT.")
+@option("--push-to-hub", group=Group.FILES, metavar="ID", help="Put data and card into owner/name on the Hub.")
+@option("--private", group=Group.FILES, is_flag=True, help="Make that data set a private one.")
 @flags(ExportConfig)
 def export(
     source: str, output: str | None, push_to_hub: str | None, private: bool, overwrite: bool, **values: Any
@@ -27,8 +29,8 @@ def export(
     \b
     Examples:
       rsd export traces.jsonl
-      rsd export traces.jsonl --format token-ids --keep shortest-correct -o train.parquet
-      rsd export traces.jsonl --test-share 0.05 --push-to-hub owner/name --private
+      rsd export traces.jsonl --keep shortest-correct -o train.parquet
+      rsd export traces.jsonl --test-share 0.05 --push-to-hub owner/name
     """
     with one_line_errors(output or source):
         from rsd.dataset.export import export as export_file

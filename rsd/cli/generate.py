@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from rsd.cli.options import flags, given, on_own_device, one_line_errors, quiet, share_of
+from rsd.cli.help import Command, option
+from rsd.cli.options import SHARD, flags, given, on_own_device, one_line_errors, quiet, share_of
 from rsd.cli.reporting import begin, reported
 from rsd.config import PAPER, GenerateConfig
 from rsd.events import Events
 from rsd.files import lines_only
-from rsd.settings import flag, free
+from rsd.settings import Group, flag, free
 from rsd.terminal import echo, hush, one_line
 from rsd.traces.filters import KEEP
 
@@ -21,32 +22,52 @@ if TYPE_CHECKING:
     from rsd.generation.summary import Summary
 
 
-@click.command()
+@click.command(cls=Command, short_help="Make student-tailored traces for prompts.")
 @click.argument("source", metavar="[INPUT]", required=False)
-@click.option(
+@option(
     "-o",
     "--output",
+    group=Group.FILES,
+    metavar="FILE",
     default="traces.jsonl",
-    show_default=True,
-    help="Traces, one JSON object a line; - is standard output.",
+    help="Traces, one JSON object a line; - is standard output [traces.jsonl].",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first rows of INPUT.")
-@click.option("--preset", type=click.Choice(["paper"]), help="The settings of the paper's generator.")
-@click.option("--keep", type=click.Choice(KEEP), help="Write the rows that are kept to OUTPUT's .kept.jsonl, too.")
-@click.option("--overwrite", is_flag=True, help="Start anew instead of resuming OUTPUT.")
-@click.option("--shard", metavar="I/N", help="Only this share of the rows, 1/N to N/N [RANK and WORLD_SIZE, if set].")
-@click.option(
+@option("--overwrite", group=Group.FILES, is_flag=True, help="Start anew instead of resuming OUTPUT.")
+@option(
+    "--preset",
+    group=Group.SAMPLING,
+    type=click.Choice(["paper"]),
+    metavar="paper",
+    help="Sampling, acceptance and lengths of the paper's generator.",
+)
+@option("--limit", group=Group.MAKE, type=click.IntRange(min=1), metavar="N", help="Only the first rows of INPUT.")
+@option(
+    "--keep",
+    group=Group.MAKE,
+    type=click.Choice(KEEP),
+    metavar="NAME",
+    help=f"Write what is kept to a file, too: {', '.join(KEEP)}.",
+)
+@option("--shard", group=Group.PROCESSES, metavar="I/N", help=SHARD)
+@option(
     "--ray",
+    group=Group.PROCESSES,
     metavar="ADDRESS",
-    help="Have workers of a Ray cluster make the rows: HOST:PORT, auto (the one that runs here), or local (one for "
-    "this job alone).",
+    help="Have a Ray cluster make the rows: HOST:PORT, auto (the one here), local (a new one).",
 )
-@click.option("--ray-workers", type=click.IntRange(min=1), help="For --ray [one a GPU or, without any, a CPU].")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@click.option(
+@option(
+    "--ray-workers",
+    group=Group.PROCESSES,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="For --ray [one a GPU or, without any, a CPU].",
+)
+@option("--json", "as_json", group=Group.SAID, is_flag=True, help="Print the summary as JSON.")
+@option(
     "--dry-run",
+    group=Group.SAID,
     is_flag=True,
-    help="Print the settings in force and the first prompt as both models read it; write nothing.",
+    help="Print settings, memory and the first prompt as both models read it; write nothing.",
 )
 @flags(GenerateConfig)
 @reported
@@ -77,7 +98,8 @@ def generate(
     Examples:
       rsd generate
       rsd generate problems.jsonl -o raw.jsonl --threshold 0
-      rsd generate problems.jsonl --teacher simplescaling/s1.1-7B --student Qwen/Qwen3-0.6B --preset paper
+      rsd generate problems.jsonl --preset paper \\
+          --teacher simplescaling/s1.1-7B --student Qwen/Qwen3-0.6B
     """
     with one_line_errors(output, again="run the same command again to go on"), ExitStack() as stack:
         if keep == "best-ln":

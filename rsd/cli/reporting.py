@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
-
+from rsd.cli.help import option
 from rsd.events import Events, reporting
 from rsd.files import Output, check_outputs, lines_only
+from rsd.settings import Group
 from rsd.traces.shards import Shard
 from rsd.version import __version__
 
@@ -28,8 +28,11 @@ def reported(command: Command) -> Command:
             command(*args, events=events, **values)
 
     made: Command = run
-    made = click.option("--metrics-file", metavar="FILE", help="Append progress to FILE, one JSON object a line.")(made)
-    return click.option("--log-json", is_flag=True, help="Notices and progress as JSON, one object a line.")(made)
+    said: dict[str, Any] = {"group": Group.SAID}
+    made = option("--metrics-file", metavar="FILE", help="Append progress to FILE, one JSON object a line.", **said)(
+        made
+    )
+    return option("--log-json", is_flag=True, help="Notices and progress as JSON, one object a line.", **said)(made)
 
 
 def begin(
