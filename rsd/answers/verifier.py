@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from rsd.answers.equality import exactly, same
 from rsd.answers.normalise import after_thinking, boxed, reference
+from rsd.traces.rows import found
 
 # Columns that hold a problem's answer, unless one is named.
 WORKER = Path(__file__).with_name("worker.py")  # started as a process of its own
@@ -158,7 +159,7 @@ def answer_column(columns: Collection[str], how: str, named: str | None) -> str 
     column = next((c for c in wanted if c in columns), None)
     if column is None and (named or how != "auto"):
         raise ValueError(
-            f"no column of answers: looked for {', '.join(wanted)}, found {', '.join(map(str, columns)) or 'none'}; "
+            f"no column of answers: looked for {', '.join(wanted)}, {found(columns, named)}; "
             "name yours with --answer-column, or use --verify none"
         )
     return column

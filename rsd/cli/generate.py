@@ -185,11 +185,11 @@ def _streamed(generator: Any, source: str, limit: int | None, *, alone: bool) ->
 def _show_first(generator: Any, source: str) -> None:
     from rsd.traces.readers import read_rows
 
-    pair = generator.find()
-    teacher, student = pair.teacher, pair.student
     row = generator.prepare(read_rows(source, split=generator.config.split)[:1])[0]
     if row.error is not None:
         raise ValueError(f"the first row is bad: {row.error}")
+    pair = generator.find()
+    teacher, student = pair.teacher, pair.student
     prompt = pair.render(row, generator.config)
     settings = generator.identity() | free(generator.config) | {"batch_size": generator.memory().rows}
     settings |= {"teacher": teacher.name, "student": student.name}
