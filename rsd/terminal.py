@@ -149,6 +149,7 @@ def guarded() -> Iterator[None]:
             print(harmless("".join(traceback.format_exception(kind, error, trace))), file=streams[1], end="")
 
     sys.excepthook = shown
+    hushed_before = len(_hushed)
     ended: BaseException | None = None
     try:
         yield
@@ -163,6 +164,7 @@ def guarded() -> Iterator[None]:
         if failed is not None and failed.errno != errno.EPIPE:
             say(f"rsd: standard output: {failed.strerror or failed}")
         sys.stdout, sys.stderr = streams
+        del _hushed[hushed_before:]
         if not isinstance(ended, Exception):
             sys.excepthook = hook
         for screen in screens:

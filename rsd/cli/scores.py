@@ -144,7 +144,8 @@ def compare(
 
                 traces = stack.enter_context(closing(TraceFile(place(html_file).parent, decode)))
                 keep = traces.keep
-            scored = [_scored(scorer, side, keep) for side in sides]
+            titles = "baseline", "candidate"
+            scored = [_scored(scorer, side, keep, what) for side, what in zip(sides, titles, strict=True)]
             comparison = compare_traces(*scored, names=names)
             echo(table(comparison))  # whatever becomes of the files
             if json_file:
@@ -157,11 +158,13 @@ def compare(
                 echo(f"written to   {one_line(html_file)}")
 
 
-def _scored(scorer: "Scorer", side: "Sequence[Response]", keep: "Callable[[Scored], Scored]") -> "list[Scored]":
+def _scored(
+    scorer: "Scorer", side: "Sequence[Response]", keep: "Callable[[Scored], Scored]", what: str
+) -> "list[Scored]":
     """What is kept of each trace; its text is let go as soon as it is scored."""
     from rsd.scoring.job import progress
 
-    return [keep(scored) for scored in progress(scorer, side, count=len(side))]
+    return [keep(scored) for scored in progress(scorer, side, count=len(side), what=what)]
 
 
 def _bundled_traces(folder: str) -> str:
