@@ -8,7 +8,21 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from rsd.placing import PairPlacing, Placing
-from rsd.settings import FREE, SAME, Group, check, setting
+from rsd.settings import (
+    ACCEPTANCE,
+    COLUMNS,
+    FILES,
+    FREE,
+    LOADING,
+    MAKE,
+    MODELS,
+    SAME,
+    SAMPLING,
+    SCORES,
+    SPEED,
+    check,
+    setting,
+)
 
 # The most of a kind that anybody asks for: more is a slip, and would take all memory or all time before it is noticed.
 TOKENS, TOGETHER, TIMES = 1 << 24, 1 << 16, 10**9
@@ -74,24 +88,16 @@ class Loading(Placing):
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = setting(
-        None,
-        group=Group.LOADING,
-        help="Type of the weights",
-        unset="bfloat16; on a CPU float32",
-        resume=SAME,
+        None, LOADING, help="Type of the weights", unset="bfloat16; on a CPU float32", resume=SAME
     )
     attn_implementation: Literal["sdpa", "eager"] | None = setting(
-        None, group=Group.SPEED, help="How attention is computed", unset="as the model says", resume=FREE
+        None, SPEED, help="How attention is computed", unset="as the model says", resume=FREE
     )
-    trust_remote_code: bool = setting(
-        False, group=Group.LOADING, help="Run code that a model repository holds", resume=FREE
-    )
+    trust_remote_code: bool = setting(False, LOADING, help="Run code that a model repository holds", resume=FREE)
     allow_pickle: bool = setting(
-        False, group=Group.LOADING, help="Load weights that are not safetensors, and may hold code", resume=FREE
+        False, LOADING, help="Load weights that are not safetensors, and may hold code", resume=FREE
     )
-    skip_check: bool = setting(
-        False, group=Group.LOADING, help="Do not try out how a model decodes once it is loaded", resume=FREE
-    )
+    skip_check: bool = setting(False, LOADING, help="Do not try out how a model decodes once it is loaded", resume=FREE)
 
     def __post_init__(self) -> None:
         check(self)
@@ -104,24 +110,20 @@ class Prompting:
 
     prompt_column: str | None = setting(
         None,
-        group=Group.COLUMNS,
+        COLUMNS,
         help="Where the prompt is",
         unset="prompt, question, problem or messages",
         resume=FREE,
         kind="column",
     )
     split: str | None = setting(
-        None, group=Group.FILES, help="Which split of an input that is a data set", unset="train", resume=FREE
+        None, FILES, help="Which split of an input that is a data set", unset="train", resume=FREE
     )
     system_prompt: str | None = setting(
-        None, group=Group.COLUMNS, help="Put before prompts that have no system message", resume=SAME
+        None, COLUMNS, help="Put before prompts that have no system message", resume=SAME
     )
     chat_template_kwargs: Mapping[str, Any] = setting(
-        dict,
-        group=Group.COLUMNS,
-        help="For chat templates, such as '{\"enable_thinking\": true}'",
-        resume=SAME,
-        kind="json",
+        dict, COLUMNS, help="For chat templates, such as '{\"enable_thinking\": true}'", resume=SAME, kind="json"
     )
 
 
@@ -136,17 +138,12 @@ class Scoring:
         ValueError: a value is out of its range.
     """
 
-    steps: Literal["sentence", "line", "paragraph"] = setting("sentence", group=Group.SCORES, help="What a step is")
+    steps: Literal["sentence", "line", "paragraph"] = setting("sentence", SCORES, help="What a step is")
     window: str = setting(
-        "4",
-        group=Group.SCORES,
-        help="Steps that a step is read after: 4, or a share of those before it: 20%",
-        kind="window",
+        "4", SCORES, help="Steps that a step is read after: 4, or a share of those before it: 20%", kind="window"
     )
-    weighting: Literal["step", "token"] = setting(
-        "step", group=Group.SCORES, help="What weighs the same in Local Naturalness"
-    )
-    threshold: float = setting(0.01, group=Group.SCORES, help="Student probability below which a token is improbable")
+    weighting: Literal["step", "token"] = setting("step", SCORES, help="What weighs the same in Local Naturalness")
+    threshold: float = setting(0.01, SCORES, help="Student probability below which a token is improbable")
 
     def __post_init__(self) -> None:
         check(self)
@@ -174,17 +171,13 @@ class ScoreConfig(Scoring, Prompting, Loading):
     response_column, thinking_column: see `responses.responses`.
     """
 
-    student: str = setting(BUNDLED_STUDENT, group=Group.MODELS, help=MODEL, kind="model")
-    student_revision: str | None = setting(None, group=Group.MODELS, help=REVISION)
+    student: str = setting(BUNDLED_STUDENT, MODELS, help=MODEL, kind="model")
+    student_revision: str | None = setting(None, MODELS, help=REVISION)
     response_column: str | None = setting(
-        None,
-        group=Group.COLUMNS,
-        help="Where the trace is",
-        unset="completion, messages or conversations",
-        kind="column",
+        None, COLUMNS, help="Where the trace is", unset="completion, messages or conversations", kind="column"
     )
     thinking_column: str | None = setting(
-        None, group=Group.COLUMNS, help="Where the thinking is, if it is not in the trace", kind="column"
+        None, COLUMNS, help="Where the thinking is, if it is not in the trace", kind="column"
     )
 
     def __post_init__(self) -> None:
@@ -216,18 +209,16 @@ class GenerateConfig(Prompting, PairPlacing, Loading):
         ValueError: a value is out of its range; the message says which values are allowed.
     """
 
-    teacher: str = setting(
-        BUNDLED_TEACHER, group=Group.MODELS, help=f"{MODEL}, or a server's URL", resume=SAME, kind="model"
-    )
-    student: str = setting(BUNDLED_STUDENT, group=Group.MODELS, help=MODEL, resume=SAME, kind="model")
-    teacher_revision: str | None = setting(None, group=Group.MODELS, help=REVISION, resume=SAME)
-    student_revision: str | None = setting(None, group=Group.MODELS, help=REVISION, resume=SAME)
+    teacher: str = setting(BUNDLED_TEACHER, MODELS, help=f"{MODEL}, or a server's URL", resume=SAME, kind="model")
+    student: str = setting(BUNDLED_STUDENT, MODELS, help=MODEL, resume=SAME, kind="model")
+    teacher_revision: str | None = setting(None, MODELS, help=REVISION, resume=SAME)
+    student_revision: str | None = setting(None, MODELS, help=REVISION, resume=SAME)
     teacher_model: str | None = setting(
-        None, group=Group.MODELS, help="The name of the model on a server that is the --teacher", resume=SAME
+        None, MODELS, help="The name of the model on a server that is the --teacher", resume=SAME
     )
     teacher_tokenizer: str | None = setting(
         None,
-        group=Group.MODELS,
+        MODELS,
         help="Directory or Hub id of that model's tokenizer",
         unset="--teacher-model",
         resume=SAME,
@@ -235,19 +226,16 @@ class GenerateConfig(Prompting, PairPlacing, Loading):
     )
     threshold: float = setting(
         Acceptance.threshold,
-        group=Group.ACCEPTANCE,
+        ACCEPTANCE,
         help="Student probability that a proposal needs; 0: the raw teacher",
         resume=SAME,
     )
     threshold_on: Literal["raw", "sampled"] = setting(
-        Acceptance.threshold_on,
-        group=Group.ACCEPTANCE,
-        help="The softmax at temperature 1, or what is sampled from",
-        resume=SAME,
+        Acceptance.threshold_on, ACCEPTANCE, help="The softmax at temperature 1, or what is sampled from", resume=SAME
     )
     trials: float = setting(
         Acceptance.trials,
-        group=Group.ACCEPTANCE,
+        ACCEPTANCE,
         help="Draws of the teacher before the student's own token is taken",
         resume=SAME,
         kind="trials",
@@ -255,28 +243,24 @@ class GenerateConfig(Prompting, PairPlacing, Loading):
     )
     accept_top_k: int = setting(
         Acceptance.top_k,
-        group=Group.ACCEPTANCE,
+        ACCEPTANCE,
         help="A proposal must be in the student's top k, too; 0 is off",
         resume=SAME,
         whole=(0, TOKENS),
     )
     temperature: float | None = setting(
-        None,
-        group=Group.SAMPLING,
-        help="Of both models; 0 is greedy",
-        unset=USUAL.format(Sampling.temperature),
-        resume=SAME,
+        None, SAMPLING, help="Of both models; 0 is greedy", unset=USUAL.format(Sampling.temperature), resume=SAME
     )
     top_p: float | None = setting(
         None,
-        group=Group.SAMPLING,
+        SAMPLING,
         help="Sample from the likeliest tokens that have this mass",
         unset=USUAL.format(Sampling.top_p),
         resume=SAME,
     )
     top_k: int | None = setting(
         None,
-        group=Group.SAMPLING,
+        SAMPLING,
         help="Sample from so many likeliest tokens; 0 is off",
         unset=USUAL.format(Sampling.top_k),
         resume=SAME,
@@ -284,75 +268,63 @@ class GenerateConfig(Prompting, PairPlacing, Loading):
     )
     max_new_tokens: int | None = setting(
         None,
-        group=Group.SAMPLING,
+        SAMPLING,
         help="Tokens of a trace at the most",
         unset="2048, or what the context leaves",
         resume=SAME,
         whole=(1, TOKENS),
     )
-    num_generations: int = setting(1, group=Group.MAKE, help="Traces of a prompt", resume=FREE, whole=(1, TIMES))
-    seed: int = setting(0, group=Group.SAMPLING, help="Another one makes other traces", resume=SAME)
+    num_generations: int = setting(1, MAKE, help="Traces of a prompt", resume=FREE, whole=(1, TIMES))
+    seed: int = setting(0, SAMPLING, help="Another one makes other traces", resume=SAME)
     verify: str = setting(
         "auto",
-        group=Group.MAKE,
+        MAKE,
         help="How answers are judged: auto, boxed, math, none, or your module:callable",
         resume=SAME,
         kind="how",
     )
     answer_column: str | None = setting(
         None,
-        group=Group.COLUMNS,
+        COLUMNS,
         help="Where the right answer is",
         unset="answer, final_answer or solution",
         resume=SAME,
         kind="column",
     )
     until_correct: bool = setting(
-        False, group=Group.MAKE, help="Sample a problem until --want of its traces are right", resume=FREE
+        False, MAKE, help="Sample a problem until --want of its traces are right", resume=FREE
     )
-    want: int = setting(
-        1, group=Group.MAKE, help="Correct traces of a problem, for --until-correct", resume=FREE, whole=(1, TIMES)
-    )
+    want: int = setting(1, MAKE, help="Correct traces of a problem, for --until-correct", resume=FREE, whole=(1, TIMES))
     max_fallback_rate: float = setting(
-        1.0, group=Group.MAKE, help="A trace with more of the student's own tokens counts as unfit", resume=FREE
+        1.0, MAKE, help="A trace with more of the student's own tokens counts as unfit", resume=FREE
     )
-    loop_check: bool = setting(
-        True, group=Group.SAMPLING, help="End traces that repeat themselves for ever", resume=SAME
-    )
+    loop_check: bool = setting(True, SAMPLING, help="End traces that repeat themselves for ever", resume=SAME)
     teacher_prompt: Literal["student", "own"] | None = setting(
         None,
-        group=Group.COLUMNS,
+        COLUMNS,
         help="Whose chat template makes what the teacher reads",
         unset="own if tokenizers differ",
         resume=SAME,
     )
     teacher_prompt_column: str | None = setting(
-        None,
-        group=Group.COLUMNS,
-        help="A prompt for the teacher alone, which no trace's row holds",
-        resume=SAME,
-        kind="column",
+        None, COLUMNS, help="A prompt for the teacher alone, which no trace's row holds", resume=SAME, kind="column"
     )
     teacher_template: str | None = setting(
         None,
-        group=Group.COLUMNS,
+        COLUMNS,
         help="What the teacher reads for a prompt: '{{ prompt }} Hint: {{ hint }}'",
         resume=SAME,
         kind="text",
     )
     completion_prefix: str = setting(
-        "", group=Group.COLUMNS, help="What every completion begins with, such as '<think>'", resume=SAME
+        "", COLUMNS, help="What every completion begins with, such as '<think>'", resume=SAME
     )
     suppress: Sequence[str | int] = setting(
-        (),
-        group=Group.SAMPLING,
-        help="A token that no trace holds (several times: several)",
-        resume=SAME,
-        kind="tokens",
+        (), SAMPLING, help="A token that no trace holds (several times: several)", resume=SAME, kind="tokens"
     )
     batch_size: int | None = setting(
         None,
-        group=Group.SPEED,
+        SPEED,
         help="Rows decoded together; changes no trace",
         unset="auto: as memory allows",
         resume=FREE,
@@ -361,18 +333,16 @@ class GenerateConfig(Prompting, PairPlacing, Loading):
     )
     block_size: int | None = setting(
         None,
-        group=Group.SPEED,
+        SPEED,
         help="Tokens drafted a round; changes no trace",
         unset="what is fastest",
         resume=FREE,
         whole=(1, TOGETHER),
     )
-    teacher_load_in: Literal["4bit", "8bit"] | None = setting(None, group=Group.LOADING, help=LOAD_IN, resume=SAME)
-    student_load_in: Literal["4bit", "8bit"] | None = setting(None, group=Group.LOADING, help=LOAD_IN, resume=SAME)
-    compile: bool = setting(
-        False, group=Group.SPEED, help="torch.compile both models: slower to start, then faster", resume=FREE
-    )
-    score: bool = setting(False, group=Group.MAKE, help="Add the scores of `rsd score` to every trace", resume=SAME)
+    teacher_load_in: Literal["4bit", "8bit"] | None = setting(None, LOADING, help=LOAD_IN, resume=SAME)
+    student_load_in: Literal["4bit", "8bit"] | None = setting(None, LOADING, help=LOAD_IN, resume=SAME)
+    compile: bool = setting(False, SPEED, help="torch.compile both models: slower to start, then faster", resume=FREE)
+    score: bool = setting(False, MAKE, help="Add the scores of `rsd score` to every trace", resume=SAME)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -380,6 +350,8 @@ class GenerateConfig(Prompting, PairPlacing, Loading):
         self.sampling({})
         if self.served and self.teacher_model is None:
             raise ValueError("a teacher behind a server needs its name there: give teacher-model")
+        if self.served and ({*"@?"} & {*self.teacher}):
+            raise ValueError("teacher: no keys in the address; put the key into the environment as RSD_TEACHER_API_KEY")
         if not self.served and (self.teacher_model or self.teacher_tokenizer):
             raise ValueError("teacher-model and teacher-tokenizer are for a teacher behind a server (http://host/v1)")
         placed = self.teacher_device or self.teacher_device_map or self.tensor_parallel > 1

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rsd.settings import FREE, Group, flag, setting
+from rsd.settings import FREE, PROCESSES, SPEED, flag, setting
 
 MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's device maps
 
@@ -18,14 +18,14 @@ class Placing:
 
     device: str | None = setting(
         None,
-        group=Group.SPEED,
+        SPEED,
         help="One device: cpu, cuda, cuda:1 ...",
         unset="cuda where there is one",
         resume=FREE,
         kind="device",
     )
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = setting(
-        None, group=Group.SPEED, help="Spread the layers over all GPUs", resume=FREE
+        None, SPEED, help="Spread the layers over all GPUs", resume=FREE
     )
 
     def __post_init__(self) -> None:
@@ -55,20 +55,20 @@ class PairPlacing(Placing):
     """
 
     teacher_device: str | None = setting(
-        None, group=Group.SPEED, help="Of the teacher alone", unset="--device", resume=FREE, kind="device"
+        None, SPEED, help="Of the teacher alone", unset="--device", resume=FREE, kind="device"
     )
     student_device: str | None = setting(
-        None, group=Group.SPEED, help="Of the student alone", unset="--device", resume=FREE, kind="device"
+        None, SPEED, help="Of the student alone", unset="--device", resume=FREE, kind="device"
     )
     teacher_device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = setting(
-        None, group=Group.SPEED, help="Of the teacher alone", unset="--device-map", resume=FREE
+        None, SPEED, help="Of the teacher alone", unset="--device-map", resume=FREE
     )
     student_device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = setting(
-        None, group=Group.SPEED, help="Of the student alone", unset="--device-map", resume=FREE
+        None, SPEED, help="Of the student alone", unset="--device-map", resume=FREE
     )
     tensor_parallel: int = setting(
         1,
-        group=Group.PROCESSES,
+        PROCESSES,
         help="Processes of a launch (torchrun) that hold one teacher together",
         resume=FREE,
         whole=(1, 1024),

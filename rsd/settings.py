@@ -30,6 +30,9 @@ class Group(StrEnum):
     SAID = "What is printed"
 
 
+MODELS, LOADING, COLUMNS, ACCEPTANCE, SAMPLING, MAKE, SCORES, FILES, SPEED, PROCESSES, SAID = Group
+
+
 @dataclass(frozen=True)
 class About:
     """What is known of a setting beside its name, type and default.
@@ -49,9 +52,9 @@ class About:
 
 def setting(
     default: Any,
+    group: Group,
     *,
     help: str,
-    group: Group,
     resume: str | None = None,
     unset: str | None = None,
     kind: str | None = None,

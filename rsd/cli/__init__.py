@@ -10,6 +10,7 @@ from rsd.cli.generate import generate
 from rsd.cli.help import CONTEXT
 from rsd.cli.help import Commands as Listed
 from rsd.cli.merge import merge
+from rsd.cli.options import COMMAND
 from rsd.cli.scores import compare, score, select
 from rsd.terminal import guarded, shortened
 from rsd.version import __version__
@@ -23,6 +24,10 @@ class Commands(Listed):
             return super().main(*args, **kwargs)
         with guarded():
             return super().main(*args, **kwargs)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[COMMAND] = list(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from rsd.cli.help import Command, option
-from rsd.cli.options import SHARD, flags, given, on_own_device, one_line_errors, quiet, share_of
+from rsd.cli.options import SHARD, command_line, flags, given, on_own_device, one_line_errors, quiet, share_of
 from rsd.cli.reporting import begin, reported
 from rsd.config import PAPER, GenerateConfig
 from rsd.events import Events
@@ -144,7 +144,7 @@ def generate(
             events.emit("end", errors=errors)
             sys.exit(1 if errors else 0)
         begin(events, "generate", config, **begun)
-        how: dict[str, Any] = {"limit": limit, "overwrite": overwrite, "keep": keep}
+        how: dict[str, Any] = {"limit": limit, "overwrite": overwrite, "keep": keep, "command": command_line()}
         if ray is not None:
             from rsd.generation.ray_job import Cluster, run_on_ray
 
