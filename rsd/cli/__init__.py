@@ -1,9 +1,12 @@
 """The command line. A command's heavy imports wait until it runs."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from rsd.cli.export import export
 from rsd.cli.generate import generate
@@ -12,8 +15,28 @@ from rsd.cli.help import Commands as Listed
 from rsd.cli.merge import merge
 from rsd.cli.options import COMMAND
 from rsd.cli.scores import compare, score, select
-from rsd.terminal import guarded, shortened
+from rsd.terminal import echo, guarded, marked, shortened
 from rsd.version import __version__
+
+
+class Misuse(click.UsageError):
+    """What is wrong with a command line, in a line that may be in colour."""
+
+    def show(self, file: Any = None) -> None:
+        if self.ctx is not None:
+            echo(f"{self.ctx.get_usage()}\nTry '{self.ctx.command_path} --help' for help.\n", err=True)
+        echo(marked(f"Error: {self.format_message()}"), err=True)
+
+
+@contextmanager
+def misused() -> Iterator[None]:
+    """Usage errors as `Misuse`."""
+    try:
+        yield
+    except NoArgsIsHelpError:
+        raise
+    except click.UsageError as e:
+        raise Misuse(shortened(e.format_message()), e.ctx) from e
 
 
 class Commands(Listed):
@@ -27,13 +50,12 @@ class Commands(Listed):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[COMMAND] = list(args)
-        return super().parse_args(ctx, args)
+        with misused():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with misused():
             return super().invoke(ctx)
-        except click.UsageError as e:
-            raise click.UsageError(shortened(e.format_message()), e.ctx) from e
 
 
 @click.group(cls=Commands, context_settings=CONTEXT)

@@ -15,7 +15,7 @@ from rsd.config import PAPER, GenerateConfig
 from rsd.events import Events
 from rsd.files import lines_only
 from rsd.settings import Group, flag, free
-from rsd.terminal import echo, hush, one_line
+from rsd.terminal import HEADING, echo, hush, joined, one_line, paint
 from rsd.traces.filters import KEEP
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _end(summary: "Summary", output: str, *, as_json: bool) -> NoReturn:
     if as_json:
         click.echo(json.dumps(summary.as_json() | {"output": output}))
     else:
-        echo(f"{summary.text()}\nwritten to   {one_line(output)}")
+        echo(joined([summary.text(), f"written to   {one_line(output)}"], "\n"))
     sys.exit(1 if summary.totals["errors"] else 0)
 
 
@@ -200,5 +200,6 @@ def _show_first(generator: Any, source: str) -> None:
     for line in (*generator.notices, generator.memory().text):
         echo(one_line(line))
     for model, ids in ((student, prompt.student + prompt.prefix), (teacher, prompt.teacher)):
-        echo(f"--- the {model.role}'s prompt, {len(ids)} tokens, row {one_line(row.id)}")
+        of_row = f", {len(ids)} tokens, row {one_line(row.id)}"
+        echo(joined([paint(f"--- the {model.role}'s prompt", HEADING), of_row]))
         echo(model.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

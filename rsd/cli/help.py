@@ -1,16 +1,28 @@
 """--help: a command's flags in sections, as each flag says where it stands, and each command in one whole line."""
 
 import functools
+import re
 from collections import defaultdict
 from typing import Any
 
 import click
 
 from rsd.settings import Group
+from rsd.terminal import HEADING, joined, paint
 
 COLUMN = 30  # characters of a flag with its value; a longer one has a line of its own
 INDENT = 6  # where a terminal is so narrow that every flag has one
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+# color: what is printed decides on colours itself (`rsd.terminal`).
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120, "color": True}
+
+
+def headed(text: str) -> str:
+    """The text of a --help with its headings in bold."""
+    lines = []
+    for line in text.splitlines():
+        heading = re.match(r"Usage:|[A-Z][\w ]*:$", line)
+        lines.append(joined([paint(heading[0], HEADING), line[heading.end() :]]) if heading else line)
+    return joined(lines, "\n")
 
 
 class Option(click.Option):
@@ -30,6 +42,9 @@ option = functools.partial(click.option, cls=Option)
 class Command(click.Command):
     """A command whose --help has sections."""
 
+    def get_help(self, ctx: click.Context) -> str:
+        return headed(super().get_help(ctx))
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[Group, list[tuple[str, str]]] = defaultdict(list)
         for param in self.get_params(ctx):
@@ -45,6 +60,9 @@ class Command(click.Command):
 
 class Commands(click.Group):
     """Commands in the order in which one uses them."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        return headed(super().get_help(ctx))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

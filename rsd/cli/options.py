@@ -24,7 +24,7 @@ from rsd.config import PAPER
 from rsd.events import current, logging
 from rsd.settings import Group, about, default_of, flag, kinds, settings
 from rsd.strictjson import loads
-from rsd.terminal import echo, hush, say, shortened
+from rsd.terminal import echo, hush, marked, say, shortened
 from rsd.traces.shards import Shard, launched, parse
 
 Command = Callable[..., None]
@@ -319,7 +319,7 @@ def fail(message: str, *, code: int = 2) -> NoReturn:
     message = shortened(" ".join(message.split()))
     _told(message, code)
     if not logging():
-        echo(f"rsd: {message}", err=True)
+        echo(marked(f"rsd: {message}"), err=True)
     sys.exit(code)
 
 

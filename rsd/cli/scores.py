@@ -18,7 +18,7 @@ from rsd.events import Events
 from rsd.files import Output, check_outputs, lines_only, place, write_text
 from rsd.scoring.metrics import BY
 from rsd.settings import Group
-from rsd.terminal import echo, one_line, say
+from rsd.terminal import BAD, echo, joined, one_line, paint, say
 from rsd.traces.shards import Shard, part_files
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
         events.emit("end", **({"rows": summary.rows, "errors": summary.errors} if summary else {}))
     if summary is None:  # another process prints
         return
-    echo(f"{summary.text()}\nwritten to   {one_line(output)}")
+    echo(joined([summary.text(), f"written to   {one_line(output)}"], "\n"))
     sys.exit(1 if summary.errors else 0)
 
 
@@ -221,8 +221,8 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
         teachers = by_teacher(files, config)
         selection = select_responses(teachers, by=by, keep_incorrect=keep_incorrect)
         write(selection, output)
-    echo(f"{table(selection)}\nwritten to   {one_line(output)}")
+    echo(joined([table(selection), f"written to   {one_line(output)}"], "\n"))
     errors = sum(bool(s.error) for scored in teachers.values() for s in scored)
     if errors:
-        echo(f"errors       {errors} responses could not be scored", err=True)
+        echo(joined([paint("errors", BAD), f"       {errors} responses could not be scored"]), err=True)
     sys.exit(1 if errors else 0)

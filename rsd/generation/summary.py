@@ -7,7 +7,7 @@ from typing import Any
 
 from rsd.config import ONE_VOCABULARY
 from rsd.files import write_rows
-from rsd.terminal import in_lines
+from rsd.terminal import BAD, GOOD, in_lines, joined, paint
 from rsd.traces.filters import choose
 from rsd.traces.lines import whole_lines
 
@@ -53,9 +53,11 @@ class Summary:
             speed = f"{self.new_tokens / self.seconds:.0f} tokens/s, {self.tokens_per_round:.1f} tokens a round"
             lines.append(f"time         {self.seconds:.1f} s ({speed})")
         if t["correct"] or t["wrong"] or t["verify_errors"]:
+            right = paint(f"{t['correct']} correct", GOOD) if t["correct"] else "0 correct"
+            wrong = paint(f"{t['wrong']} wrong", BAD) if t["wrong"] else "0 wrong"
             solved = f"{t['solved']} solved, {t['unsolved']} unsolved, {t['unknown']} not known"
             lines += [
-                f"answers      {t['correct']} correct, {t['wrong']} wrong, {t['not_verified']} not verified",
+                joined(["answers      ", right, ", ", wrong, f", {t['not_verified']} not verified"]),
                 f"problems     {t['problems']}: {solved}",
             ]
         if unfit := ", ".join(f"{n} {why}" for why, n in t["unfit"].items() if why != "error"):
@@ -64,10 +66,10 @@ class Summary:
             lines.append(f"kept         {self.kept} rows, in {self.kept_file}")
         if t["verify_errors"]:
             said = f"{t['verify_errors']} rows have `verify_error` set, the first: {t['first_verify_error']}"
-            lines.append(f"not judged   {said}")
+            lines.append(joined([paint("not judged", BAD), f"   {said}"]))
         if t["errors"]:
             said = f"{t['errors']} rows have `error` set, the first: {t['first_error']}"
-            lines.append(f"errors       {said}; the same command tries them again")
+            lines.append(joined([paint("errors", BAD), f"       {said}; the same command tries them again"]))
         return in_lines(lines)
 
 

@@ -17,7 +17,7 @@ from rsd.scoring.measure import SetRsr
 from rsd.scoring.metrics import COLUMNS, METRICS
 from rsd.scoring.responses import Responses
 from rsd.scoring.steps import RULES
-from rsd.terminal import in_lines, say
+from rsd.terminal import BAD, in_lines, joined, paint, say
 from rsd.traces.columns import is_number
 
 AGAIN = "use another -o, or --overwrite to start anew"
@@ -58,7 +58,7 @@ class ScoreSummary:
                 self._counts[name] += 1
 
     def text(self) -> str:
-        lines = [
+        lines: list[str] = [
             f"scored by    {named(self.scoring)}",
             f"rows         {self.rows} ({self.new_rows} new), {self.errors} of them with an error",
         ]
@@ -69,7 +69,8 @@ class ScoreSummary:
         if (of_set := self._rsr.value) is not None:
             lines.append(f"{'rsr of the set':<20} {of_set:.4g}")
         if self.errors:
-            lines.append(f"errors       {self.errors} rows have `score_error`, the first: {self._first_error}")
+            said = f"       {self.errors} rows have `score_error`, the first: {self._first_error}"
+            lines.append(joined([paint("errors", BAD), said]))
         lines.append(f"time         {self.seconds:.1f} s, {self.tokens} tokens in all")
         return in_lines(lines)
 
