@@ -17,9 +17,16 @@ from rsd.terminal import echo, one_line
 @option("--overwrite", group=Group.FILES, is_flag=True, help="Replace OUTPUT.")
 @option("--push-to-hub", group=Group.FILES, metavar="ID", help="Put data and card into owner/name on the Hub.")
 @option("--private", group=Group.FILES, is_flag=True, help="Make that data set a private one.")
+@option("--dry-run", group=Group.SAID, is_flag=True, help="Print what would be written, and write nothing.")
 @flags(ExportConfig)
 def export(
-    source: str, output: str | None, push_to_hub: str | None, private: bool, overwrite: bool, **values: Any
+    source: str,
+    output: str | None,
+    push_to_hub: str | None,
+    private: bool,
+    overwrite: bool,
+    dry_run: bool,
+    **values: Any,
 ) -> None:
     """Write the traces in FILE, which rsd generate made, as a data set that trains as it is.
 
@@ -55,6 +62,9 @@ def export(
         if config.format != "token-ids":  # the student's tokenizer will be asked
             quiet()
         made = export_file(source, config)
+        if dry_run:
+            echo(f"{made.text()}\nto write     {one_line(output)}, and what belongs beside it")
+            return
         files = write(made, output)
         echo(f"{made.text()}\nwritten to   {', '.join(map(one_line, files.values()))}")
         if push_to_hub:
