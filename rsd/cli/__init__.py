@@ -10,10 +10,9 @@ from click.exceptions import NoArgsIsHelpError
 
 from rsd.cli.export import export
 from rsd.cli.generate import generate
-from rsd.cli.help import CONTEXT
-from rsd.cli.help import Commands as Listed
+from rsd.cli.help import CONTEXT, headed
 from rsd.cli.merge import merge
-from rsd.cli.options import COMMAND
+from rsd.cli.reporting import COMMAND
 from rsd.cli.scores import compare, score, select
 from rsd.terminal import echo, guarded, marked, shortened
 from rsd.version import __version__
@@ -39,7 +38,7 @@ def misused() -> Iterator[None]:
         raise Misuse(shortened(e.format_message()), e.ctx) from e
 
 
-class Commands(Listed):
+class Commands(click.Group):
     """The commands; whatever they print, and click of them, is harmless."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -47,6 +46,12 @@ class Commands(Listed):
             return super().main(*args, **kwargs)
         with guarded():
             return super().main(*args, **kwargs)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of use
+
+    def get_help(self, ctx: click.Context) -> str:
+        return headed(super().get_help(ctx))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[COMMAND] = list(args)

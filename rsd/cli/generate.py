@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from rsd.cli.help import Command, option
-from rsd.cli.options import SHARD, command_line, flags, given, on_own_device, one_line_errors, quiet, share_of
-from rsd.cli.reporting import begin, reported
+from rsd.cli.options import SHARD, flags, given, on_own_device, one_line_errors, quiet, share_of
+from rsd.cli.reporting import begin, command_line, reported
 from rsd.config import PAPER, GenerateConfig
 from rsd.events import Events
 from rsd.files import lines_only

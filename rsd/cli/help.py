@@ -1,4 +1,4 @@
-"""--help: a command's flags in sections, as each flag says where it stands, and each command in one whole line."""
+"""--help: a command's flags in sections, as each flag says where it stands."""
 
 import functools
 import re
@@ -56,13 +56,3 @@ class Command(click.Command):
             if sections[group]:
                 with formatter.section(group):
                     formatter.write_dl([(name.ljust(width), text) for name, text in sections[group]], col_max=width)
-
-
-class Commands(click.Group):
-    """Commands in the order in which one uses them."""
-
-    def get_help(self, ctx: click.Context) -> str:
-        return headed(super().get_help(ctx))
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)

@@ -6,9 +6,7 @@ import functools
 import json
 import math
 import os
-import re
 import select
-import shlex
 import stat
 import sys
 import warnings
@@ -29,7 +27,6 @@ from rsd.traces.shards import Shard, launched, parse
 
 Command = Callable[..., None]
 SHARD = "Only this share of the rows, 1/N to N/N [RANK and WORLD_SIZE, if set]."
-COMMAND = "rsd.command"  # where a context has what stands behind `rsd`
 LARGEST = 1 << 24  # bytes of a template or a configuration
 WRITER = 10.0  # seconds in which a pipe must be written to
 
@@ -269,12 +266,6 @@ def _in_force(config: type, given_here: Mapping[str, Any]) -> str:
 def given(values: dict[str, Any]) -> dict[str, Any]:
     """The flags that were given."""
     return {k: v for k, v in values.items() if v is not None}
-
-
-def command_line() -> str:
-    """The command that runs, as a shell reads it; without passwords of addresses."""
-    line = shlex.join(["rsd", *click.get_current_context().meta[COMMAND]])
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", line).encode("utf-8", "backslashreplace").decode()
 
 
 @contextmanager

@@ -1,13 +1,17 @@
-"""The flags by which a command tells programs how it fares; see `rsd.events`."""
+"""Flags by which a command tells programs how it fares (`rsd.events`), and the command line as manifests have it."""
 
 import functools
 import math
 import os
+import re
+import shlex
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import click
 
 from rsd.cli.help import option
 from rsd.events import Events, reporting
@@ -17,6 +21,13 @@ from rsd.traces.shards import Shard
 from rsd.version import __version__
 
 Command = Callable[..., None]
+COMMAND = "rsd.command"  # where a context has what stands behind `rsd`
+
+
+def command_line() -> str:
+    """The command that runs, as a shell reads it; without passwords of addresses."""
+    line = shlex.join(["rsd", *click.get_current_context().meta[COMMAND]])
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", line).encode("utf-8", "backslashreplace").decode()
 
 
 def reported(command: Command) -> Command:
