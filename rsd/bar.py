@@ -19,8 +19,7 @@ PAUSES = ((60.0, 10.0), (3600.0, 30.0), (math.inf, 300.0))
 class Bar:
     """`with Bar(...) as bar`, and `bar.at(done)` as often as something is done.
 
-    In a log a line is said even while nothing is, so that one sees that it goes on; what takes less than ten seconds
-    says none.
+    In a log a line is said even while nothing is, so that one sees that it goes on, and one in the end.
 
     Args:
         total, done: traces in all, and that are there already.
@@ -36,7 +35,7 @@ class Bar:
         self.started = time.monotonic()
         shown = shown and not hushed() and not logging()
         self._bar: Any = None
-        self._ended, self._lines, self._thread = threading.Event(), 0, None
+        self._ended, self._said, self._thread = threading.Event(), False, None
         if shown and sys.stderr is not None and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, unit="trace", desc=what or None, dynamic_ncols=True)
         elif shown:
@@ -51,8 +50,8 @@ class Bar:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
-        if self._lines:
-            say(self.line(ended=True))
+            if self.done > self.first or self._said:
+                say(self.line(ended=True))
         if self._bar is not None:
             self._bar.close()
 
@@ -85,5 +84,5 @@ class Bar:
 
     def _tell(self) -> None:
         while not self._ended.wait(next(pause for until, pause in PAUSES if self.seconds < until)):
-            self._lines += 1
+            self._said = True
             say(self.line())

@@ -77,7 +77,10 @@ def test_lines_become_rarer():
     assert [*PAUSES] == sorted(PAUSES)
 
 
-def test_a_short_job_says_none(tmp_path):
+def test_a_short_job_says_how_it_ended(tmp_path):
     source = write(tmp_path / "in.jsonl", PROBLEMS[:2])
     made = rsd("generate", source, "-o", "t.jsonl", "--max-new-tokens", "8", cwd=tmp_path)
-    assert made.returncode == 0 and "\r" not in made.stderr and not told(made.stderr)
+    (line,) = told(made.stderr)
+    assert made.returncode == 0 and line[0].startswith("2/2 traces (100%), ")
+    again = rsd("generate", source, "-o", "t.jsonl", "--max-new-tokens", "8", cwd=tmp_path)
+    assert not told(again.stderr)
