@@ -8,7 +8,21 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from rsd.placing import PairPlacing, Placing
-from rsd.settings import FREE, SAME, check, setting
+from rsd.settings import (
+    ACCEPTANCE,
+    COLUMNS,
+    FILES,
+    FREE,
+    LOADING,
+    MAKE,
+    MODELS,
+    SAME,
+    SAMPLING,
+    SCORES,
+    SPEED,
+    check,
+    setting,
+)
 
 # The most of a kind that anybody asks for: more is a slip, and would take all memory or all time before it is noticed.
 TOKENS, TOGETHER, TIMES = 1 << 24, 1 << 16, 10**9
@@ -74,17 +88,16 @@ class Loading(Placing):
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = setting(
-        None,
-        help="Type of the weights and of what is computed",
-        unset="bfloat16, or float32 where a model runs on a CPU",
-        resume=SAME,
+        None, LOADING, help="Type of the weights", unset="bfloat16; on a CPU float32", resume=SAME
     )
     attn_implementation: Literal["sdpa", "eager"] | None = setting(
-        None, help="How attention is computed", unset="the model's default", resume=FREE
+        None, SPEED, help="How attention is computed", unset="as the model says", resume=FREE
     )
-    trust_remote_code: bool = setting(False, help="Run code that a model repository holds", resume=FREE)
-    allow_pickle: bool = setting(False, help="Load weights that are not safetensors", resume=FREE)
-    skip_check: bool = setting(False, help="Do not try out how a model decodes once loaded", resume=FREE)
+    trust_remote_code: bool = setting(False, LOADING, help="Run code that a model repository holds", resume=FREE)
+    allow_pickle: bool = setting(
+        False, LOADING, help="Load weights that are not safetensors, and may hold code", resume=FREE
+    )
+    skip_check: bool = setting(False, LOADING, help="Do not try out how a model decodes once it is loaded", resume=FREE)
 
     def __post_init__(self) -> None:
         check(self)
@@ -96,12 +109,21 @@ class Prompting:
     """How a row's prompt is found and rendered."""
 
     prompt_column: str | None = setting(
-        None, help="Where the prompt is", unset="prompt, question, problem or messages", resume=FREE
+        None,
+        COLUMNS,
+        help="Where the prompt is",
+        unset="prompt, question, problem or messages",
+        resume=FREE,
+        kind="column",
     )
-    split: str | None = setting(None, help="Of an input that is a data set", unset="train", resume=FREE)
-    system_prompt: str | None = setting(None, help="Put before prompts that have none", resume=SAME)
+    split: str | None = setting(
+        None, FILES, help="Which split of an input that is a data set", unset="train", resume=FREE
+    )
+    system_prompt: str | None = setting(
+        None, COLUMNS, help="Put before prompts that have no system message", resume=SAME
+    )
     chat_template_kwargs: Mapping[str, Any] = setting(
-        dict, help="Such as '{\"enable_thinking\": true}'", resume=SAME, kind="json"
+        dict, COLUMNS, help="For chat templates, such as '{\"enable_thinking\": true}'", resume=SAME, kind="json"
     )
 
 
@@ -120,14 +142,16 @@ class Reading(Prompting):
     """
 
     response_column: str | None = setting(
-        None, help="Where the trace is", unset="completion, messages or conversations"
+        None, COLUMNS, help="Where the trace is", unset="completion, messages or conversations", kind="column"
     )
-    thinking_column: str | None = setting(None, help="A column with the thinking before the response, such as s1K's")
-    verify: str = setting(
-        "auto", help="auto, boxed, math, none, or your own module:callable, here or installed", kind="how"
+    thinking_column: str | None = setting(
+        None, COLUMNS, help="Where the thinking is, if it is not in the trace", kind="column"
     )
     answer_column: str | None = setting(
-        None, help="Where the right answer is", unset="answer, final_answer or solution"
+        None, COLUMNS, help="Where the right answer is", unset="answer, final_answer or solution", kind="column"
+    )
+    verify: str = setting(
+        "auto", MAKE, help="How answers are judged: auto, boxed, math, none, or your module:callable", kind="how"
     )
 
     def __post_init__(self) -> None:
@@ -151,12 +175,12 @@ class Scoring:
         ValueError: a value is out of its range.
     """
 
-    steps: Literal["sentence", "line", "paragraph"] = setting("sentence", help="What a step is")
+    steps: Literal["sentence", "line", "paragraph"] = setting("sentence", SCORES, help="What a step is")
     window: str = setting(
-        "4", help="Steps before a step that are in its context, as 4, or a share of them, as 20%, beside the prompt"
+        "4", SCORES, help="Steps that a step is read after: 4, or a share of those before it: 20%", kind="window"
     )
-    weighting: Literal["step", "token"] = setting("step", help="What weighs the same")
-    threshold: float = setting(0.01, help="Student probability below which a token is improbable")
+    weighting: Literal["step", "token"] = setting("step", SCORES, help="What weighs the same in Local Naturalness")
+    threshold: float = setting(0.01, SCORES, help="Student probability below which a token is improbable")
 
     def __post_init__(self) -> None:
         check(self)
@@ -173,16 +197,16 @@ class Scoring:
         return max(0, step - int(self.window))
 
 
-MODEL = "Directory, GGUF file, Hub id or BASE+ADAPTER (with a PEFT adapter)"
-REVISION = "Branch, tag or commit on the Hub, of the base"
+MODEL = "Directory, Hub id, GGUF file or BASE+ADAPTER"
+REVISION = "Branch, tag or commit on the Hub"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(Scoring, Reading, Loading):
     """Everything that a scorer is asked to do: the student, what it scores by, where a trace is, and its judge."""
 
-    student: str = setting(BUNDLED_STUDENT, help=MODEL)
-    student_revision: str | None = setting(None, help=REVISION)
+    student: str = setting(BUNDLED_STUDENT, MODELS, help=MODEL, kind="model")
+    student_revision: str | None = setting(None, MODELS, help=REVISION)
 
     def __post_init__(self) -> None:
         Scoring.__post_init__(self)
@@ -198,8 +222,8 @@ class ScoreConfig(Scoring, Reading, Loading):
         return {name: value for name in names if (value := getattr(self, name))}
 
 
-USUAL = "student's generation config, else {}"
-LOAD_IN = "Quantise the weights with bitsandbytes as they are loaded"
+USUAL = "the student's, else {}"
+LOAD_IN = "Quantise its weights as they are loaded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,98 +238,140 @@ class GenerateConfig(Prompting, PairPlacing, Loading):
         ValueError: a value is out of its range; the message says which values are allowed.
     """
 
-    teacher: str = setting(BUNDLED_TEACHER, help=f"{MODEL}, or a server's address", resume=SAME)
-    student: str = setting(BUNDLED_STUDENT, help=MODEL, resume=SAME)
-    teacher_revision: str | None = setting(None, help=REVISION, resume=SAME)
-    student_revision: str | None = setting(None, help=REVISION, resume=SAME)
+    teacher: str = setting(BUNDLED_TEACHER, MODELS, help=f"{MODEL}, or a server's URL", resume=SAME, kind="model")
+    student: str = setting(BUNDLED_STUDENT, MODELS, help=MODEL, resume=SAME, kind="model")
+    teacher_revision: str | None = setting(None, MODELS, help=REVISION, resume=SAME)
+    student_revision: str | None = setting(None, MODELS, help=REVISION, resume=SAME)
     teacher_model: str | None = setting(
-        None, help="Of a --teacher that is a server (http://host:port/v1), the model there", resume=SAME
+        None, MODELS, help="The name of the model on a server that is the --teacher", resume=SAME
     )
     teacher_tokenizer: str | None = setting(
-        None, help="Its tokenizer's directory or Hub id", unset="--teacher-model", resume=SAME
+        None,
+        MODELS,
+        help="Directory or Hub id of that model's tokenizer",
+        unset="--teacher-model",
+        resume=SAME,
+        kind="model",
     )
-    threshold: float = setting(Acceptance.threshold, help="Student probability that a proposal needs", resume=SAME)
-    threshold_on: Literal["raw", "sampled"] = setting(Acceptance.threshold_on, help="Probability compared", resume=SAME)
+    threshold: float = setting(
+        Acceptance.threshold,
+        ACCEPTANCE,
+        help="Student probability that a proposal needs; 0: the raw teacher",
+        resume=SAME,
+    )
+    threshold_on: Literal["raw", "sampled"] = setting(
+        Acceptance.threshold_on, ACCEPTANCE, help="The softmax at temperature 1, or what is sampled from", resume=SAME
+    )
     trials: float = setting(
         Acceptance.trials,
-        help="Teacher draws before the student falls back",
+        ACCEPTANCE,
+        help="Draws of the teacher before the student's own token is taken",
         resume=SAME,
         kind="trials",
         whole=(1, TIMES),
     )
     accept_top_k: int = setting(
-        Acceptance.top_k, help="Proposals must be in the student's top k; 0 is off", resume=SAME, whole=(0, TOKENS)
+        Acceptance.top_k,
+        ACCEPTANCE,
+        help="A proposal must be in the student's top k, too; 0 is off",
+        resume=SAME,
+        whole=(0, TOKENS),
     )
-    temperature: float | None = setting(None, help="0 is greedy", unset=USUAL.format(Sampling.temperature), resume=SAME)
+    temperature: float | None = setting(
+        None, SAMPLING, help="Of both models; 0 is greedy", unset=USUAL.format(Sampling.temperature), resume=SAME
+    )
     top_p: float | None = setting(
-        None, help="The likeliest tokens that have this mass", unset=USUAL.format(Sampling.top_p), resume=SAME
+        None,
+        SAMPLING,
+        help="Sample from the likeliest tokens that have this mass",
+        unset=USUAL.format(Sampling.top_p),
+        resume=SAME,
     )
     top_k: int | None = setting(
         None,
-        help="So many likeliest tokens; 0 is off",
+        SAMPLING,
+        help="Sample from so many likeliest tokens; 0 is off",
         unset=USUAL.format(Sampling.top_k),
         resume=SAME,
         whole=(0, TOKENS),
     )
     max_new_tokens: int | None = setting(
         None,
+        SAMPLING,
         help="Tokens of a trace at the most",
         unset="2048, or what the context leaves",
         resume=SAME,
         whole=(1, TOKENS),
     )
-    num_generations: int = setting(1, help="Traces a prompt", resume=FREE, whole=(1, TIMES))
-    seed: int = setting(0, help="Another one makes other traces", resume=SAME)
+    num_generations: int = setting(1, MAKE, help="Traces of a prompt", resume=FREE, whole=(1, TIMES))
+    seed: int = setting(0, SAMPLING, help="Another one makes other traces", resume=SAME)
     verify: str = setting(
-        "auto", help="auto, boxed, math, none, or your own module:callable, here or installed", resume=SAME, kind="how"
+        "auto",
+        MAKE,
+        help="How answers are judged: auto, boxed, math, none, or your module:callable",
+        resume=SAME,
+        kind="how",
     )
     answer_column: str | None = setting(
-        None, help="Where the right answer is", unset="answer, final_answer or solution", resume=SAME
+        None,
+        COLUMNS,
+        help="Where the right answer is",
+        unset="answer, final_answer or solution",
+        resume=SAME,
+        kind="column",
     )
-    until_correct: bool = setting(False, help="Sample a problem until --want of its traces are right", resume=FREE)
-    want: int = setting(1, help="Correct traces a problem, for --until-correct", resume=FREE, whole=(1, TIMES))
+    until_correct: bool = setting(
+        False, MAKE, help="Sample a problem until --want of its traces are right", resume=FREE
+    )
+    want: int = setting(1, MAKE, help="Correct traces of a problem, for --until-correct", resume=FREE, whole=(1, TIMES))
     max_fallback_rate: float = setting(
-        1.0, help="A trace with more tokens of the student's own is not fit for training", resume=FREE
+        1.0, MAKE, help="A trace with more of the student's own tokens counts as unfit", resume=FREE
     )
-    loop_check: bool = setting(True, help="End traces that repeat themselves for ever", resume=SAME)
+    loop_check: bool = setting(True, SAMPLING, help="End traces that repeat themselves for ever", resume=SAME)
     teacher_prompt: Literal["student", "own"] | None = setting(
         None,
-        help="What the teacher reads: the student's prompt, or its own template's",
+        COLUMNS,
+        help="Whose chat template makes what the teacher reads",
         unset="own if tokenizers differ",
         resume=SAME,
     )
     teacher_prompt_column: str | None = setting(
-        None, help="A column with a prompt for the teacher alone; no row holds it", resume=SAME
+        None, COLUMNS, help="A prompt for the teacher alone, which no trace's row holds", resume=SAME, kind="column"
     )
     teacher_template: str | None = setting(
         None,
-        help="Jinja text, or @FILE, for the teacher's last turn: '{{ prompt }} Solution: {{ solution }}'",
+        COLUMNS,
+        help="What the teacher reads for a prompt: '{{ prompt }} Hint: {{ hint }}'",
         resume=SAME,
         kind="text",
     )
-    completion_prefix: str = setting("", help="What every completion begins with, such as '<think>'", resume=SAME)
+    completion_prefix: str = setting(
+        "", COLUMNS, help="What every completion begins with, such as '<think>'", resume=SAME
+    )
     suppress: Sequence[str | int] = setting(
-        (), help="A token, or its id, that no trace holds", resume=SAME, kind="tokens"
+        (), SAMPLING, help="A token that no trace holds (several times: several)", resume=SAME, kind="tokens"
     )
     batch_size: int | None = setting(
         None,
+        SPEED,
         help="Rows decoded together; changes no trace",
-        unset="auto: what the free memory holds",
+        unset="auto: as memory allows",
         resume=FREE,
         kind="rows",
         whole=(1, TOGETHER),
     )
     block_size: int | None = setting(
         None,
+        SPEED,
         help="Tokens drafted a round; changes no trace",
         unset="what is fastest",
         resume=FREE,
         whole=(1, TOGETHER),
     )
-    teacher_load_in: Literal["4bit", "8bit"] | None = setting(None, help=LOAD_IN, resume=SAME)
-    student_load_in: Literal["4bit", "8bit"] | None = setting(None, help=LOAD_IN, resume=SAME)
-    compile: bool = setting(False, help="torch.compile both models: a minute first, then faster", resume=FREE)
-    score: bool = setting(False, help="Add the scores of `rsd score` to every trace", resume=SAME)
+    teacher_load_in: Literal["4bit", "8bit"] | None = setting(None, LOADING, help=LOAD_IN, resume=SAME)
+    student_load_in: Literal["4bit", "8bit"] | None = setting(None, LOADING, help=LOAD_IN, resume=SAME)
+    compile: bool = setting(False, SPEED, help="torch.compile both models: slower to start, then faster", resume=FREE)
+    score: bool = setting(False, MAKE, help="Add the scores of `rsd score` to every trace", resume=SAME)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -313,6 +379,8 @@ class GenerateConfig(Prompting, PairPlacing, Loading):
         self.sampling({})
         if self.served and self.teacher_model is None:
             raise ValueError("a teacher behind a server needs its name there: give teacher-model")
+        if self.served and ({*"@?"} & {*self.teacher}):
+            raise ValueError("teacher: no keys in the address; put the key into the environment as RSD_TEACHER_API_KEY")
         if not self.served and (self.teacher_model or self.teacher_tokenizer):
             raise ValueError("teacher-model and teacher-tokenizer are for a teacher behind a server (http://host/v1)")
         placed = self.teacher_device or self.teacher_device_map or self.tensor_parallel > 1

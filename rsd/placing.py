@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rsd.settings import FREE, flag, setting
+from rsd.settings import FREE, PROCESSES, SPEED, flag, setting
 
 MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's device maps
 
@@ -17,10 +17,15 @@ class Placing:
     """
 
     device: str | None = setting(
-        None, help="One device: cpu, cuda, cuda:1 ...", unset="cuda where there is one", resume=FREE
+        None,
+        SPEED,
+        help="One device: cpu, cuda, cuda:1 ...",
+        unset="cuda where there is one",
+        resume=FREE,
+        kind="device",
     )
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = setting(
-        None, help="Spread a model's layers over all GPUs, by accelerate's map of this name", resume=FREE
+        None, SPEED, help="Spread the layers over all GPUs", resume=FREE
     )
 
     def __post_init__(self) -> None:
@@ -49,17 +54,22 @@ class PairPlacing(Placing):
         ValueError: the teacher cannot be held like that.
     """
 
-    teacher_device: str | None = setting(None, help="A device of the teacher's own", unset="--device", resume=FREE)
-    student_device: str | None = setting(None, help="A device of the student's own", unset="--device", resume=FREE)
+    teacher_device: str | None = setting(
+        None, SPEED, help="Of the teacher alone", unset="--device", resume=FREE, kind="device"
+    )
+    student_device: str | None = setting(
+        None, SPEED, help="Of the student alone", unset="--device", resume=FREE, kind="device"
+    )
     teacher_device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = setting(
-        None, help="Of the teacher alone", unset="--device-map", resume=FREE
+        None, SPEED, help="Of the teacher alone", unset="--device-map", resume=FREE
     )
     student_device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = setting(
-        None, help="Of the student alone", unset="--device-map", resume=FREE
+        None, SPEED, help="Of the student alone", unset="--device-map", resume=FREE
     )
     tensor_parallel: int = setting(
         1,
-        help="Processes of a launch, such as torchrun's, that hold one teacher together",
+        PROCESSES,
+        help="Processes of a launch (torchrun) that hold one teacher together",
         resume=FREE,
         whole=(1, 1024),
     )

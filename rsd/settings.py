@@ -1,9 +1,10 @@
-"""One place for each setting: its dataclass field carries the default, the help text, the choices (its type), and
-whether a job may be resumed with another value of it."""
+"""One place for each setting: its dataclass field carries the default, the help text and where it stands in --help, the
+choices (its type), and whether a job may be resumed with another value of it."""
 
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import StrEnum
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -13,16 +14,36 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 SAME, FREE = "same", "free"
 
 
+class Group(StrEnum):
+    """The sections of a command's --help, in their order."""
+
+    MODELS = "Models"
+    LOADING = "Loading models"
+    COLUMNS = "Columns and prompts"
+    ACCEPTANCE = "Acceptance"
+    SAMPLING = "Sampling"
+    MAKE = "What to make"
+    SCORES = "Scores"
+    FILES = "Files"
+    SPEED = "Devices and speed"
+    PROCESSES = "Several processes"
+    SAID = "What is printed"
+
+
+MODELS, LOADING, COLUMNS, ACCEPTANCE, SAMPLING, MAKE, SCORES, FILES, SPEED, PROCESSES, SAID = Group
+
+
 @dataclass(frozen=True)
 class About:
     """What is known of a setting beside its name, type and default.
 
-    help: one line, without a stop. resume: `SAME` or `FREE`, of a job's settings. unset: in words, what it is if it is
-    not given. kind: how the command line reads it, where its type does not say so. whole: the least and the largest
-    whole number that it may be (infinity, too, if its type is float).
+    help: one line, without a stop. group: its section of a --help. resume: `SAME` or `FREE`, of a job's settings.
+    unset: in words, what it is if it is not given. kind: how the command line reads it, where its type does not say so.
+    whole: the least and the largest whole number that it may be (infinity, too, if its type is float).
     """
 
     help: str
+    group: Group
     resume: str | None
     unset: str | None
     kind: str | None
@@ -31,6 +52,7 @@ class About:
 
 def setting(
     default: Any,
+    group: Group,
     *,
     help: str,
     resume: str | None = None,
@@ -39,7 +61,7 @@ def setting(
     whole: tuple[int, int] | None = None,
 ) -> Any:
     """A field of a configuration. default: a value, or a callable that makes one. The rest: as of `About`."""
-    metadata = {"about": About(help, resume, unset, kind, whole)}
+    metadata = {"about": About(help, group, resume, unset, kind, whole)}
     if isinstance(default, Callable):  # type: ignore[arg-type]
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -51,9 +73,11 @@ def about(setting: "Field[Any]") -> About:
 
 
 def settings(config: type) -> "list[Field[Any]]":
-    """A configuration's settings: its own first, then those of the classes that it is made of."""
+    """A configuration's settings: those of the classes that it is made of, then its own."""
     by_name = {f.name: f for f in fields(config) if "about" in f.metadata}
-    order = [name for kind in config.__mro__ for name in vars(kind).get("__annotations__", {}) if name in by_name]
+    order = [
+        name for kind in reversed(config.__mro__) for name in vars(kind).get("__annotations__", {}) if name in by_name
+    ]
     return [by_name[name] for name in dict.fromkeys(order)]
 
 

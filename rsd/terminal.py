@@ -3,6 +3,9 @@
 Names, tokens, prompts and answers of servers stand in what is printed, and none of them may steer the terminal. While a
 command runs (`guarded`), both standard streams are `Screen`s, so that click's own messages, progress bars, warnings,
 logs and tracebacks are held to that as well; and no job is lost for want of somewhere to print to.
+
+Colours are beside the text (`Painted`), never in it: a `Screen` on a terminal puts them in when all that stands in the
+text is harmless already, and nothing that stands there can be taken for one.
 """
 
 import errno
@@ -22,6 +25,45 @@ import click
 JOINERS = "\u200c\u200d"  # of letters and of emoji: nothing that is printed is hidden or moved by them
 LONGEST = 500  # characters of a message
 INSTEAD = "\ufffd"
+HEADING, GOOD, BAD, NOTE = "1", "32", "31", "33"  # bold, green, red, yellow
+MARKS = {"rsd:": BAD, "Error:": BAD, "notice:": NOTE, "warning:": NOTE}  # that lines of ours begin with
+
+
+class Painted(str):
+    """Text of which parts have a colour where a terminal shows any. What is made of it, but for sums, is plain text.
+
+    spans: start, end and colour of each part, in their order.
+    """
+
+    spans: tuple[tuple[int, int, str], ...] = ()
+
+    def __add__(self, other: str) -> "Painted":
+        return joined([self, other])
+
+
+def paint(text: str, colour: str) -> Painted:
+    """All of a text in one colour."""
+    made = Painted(text)
+    made.spans = ((0, len(text), colour),)
+    return made
+
+
+def joined(parts: Iterable[str], between: str = "") -> Painted:
+    """The parts in one, with their colours."""
+    several, spans, at = list(parts), [], 0
+    for part in several:
+        if isinstance(part, Painted):
+            spans += [(start + at, end + at, colour) for start, end, colour in part.spans]
+        at += len(part) + len(between)
+    made = Painted(between.join(several))
+    made.spans = tuple(spans)
+    return made
+
+
+def marked(line: str) -> str:
+    """A line of ours with its mark, such as `notice:`, in colour."""
+    mark, _, rest = line.partition(" ")
+    return joined([paint(mark, MARKS[mark]), " ", rest]) if mark in MARKS else line
 
 
 def harmless(text: str, *, kept: str = "\n\t") -> str:
@@ -30,12 +72,17 @@ def harmless(text: str, *, kept: str = "\n\t") -> str:
     def shown(c: str) -> bool:
         return c.isprintable() or c in kept or c in JOINERS or unicodedata.category(c) == "Zs"
 
-    return "".join(c if shown(c) else INSTEAD for c in text)
+    made = "".join(c if shown(c) else INSTEAD for c in text)
+    if not isinstance(text, Painted):
+        return made
+    painted = Painted(made)
+    painted.spans = text.spans
+    return painted
 
 
 def one_line(text: object) -> str:
     """A name that may stand in a line: it cannot begin another one."""
-    return harmless(str(text), kept="")
+    return harmless(text if isinstance(text, str) else str(text), kept="")
 
 
 def shortened(text: str) -> str:
@@ -45,18 +92,18 @@ def shortened(text: str) -> str:
 
 def in_lines(lines: Iterable[object]) -> str:
     """These lines and no more, whatever stands in them."""
-    return "\n".join(map(one_line, lines))
+    return joined(map(one_line, lines), "\n")
 
 
 def echo(text: str, *, err: bool = False) -> None:
     """Print text that may hold what stood in a file."""
-    click.echo(harmless(text), err=err)
+    click.echo(harmless(text), err=err, color=True)  # a `Screen` decides
 
 
 def say(line: str) -> None:
     """A line for the user beside what a command prints."""
     if not _hushed:
-        _instead[-1](one_line(line)) if _instead else echo(one_line(line), err=True)
+        _instead[-1](one_line(line)) if _instead else echo(marked(one_line(line)), err=True)
 
 
 _hushed: list[bool] = []
@@ -88,6 +135,18 @@ def hushed() -> bool:
     return bool(_hushed)
 
 
+def coloured(stream: TextIO) -> bool:
+    """Whether a stream shows colours: a terminal, unless NO_COLOR or FORCE_COLOR (CLICOLOR_FORCE) says otherwise."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if any(os.environ.get(name, "0") not in ("", "0") for name in ("FORCE_COLOR", "CLICOLOR_FORCE")):
+        return True
+    try:
+        return stream.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:  # it is closed
+        return False
+
+
 class Screen(io.TextIOBase):
     """A standard stream for harmless text. What it cannot write it forgets: `failed` is the first reason.
 
@@ -95,7 +154,7 @@ class Screen(io.TextIOBase):
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+        self.stream, self.colours = stream, coloured(stream)
         self.failed: OSError | None = None
 
     @property
@@ -106,9 +165,16 @@ class Screen(io.TextIOBase):
         if not isinstance(text, str):
             raise TypeError("a stream of text")
         # A progress bar goes back to the beginning of its line.
-        written = harmless(text, kept="\n\t\r").encode(self.encoding, "backslashreplace").decode(self.encoding)
+        plain, parts, at = harmless(text, kept="\n\t\r"), [], 0
+        for start, end, colour in text.spans if isinstance(text, Painted) and self.colours else ():
+            parts += [self._spelled(plain[at:start]), f"\x1b[{colour}m", self._spelled(plain[start:end]), "\x1b[0m"]
+            at = end
+        written = "".join([*parts, self._spelled(plain[at:])])
         self._try(lambda: self.stream.write(written))
         return len(text)
+
+    def _spelled(self, text: str) -> str:
+        return text.encode(self.encoding, "backslashreplace").decode(self.encoding)
 
     def flush(self) -> None:
         self._try(self.stream.flush)
@@ -149,6 +215,7 @@ def guarded() -> Iterator[None]:
             print(harmless("".join(traceback.format_exception(kind, error, trace))), file=streams[1], end="")
 
     sys.excepthook = shown
+    hushed_before = len(_hushed)
     ended: BaseException | None = None
     try:
         yield
@@ -163,6 +230,7 @@ def guarded() -> Iterator[None]:
         if failed is not None and failed.errno != errno.EPIPE:
             say(f"rsd: standard output: {failed.strerror or failed}")
         sys.stdout, sys.stderr = streams
+        del _hushed[hushed_before:]
         if not isinstance(ended, Exception):
             sys.excepthook = hook
         for screen in screens:

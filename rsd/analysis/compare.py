@@ -14,7 +14,7 @@ from rsd.scoring.measure import set_rsr
 from rsd.scoring.metrics import LN, METRICS, Figures
 from rsd.scoring.scored_rows import named
 from rsd.scoring.scorer import Scored
-from rsd.terminal import in_lines
+from rsd.terminal import BAD, GOOD, HEADING, in_lines, joined, marked, paint
 
 RESAMPLES = 2000
 SHOWN = 5  # best and worst rows
@@ -248,7 +248,7 @@ MARKS = {True: "higher is better", False: "lower is better", None: "read beside 
 
 def table(c: Comparison) -> str:
     """The comparison as text for a terminal."""
-    lines = [f"notice: {notice}" for notice in c.notices]
+    lines = [marked(f"notice: {notice}") for notice in c.notices]
     lines += [
         f"baseline     {c.names[0]}",
         f"candidate    {c.names[1]}",
@@ -257,7 +257,7 @@ def table(c: Comparison) -> str:
         f"{c.new} new in it, {c.unscored} not scored on both sides",
     ]
     lines += [
-        f"errors       {len(errors)} rows of the {side}, the first: {_line(errors[0].response.id)}: {errors[0].error}"
+        joined([paint("errors", BAD), f"       {len(errors)} rows of the {side}, the first: {_first(errors)}"])
         for side, errors in zip(("baseline", "candidate"), c.errors, strict=True)
         if errors
     ]
@@ -268,7 +268,7 @@ def table(c: Comparison) -> str:
     lines.append(f"{'correct':<22}{known[0]:>10}{known[1]:>11}")
     for name, metrics in c.splits.items():
         ids = max(m.ids for m in metrics.values())
-        lines += ["", f"{name} on both sides ({ids} problems)", *_metric_lines(metrics)]
+        lines += ["", paint(f"{name} on both sides ({ids} problems)", HEADING), *_metric_lines(metrics)]
     ranked = c.ranked()
     lines.append("")
     for title, some in (("greatest gain", ranked[:SHOWN]), ("smallest gain", ranked[::-1][:SHOWN])):
@@ -279,15 +279,21 @@ def table(c: Comparison) -> str:
 
 
 def _metric_lines(metrics: Mapping[str, Difference]) -> list[str]:
-    lines = [f"{'':<22}{'baseline':>10}{'candidate':>11}{'difference':>12}  {'95 % interval':<20}{'sign test':>10}"]
+    heads = f"{'':<22}{'baseline':>10}{'candidate':>11}{'difference':>12}  {'95 % interval':<20}{'sign test':>10}"
+    lines: list[str] = [paint(heads, HEADING)]
     for name, m in metrics.items():
         interval = f"[{_short(m.ci[0], signed=True)} .. {_short(m.ci[1], signed=True)}]"
         p = f"{m.p_value:.1g}" if m.p_value >= 1e-9 else "< 1e-9"
-        lines.append(
-            f"{METRICS[name].heading:<22}{_short(m.baseline):>10}{_short(m.candidate):>11}"
-            f"{_short(m.delta, signed=True):>12}  {interval:<20}{p:>10}  {MARKS[METRICS[name].better]}"
-        )
+        better, delta = METRICS[name].better, f"{_short(m.delta, signed=True):>12}"
+        if better is not None and m.p_value < 0.05 and (m.ci[0] > 0 or m.ci[1] < 0):  # what may be chance has none
+            delta = paint(delta, GOOD if (m.delta > 0) is better else BAD)
+        sides = f"{METRICS[name].heading:<22}{_short(m.baseline):>10}{_short(m.candidate):>11}"
+        lines.append(joined([sides, delta, f"  {interval:<20}{p:>10}  {MARKS[better]}"]))
     return lines
+
+
+def _first(errors: Sequence[Scored]) -> str:
+    return f"{_line(errors[0].response.id)}: {errors[0].error}"
 
 
 def _line(key: str) -> str:

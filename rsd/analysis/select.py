@@ -18,7 +18,7 @@ from rsd.scoring.responses import Response, read_responses
 from rsd.scoring.scored_rows import named
 from rsd.scoring.scorer import Scored, find_student, load_scorer, rules, stored
 from rsd.scoring.verdicts import judged, judging_of
-from rsd.terminal import in_lines
+from rsd.terminal import HEADING, in_lines, marked, paint
 
 
 @dataclass(frozen=True)
@@ -210,9 +210,10 @@ def write(selection: Selection, out: str | Path) -> None:
 def table(s: Selection) -> str:
     """The ranking and the counts of a selection, as text."""
     where = f"the {s.common} prompts that all answered" if s.common else "the prompts that each answered"
-    lines = [f"notice: {n}" for n in s.notices]
+    lines = [marked(f"notice: {n}") for n in s.notices]
     lines.append(f"scored by    {named(s.chosen[0][1].scoring)}")
-    lines.append(f"teachers by {s.by} ({'higher' if METRICS[s.by].better else 'lower'} is better) over {where}")
+    better = "higher" if METRICS[s.by].better else "lower"
+    lines.append(paint(f"teachers by {s.by} ({better} is better) over {where}", HEADING))
     width = max(len(r.teacher) for r in s.ranking)
     for r in s.ranking:
         correct = "correctness not known" if r.correct is None else f"{r.correct:.1%} correct"

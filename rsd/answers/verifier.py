@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from rsd.answers.equality import exactly, is_answer, same
 from rsd.answers.normalise import after_thinking, boxed, reference
+from rsd.traces.rows import found
 
 # Columns that hold a problem's answer, unless one is named.
 WORKER = Path(__file__).with_name("worker.py")  # started as a process of its own
@@ -160,13 +161,13 @@ def answer_columns(columns: Collection[str], how: str, named: str | None) -> tup
     if named is None and (how == "none" or ":" in how):
         return ()
     wanted = (named,) if named else ANSWER_COLUMNS
-    found = tuple(c for c in wanted if c in columns)
-    if not found and (named or how != "auto"):
+    there = tuple(c for c in wanted if c in columns)
+    if not there and (named or how != "auto"):
         raise ValueError(
-            f"no column of answers: looked for {', '.join(wanted)}, found {', '.join(map(str, columns)) or 'none'}; "
+            f"no column of answers: looked for {', '.join(wanted)}, {found(columns, named)}; "
             "name yours with --answer-column, or use --verify none"
         )
-    return found
+    return there
 
 
 def read_reference(answer: Any) -> tuple[str, None] | tuple[None, str]:

@@ -4,20 +4,29 @@ from typing import Any
 
 import click
 
+from rsd.cli.help import Command, option
 from rsd.cli.options import flags, given, one_line_errors, quiet
 from rsd.dataset.config import ExportConfig
+from rsd.settings import Group
 from rsd.terminal import echo, one_line
 
 
-@click.command()
+@click.command(cls=Command, short_help="Write traces as a data set that trains as it is.")
 @click.argument("source", metavar="FILE")
-@click.option("-o", "--output", help="A .jsonl or .parquet file [FILE with the format before its end].")
-@click.option("--push-to-hub", metavar="ID", help="Put data and card into the data set owner/name on the Hub.")
-@click.option("--private", is_flag=True, help="Make that data set a private one.")
-@click.option("--overwrite", is_flag=True, help="Replace OUTPUT.")
+@option("-o", "--output", group=Group.FILES, metavar="FILE", help="A .jsonl or .parquet [FILE.<format>.jsonl].")
+@option("--overwrite", group=Group.FILES, is_flag=True, help="Replace OUTPUT.")
+@option("--push-to-hub", group=Group.FILES, metavar="ID", help="Put data and card into owner/name on the Hub.")
+@option("--private", group=Group.FILES, is_flag=True, help="Make that data set a private one.")
+@option("--dry-run", group=Group.SAID, is_flag=True, help="Print what would be written, and write nothing.")
 @flags(ExportConfig)
 def export(
-    source: str, output: str | None, push_to_hub: str | None, private: bool, overwrite: bool, **values: Any
+    source: str,
+    output: str | None,
+    push_to_hub: str | None,
+    private: bool,
+    overwrite: bool,
+    dry_run: bool,
+    **values: Any,
 ) -> None:
     """Write the traces in FILE, which rsd generate made, as a data set that trains as it is.
 
@@ -27,8 +36,8 @@ def export(
     \b
     Examples:
       rsd export traces.jsonl
-      rsd export traces.jsonl --format token-ids --keep shortest-correct -o train.parquet
-      rsd export traces.jsonl --test-share 0.05 --push-to-hub owner/name --private
+      rsd export traces.jsonl --keep shortest-correct -o train.parquet
+      rsd export traces.jsonl --test-share 0.05 --push-to-hub owner/name
     """
     with one_line_errors(output or source):
         from rsd.dataset.export import export as export_file
@@ -53,6 +62,9 @@ def export(
         if config.format != "token-ids":  # the student's tokenizer will be asked
             quiet()
         made = export_file(source, config)
+        if dry_run:
+            echo(f"{made.text()}\nto write     {one_line(output)}, and what belongs beside it")
+            return
         files = write(made, output)
         echo(f"{made.text()}\nwritten to   {', '.join(map(one_line, files.values()))}")
         if push_to_hub:

@@ -8,51 +8,73 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from rsd.cli.options import flags, given, on_own_device, one_line_errors, quiet, share_of
-from rsd.cli.reporting import begin, reported
+from rsd.cli.help import Command, option
+from rsd.cli.options import SHARD, flags, given, on_own_device, one_line_errors, quiet, share_of
+from rsd.cli.reporting import begin, command_line, reported
 from rsd.config import PAPER, GenerateConfig
 from rsd.events import Events
 from rsd.files import lines_only
-from rsd.settings import flag, free
-from rsd.terminal import echo, hush, one_line, say
+from rsd.settings import Group, flag, free
+from rsd.terminal import HEADING, echo, hush, joined, one_line, paint, say
 from rsd.traces.filters import KEEP
 
 if TYPE_CHECKING:
     from rsd.generation.summary import Summary
 
 
-@click.command()
+@click.command(cls=Command, short_help="Make student-tailored traces for prompts.")
 @click.argument("source", metavar="[INPUT]", required=False)
-@click.option(
+@option(
     "-o",
     "--output",
+    group=Group.FILES,
+    metavar="FILE",
     default="traces.jsonl",
-    show_default=True,
-    help="Traces, one JSON object a line; - is standard output.",
+    help="Traces, one JSON object a line; - is standard output [traces.jsonl].",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first rows of INPUT.")
-@click.option("--preset", type=click.Choice(["paper"]), help="The settings of the paper's generator.")
-@click.option("--keep", type=click.Choice(KEEP), help="Write the rows that are kept to OUTPUT's .kept.jsonl, too.")
-@click.option("--overwrite", is_flag=True, help="Start anew instead of resuming OUTPUT.")
-@click.option("--shard", metavar="I/N", help="Only this share of the rows, 1/N to N/N [RANK and WORLD_SIZE, if set].")
-@click.option(
+@option("--overwrite", group=Group.FILES, is_flag=True, help="Start anew instead of resuming OUTPUT.")
+@option(
+    "--preset",
+    group=Group.SAMPLING,
+    type=click.Choice(["paper"]),
+    metavar="paper",
+    help="Sampling, acceptance and lengths of the paper's generator.",
+)
+@option("--limit", group=Group.MAKE, type=click.IntRange(min=1), metavar="N", help="Only the first rows of INPUT.")
+@option(
+    "--keep",
+    group=Group.MAKE,
+    type=click.Choice(KEEP),
+    metavar="NAME",
+    help=f"Write what is kept to a file, too: {', '.join(KEEP)}.",
+)
+@option("--shard", group=Group.PROCESSES, metavar="I/N", help=SHARD)
+@option(
     "--ray",
+    group=Group.PROCESSES,
     metavar="ADDRESS",
-    help="Have workers of a Ray cluster make the rows: HOST:PORT, auto (the one that runs here), or local (one for "
-    "this job alone).",
+    help="Have a Ray cluster make the rows: HOST:PORT, auto (the one here), local (a new one).",
 )
-@click.option("--ray-workers", type=click.IntRange(min=1), help="For --ray [one a GPU or, without any, a CPU].")
-@click.option(
+@option(
+    "--ray-workers",
+    group=Group.PROCESSES,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="For --ray [one a GPU or, without any, a CPU].",
+)
+@option(
     "--live",
+    group=Group.SAID,
     type=click.IntRange(0, 65535),
     metavar="PORT",
-    help="Show the running job at http://127.0.0.1:PORT, to this machine alone; 0 is any free port.",
+    help="Show the running job at http://127.0.0.1:PORT, here alone; 0 is any free port.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@click.option(
+@option("--json", "as_json", group=Group.SAID, is_flag=True, help="Print the summary as JSON.")
+@option(
     "--dry-run",
+    group=Group.SAID,
     is_flag=True,
-    help="Print the settings in force and the first prompt as both models read it; write nothing.",
+    help="Print settings, memory and the first prompt as both models read it; write nothing.",
 )
 @flags(GenerateConfig)
 @reported
@@ -84,7 +106,8 @@ def generate(
     Examples:
       rsd generate
       rsd generate problems.jsonl -o raw.jsonl --threshold 0
-      rsd generate problems.jsonl --teacher simplescaling/s1.1-7B --student Qwen/Qwen3-0.6B --preset paper
+      rsd generate problems.jsonl --preset paper \\
+          --teacher simplescaling/s1.1-7B --student Qwen/Qwen3-0.6B
     """
     again = "run the same command again to go on"
     # The page learns of an error before it ends.
@@ -142,7 +165,7 @@ def generate(
         if page is not None:
             page.start(output, generator.find(), config)
             events.watcher = page.tell
-        how: dict[str, Any] = {"limit": limit, "overwrite": overwrite, "keep": keep}
+        how: dict[str, Any] = {"limit": limit, "overwrite": overwrite, "keep": keep, "command": command_line()}
         if ray is not None:
             from rsd.generation.ray_job import Cluster, run_on_ray
 
@@ -162,7 +185,7 @@ def _end(summary: "Summary", output: str, *, as_json: bool) -> NoReturn:
     if as_json:
         click.echo(json.dumps(summary.as_json() | {"output": output}))
     else:
-        echo(f"{summary.text()}\nwritten to   {one_line(output)}")
+        echo(joined([summary.text(), f"written to   {one_line(output)}"], "\n"))
     sys.exit(1 if summary.totals["errors"] else 0)
 
 
@@ -183,11 +206,11 @@ def _streamed(generator: Any, source: str, limit: int | None, *, alone: bool) ->
 def _show_first(generator: Any, source: str) -> None:
     from rsd.traces.readers import read_rows
 
-    pair = generator.find()
-    teacher, student = pair.teacher, pair.student
     row = generator.prepare(read_rows(source, split=generator.config.split)[:1])[0]
     if row.error is not None:
         raise ValueError(f"the first row is bad: {row.error}")
+    pair = generator.find()
+    teacher, student = pair.teacher, pair.student
     prompt = pair.render(row, generator.config)
     settings = generator.identity() | free(generator.config) | {"batch_size": generator.memory().rows}
     settings |= {"teacher": teacher.name, "student": student.name}
@@ -198,5 +221,6 @@ def _show_first(generator: Any, source: str) -> None:
     for line in (*generator.notices, generator.memory().text):
         echo(one_line(line))
     for model, ids in ((student, prompt.student + prompt.prefix), (teacher, prompt.teacher)):
-        echo(f"--- the {model.role}'s prompt, {len(ids)} tokens, row {one_line(row.id)}")
+        of_row = f", {len(ids)} tokens, row {one_line(row.id)}"
+        echo(joined([paint(f"--- the {model.role}'s prompt", HEADING), of_row]))
         echo(model.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -2,11 +2,12 @@
 
 import click
 
+from rsd.cli.help import Command
 from rsd.cli.options import one_line_errors
 from rsd.terminal import echo, one_line
 
 
-@click.command()
+@click.command(cls=Command, short_help="Join the parts of a job that several processes made.")
 @click.argument("out", metavar="OUT")
 def merge(out: str) -> None:
     """Join the parts that several processes made of a job at OUT, and remove them.

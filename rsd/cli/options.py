@@ -17,14 +17,16 @@ from typing import Any, NoReturn
 
 import click
 
+from rsd.cli.help import COLUMN, option
 from rsd.config import PAPER
 from rsd.events import current, logging
-from rsd.settings import about, default_of, flag, kinds, settings
+from rsd.settings import Group, about, default_of, flag, kinds, settings
 from rsd.strictjson import loads
-from rsd.terminal import echo, hush, say, shortened
+from rsd.terminal import echo, hush, marked, say, shortened
 from rsd.traces.shards import Shard, launched, parse
 
 Command = Callable[..., None]
+SHARD = "Only this share of the rows, 1/N to N/N [RANK and WORLD_SIZE, if set]."
 LARGEST = 1 << 24  # bytes of a template or a configuration
 WRITER = 10.0  # seconds in which a pipe must be written to
 
@@ -32,7 +34,7 @@ WRITER = 10.0  # seconds in which a pipe must be written to
 class Rows(click.ParamType):
     """A number of rows, or auto."""
 
-    name = "integer|auto"
+    name = "N|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         try:
@@ -44,7 +46,7 @@ class Rows(click.ParamType):
 class Trials(click.ParamType):
     """A number of trials: 1, 5, ... or inf."""
 
-    name = "integer|inf"
+    name = "N|inf"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
@@ -56,7 +58,7 @@ class Trials(click.ParamType):
 class JsonObject(click.ParamType):
     """A JSON object, such as {"enable_thinking": true}."""
 
-    name = "json"
+    name = "JSON"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
         try:
@@ -71,7 +73,7 @@ class JsonObject(click.ParamType):
 class TextOrFile(click.ParamType):
     """A text, or the text of @FILE."""
 
-    name = "text|@file"
+    name = "TEXT|@FILE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not value.startswith("@"):
@@ -85,7 +87,7 @@ class TextOrFile(click.ParamType):
 class Token(click.ParamType):
     """A token's id, or its text."""
 
-    name = "token|id"
+    name = "TEXT|ID"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
         # Python reads no number of thousands of digits; no tokenizer has such an id.
@@ -109,8 +111,15 @@ KINDS = {
     "json": JsonObject(),
     "text": TextOrFile(),
     "tokens": Token(),
-    "how": Free("how"),
+    "how": Free("HOW"),
+    "model": Free("MODEL"),
+    "column": Free("COLUMN"),
+    "device": Free("DEVICE"),
+    "window": Free("N|N%"),
 }
+
+
+VALUES = {int: "N", float: "NUMBER", str: "TEXT"}  # what a flag of one of these types is given
 
 
 def flags(config: type) -> Callable[[Command], Command]:
@@ -127,13 +136,13 @@ def flags(config: type) -> Callable[[Command], Command]:
                 command(*args, **values)
 
         made: Command = run
-        made = click.option("--quiet", is_flag=True, help="No notices and no progress bar.")(made)
-        made = click.option("--print-config", is_flag=True, help="Print all flags in force, for --config, and end.")(
-            made
-        )
-        made = click.option(
+        said: dict[str, Any] = {"group": Group.SAID, "is_flag": True}
+        made = option("--quiet", help="No notices and no progress.", **said)(made)
+        made = option("--print-config", help="Print all flags in force, for --config, and end.", **said)(made)
+        made = option(
             "--config",
             "config_file",
+            group=Group.FILES,
             metavar="FILE",
             is_eager=True,
             callback=_defaults_of,
@@ -151,13 +160,26 @@ def _flag(config: type, one: "Field[Any]") -> Callable[[Command], Command]:
     usual = default_of(one)
     unset = known.unset or ("on" if usual is True else f"{usual:g}" if isinstance(usual, float) else str(usual or ""))
     unset = "0" if usual == 0 and type(usual) is int else unset
-    text = f"{known.help} [{unset}]." if unset else f"{known.help}."
+    default = f" [{unset}]." if unset else "."
     if kind.type is bool:
         named = f"--{name}/--no-{name}" if usual is True else f"--{name}"
-        return click.option(named, is_flag=True, default=None, help=text)
+        return option(named, group=known.group, is_flag=True, default=None, help=known.help + default)
     several = known.kind == "tokens"
     shown = KINDS[known.kind] if known.kind else click.Choice(kind.choices) if kind.choices else kind.type
-    return click.option(f"--{name}", type=shown, multiple=several, callback=_or_none if several else None, help=text)
+    value, among = shown.name if known.kind else VALUES.get(kind.type, ""), ""
+    if kind.choices:
+        value = "|".join(kind.choices)
+        if len(f"--{name} {value}") > COLUMN:
+            value, among = "NAME", f": {', '.join(kind.choices[:-1])} or {kind.choices[-1]}"
+    return option(
+        f"--{name}",
+        group=known.group,
+        type=shown,
+        metavar=value,
+        multiple=several,
+        callback=_or_none if several else None,
+        help=known.help + among + default,
+    )
 
 
 def _or_none(_: click.Context, __: click.Parameter, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -231,7 +253,7 @@ def _in_force(config: type, given_here: Mapping[str, Any]) -> str:
     """All flags in force as YAML, for a --config."""
     import yaml
 
-    values = {f.name: default_of(f) for f in settings(config)}
+    values = {f.name: default_of(f) for f in sorted(settings(config), key=lambda f: [*Group].index(about(f).group))}
     if given_here.get("preset") == "paper":
         values |= PAPER
     values |= {k: list(v) if isinstance(v, tuple) else v for k, v in given_here.items() if v is not None}
@@ -288,7 +310,7 @@ def fail(message: str, *, code: int = 2) -> NoReturn:
     message = shortened(" ".join(message.split()))
     _told(message, code)
     if not logging():
-        echo(f"rsd: {message}", err=True)
+        echo(marked(f"rsd: {message}"), err=True)
     sys.exit(code)
 
 

@@ -1,8 +1,10 @@
-"""The flags by which a command tells programs how it fares; see `rsd.events`."""
+"""Flags by which a command tells programs how it fares (`rsd.events`), and the command line as manifests have it."""
 
 import functools
 import math
 import os
+import re
+import shlex
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -11,12 +13,21 @@ from typing import Any
 
 import click
 
+from rsd.cli.help import option
 from rsd.events import Events, reporting
 from rsd.files import Output, check_outputs, lines_only
+from rsd.settings import Group
 from rsd.traces.shards import Shard
 from rsd.version import __version__
 
 Command = Callable[..., None]
+COMMAND = "rsd.command"  # where a context has what stands behind `rsd`
+
+
+def command_line() -> str:
+    """The command that runs, as a shell reads it; without passwords of addresses."""
+    line = shlex.join(["rsd", *click.get_current_context().meta[COMMAND]])
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", line).encode("utf-8", "backslashreplace").decode()
 
 
 def reported(command: Command) -> Command:
@@ -28,8 +39,11 @@ def reported(command: Command) -> Command:
             command(*args, events=events, **values)
 
     made: Command = run
-    made = click.option("--metrics-file", metavar="FILE", help="Append progress to FILE, one JSON object a line.")(made)
-    return click.option("--log-json", is_flag=True, help="Notices and progress as JSON, one object a line.")(made)
+    said: dict[str, Any] = {"group": Group.SAID}
+    made = option("--metrics-file", metavar="FILE", help="Append progress to FILE, one JSON object a line.", **said)(
+        made
+    )
+    return option("--log-json", is_flag=True, help="Notices and progress as JSON, one object a line.", **said)(made)
 
 
 def begin(

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsd.cli.options import flags, given, on_own_device, one_line_errors, quiet, share_of
+from rsd.cli.help import Command, option
+from rsd.cli.options import SHARD, flags, given, on_own_device, one_line_errors, quiet, share_of
 from rsd.cli.reporting import begin, reported
 from rsd.config import GenerateConfig, ScoreConfig
 from rsd.events import Events
 from rsd.files import Output, check_outputs, lines_only, place, write_text
 from rsd.scoring.metrics import BY
-from rsd.terminal import echo, one_line, say
+from rsd.settings import Group
+from rsd.terminal import BAD, echo, joined, one_line, paint, say
 from rsd.traces.shards import Shard, part_files
 
 if TYPE_CHECKING:
@@ -27,11 +29,11 @@ if TYPE_CHECKING:
     from rsd.scoring.verdicts import Judging
 
 
-@click.command()
+@click.command(cls=Command, short_help="Add to traces how natural they are for the student.")
 @click.argument("source", metavar="FILE")
-@click.option("-o", "--output", help="Scored rows [FILE with .scored before its end].")
-@click.option("--overwrite", is_flag=True, help="Start anew instead of resuming OUTPUT.")
-@click.option("--shard", metavar="I/N", help="Only this share of the rows, 1/N to N/N [RANK and WORLD_SIZE, if set].")
+@option("-o", "--output", group=Group.FILES, metavar="FILE", help="The scored rows [FILE.scored.jsonl].")
+@option("--overwrite", group=Group.FILES, is_flag=True, help="Start anew instead of resuming OUTPUT.")
+@option("--shard", group=Group.PROCESSES, metavar="I/N", help=SHARD)
 @flags(ScoreConfig)
 @reported
 def score(source: str, output: str | None, overwrite: bool, shard: str | None, events: Events, **values: Any) -> None:
@@ -43,8 +45,9 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
     \b
     Examples:
       rsd score traces.jsonl
-      rsd score s1K-1.1.jsonl --student Qwen/Qwen3-0.6B --window 20% --prompt-column question \\
-          --thinking-column deepseek_thinking_trajectory --response-column deepseek_attempt
+      rsd score s1K-1.1.jsonl --student Qwen/Qwen3-0.6B --window 20% \\
+          --prompt-column question --response-column deepseek_attempt \\
+          --thinking-column deepseek_thinking_trajectory
     """
     if output is None:
         output = f"{source.removesuffix('.jsonl')}.scored.jsonl"
@@ -71,7 +74,7 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
         events.emit("end", **({"rows": summary.rows, "errors": summary.errors} if summary else {}))
     if summary is None:  # another process prints
         return
-    echo(f"{summary.text()}\nwritten to   {one_line(output)}")
+    echo(joined([summary.text(), f"written to   {one_line(output)}"], "\n"))
     sys.exit(1 if summary.errors else 0)
 
 
@@ -96,11 +99,11 @@ def _score(
     return score_share(scorer, todo, output, share, judging)
 
 
-@click.command()
+@click.command(cls=Command, short_help="Compare raw teacher data with produced traces.")
 @click.argument("baseline", required=False)
 @click.argument("candidate", required=False)
-@click.option("--html", "html_file", help="Write a report to this file.")
-@click.option("--json", "json_file", help="Write the figures to this file.")
+@option("--html", "html_file", group=Group.FILES, metavar="FILE", help="Write a report to FILE.")
+@option("--json", "json_file", group=Group.FILES, metavar="FILE", help="Write the figures to FILE.")
 @flags(ScoreConfig)
 def compare(
     baseline: str | None, candidate: str | None, html_file: str | None, json_file: str | None, **values: Any
@@ -114,7 +117,8 @@ def compare(
     \b
     Examples:
       rsd compare
-      rsd compare raw.jsonl traces.jsonl --student Qwen/Qwen3-0.6B --html report.html
+      rsd compare raw.jsonl traces.jsonl --html report.html \\
+          --student Qwen/Qwen3-0.6B
     """
     with one_line_errors(html_file or json_file or ""):
         from rsd.traces import ours
@@ -155,7 +159,8 @@ def compare(
                 judge = [judging_of(sides[0], config), judging_of(sides[1], replace(config, answer_column=None))]
             else:
                 judge = [judging_of(side, config) for side in sides]
-            scored = [_scored(scorer, side, how, keep) for side, how in zip(sides, judge, strict=True)]
+            titles = "baseline", "candidate"
+            scored = [_scored(scorer, *each, keep) for each in zip(sides, judge, titles, strict=True)]
             comparison = compare_traces(*scored, names=names)
             echo(table(comparison))  # whatever becomes of the files
             if json_file:
@@ -169,13 +174,17 @@ def compare(
 
 
 def _scored(
-    scorer: "Scorer", side: "Sequence[Response]", judging: "Judging | None", keep: "Callable[[Scored], Scored]"
+    scorer: "Scorer",
+    side: "Sequence[Response]",
+    judging: "Judging | None",
+    what: str,
+    keep: "Callable[[Scored], Scored]",
 ) -> "list[Scored]":
     """What is kept of each trace; its text is let go as soon as it is scored."""
     from rsd.scoring.job import progress
     from rsd.scoring.verdicts import judged
 
-    return [keep(scored) for scored in progress(scorer, judged(side, judging), count=len(side))]
+    return [keep(scored) for scored in progress(scorer, judged(side, judging), count=len(side), what=what)]
 
 
 def _bundled_traces(folder: str) -> str:
@@ -188,12 +197,26 @@ def _bundled_traces(folder: str) -> str:
     return out
 
 
-@click.command()
+@click.command(cls=Command, short_help="Rank teachers, and choose the best response to each prompt.")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("-o", "--output", default="selected.jsonl", show_default=True, help="The chosen rows, with their scores.")
-@click.option("--by", type=click.Choice([*BY]), default="ln", show_default=True)
-@click.option("--keep-incorrect", is_flag=True, help="Where no response is known to be correct, choose among all.")
-@click.option("--overwrite", is_flag=True, help="Replace OUTPUT.")
+@option(
+    "-o",
+    "--output",
+    group=Group.FILES,
+    metavar="FILE",
+    default="selected.jsonl",
+    help="The chosen rows, with their scores [selected.jsonl].",
+)
+@option("--overwrite", group=Group.FILES, is_flag=True, help="Replace OUTPUT.")
+@option(
+    "--by",
+    group=Group.MAKE,
+    type=click.Choice([*BY]),
+    metavar="SCORE",
+    default="ln",
+    help=f"The score that decides: {', '.join(BY)} [ln].",
+)
+@option("--keep-incorrect", group=Group.MAKE, is_flag=True, help="Where no response is right, choose among all.")
 @flags(ScoreConfig)
 def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, overwrite: bool, **values: Any) -> None:
     """Rank teachers by how natural their traces are for the student, and choose the best response to each prompt.
@@ -203,7 +226,7 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
 
     \b
     Examples:
-      rsd select r1.jsonl qwq.jsonl gemini.jsonl --student Qwen/Qwen3-0.6B -o best.jsonl
+      rsd select r1.jsonl qwq.jsonl -o best.jsonl --student Qwen/Qwen3-0.6B
     """
     with one_line_errors(output):
         from rsd.traces import ours
@@ -218,8 +241,8 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
         teachers = by_teacher(files, config)
         selection = select_responses(teachers, by=by, keep_incorrect=keep_incorrect)
         write(selection, output)
-    echo(f"{table(selection)}\nwritten to   {one_line(output)}")
+    echo(joined([table(selection), f"written to   {one_line(output)}"], "\n"))
     errors = sum(bool(s.error) for scored in teachers.values() for s in scored)
     if errors:
-        echo(f"errors       {errors} responses could not be scored", err=True)
+        echo(joined([paint("errors", BAD), f"       {errors} responses could not be scored"]), err=True)
     sys.exit(1 if errors else 0)

@@ -5,16 +5,18 @@ from typing import Any
 
 import click
 
+from rsd.cli.help import Command, option
 from rsd.cli.options import flags, given, one_line_errors
 from rsd.config import Reading
 from rsd.files import Output, check_outputs, lines_only
+from rsd.settings import Group
 from rsd.terminal import echo, one_line
 
 
-@click.command()
+@click.command(cls=Command, short_help="Find out which traces have a right answer.")
 @click.argument("source", metavar="FILE")
-@click.option("-o", "--output", help="Rows with their verdicts [FILE with .verified before its end].")
-@click.option("--overwrite", is_flag=True, help="Start anew instead of resuming OUTPUT.")
+@option("-o", "--output", group=Group.FILES, metavar="FILE", help="The rows with verdicts [FILE.verified.jsonl].")
+@option("--overwrite", group=Group.FILES, is_flag=True, help="Start anew instead of resuming OUTPUT.")
 @flags(Reading)
 def verify(source: str, output: str | None, overwrite: bool, **values: Any) -> None:
     """Find out whether the answers of the traces in FILE are right.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rsd.config import TOKENS
-from rsd.settings import check, setting
+from rsd.settings import MAKE, check, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +20,14 @@ class ExportConfig:
     """
 
     format: Literal["prompt-completion", "messages", "sharegpt", "alpaca", "token-ids"] = setting(
-        "prompt-completion", help="Shape of the rows"
+        "prompt-completion", MAKE, help="Shape"
     )
-    keep: Literal["all", "correct", "shortest-correct", "best-ln"] = setting("correct", help="Which traces")
-    max_fallback_rate: float = setting(1.0, help="Leave out traces with more of the student's own tokens")
-    test_share: float = setting(0.0, help="Share of problems that are set apart for testing")
-    seed: int = setting(0, help="Which problems these are")
+    keep: Literal["all", "correct", "shortest-correct", "best-ln"] = setting("correct", MAKE, help="Which traces")
+    max_fallback_rate: float = setting(1.0, MAKE, help="Leave out traces with more of the student's own tokens")
+    test_share: float = setting(0.0, MAKE, help="Share of problems that are set apart for testing")
+    seed: int = setting(0, MAKE, help="Which problems these are")
     prefix_tokens: int = setting(
-        0, help="Add so many tokens of a trace of each unsolved problem; 0 is none", whole=(0, TOKENS)
+        0, MAKE, help="Add so many tokens of one trace of each unsolved problem; 0: none", whole=(0, TOKENS)
     )
 
     def __post_init__(self) -> None:

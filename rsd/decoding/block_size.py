@@ -43,7 +43,7 @@ class BlockController:
         self.verified = np.zeros(self.longest, dtype=np.int64)
         self.survived = np.zeros(self.longest, dtype=np.int64)
         self.blocks: Counter[int] = Counter()
-        self.row_rounds = self.tokens = 0
+        self.row_rounds = self.tokens = self.most_rows = 0
 
     def choose(self, rows: int) -> int:
         """The block length of the next round of `rows` live rows."""
@@ -95,6 +95,7 @@ class BlockController:
         rows, block = verified.shape
         self.blocks[block] += 1
         self.row_rounds += rows
+        self.most_rows = max(self.most_rows, rows)
         self.tokens += tokens
         self.verified[:block] += verified.sum(0)
         self.survived[:block] += survived.sum(0)

@@ -14,6 +14,7 @@ from rsd.generation.generator import TraceGenerator
 from rsd.generation.merge import discard, merge
 from rsd.generation.progress import Progress
 from rsd.generation.schedule import Schedule
+from rsd.generation.session import Session
 from rsd.generation.statistics import combined, readable
 from rsd.generation.summary import Summary, kept_file, left_out, write_kept
 from rsd.models.loading import Source
@@ -38,11 +39,13 @@ def run_job(
     limit: int | None = None,
     overwrite: bool = False,
     keep: str | None = None,
+    command: str | None = None,
 ) -> Summary:
     """Make the traces of a file's rows and store them; resumes what an earlier run left.
 
     Args:
         keep: write the rows that are kept (`filters.KEEP`) to a file beside `out`, when all are made.
+        command: the command line, for the manifest.
 
     Raises:
         ValueError: bad input, a pair that does not fit, or an output of another job. Nothing is
@@ -52,7 +55,7 @@ def run_job(
     kept = [Output(kept_file(out), ours.kept)] if keep else []
     check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
     rows = generator.prepare(islice(stream_rows(source, split=generator.config.split), limit))
-    manifest = manifest_of(generator, source, out, limit)
+    manifest = manifest_of(generator, source, out, limit, command)
     if part_files(out) and not overwrite:
         merge(out, max_fallback_rate=generator.config.max_fallback_rate)
         say(f"{out}: the parts of several processes are merged")
@@ -114,9 +117,11 @@ def run_rows(
     keep: str | None = None,
     others: Others | None = None,
 ) -> Summary:
-    """A job, or a share of it, with its files locked."""
+    """A job, or a share of it, with its files locked. manifest: as of `manifest_of`."""
+    session = Session(manifest.pop("command"), lambda: generator.blocks.most_rows)
     out, fallback = store.out, generator.config.max_fallback_rate
     manifest["decoding"] = {} if overwrite else readable(store.decoding())
+    manifest["sessions"] = [] if overwrite else store.sessions()
     spelled = generator.find().decode
     done = store.made(manifest["identity"], rows, overwrite=overwrite, max_fallback_rate=fallback, spelled=spelled)
     if odd := sum(map(len, store.found.odd)):
@@ -144,7 +149,7 @@ def run_rows(
         if everywhere:
             say(f"resuming {out}: found {len(everywhere)} finished traces, {schedule.at_most} to make at the most")
         generator.load()
-    store.begin(manifest, done, overwrite=overwrite, verdicts=verdicts)
+    store.begin(manifest, done, overwrite=overwrite, verdicts=verdicts, session=None if finished else session)
     if overwrite:
         discard_beside(out)
     if finished:  # a job may have been killed after its last trace and before its totals
@@ -243,7 +248,10 @@ def discard_beside(out: str | Path) -> None:
         place(kept_file(out)).unlink()
 
 
-def manifest_of(generator: TraceGenerator, source: str | Path, out: str | Path, limit: int | None) -> dict[str, Any]:
+def manifest_of(
+    generator: TraceGenerator, source: str | Path, out: str | Path, limit: int | None, command: str | None
+) -> dict[str, Any]:
+    """What a job is, before it is made. command: what its session will say, if something is left to make."""
     pair = generator.find()
     teacher, student = pair.teacher, pair.student
 
@@ -258,6 +266,7 @@ def manifest_of(generator: TraceGenerator, source: str | Path, out: str | Path, 
 
     return {
         "format": 1,
+        "command": command,
         "teacher": described(teacher),
         "student": described(student),
         "widths": {"teacher": teacher.width, "student": student.width},

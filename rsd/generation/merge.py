@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from rsd.generation.session import sessions_of
 from rsd.generation.statistics import combined, readable
 from rsd.traces.columns import not_ours
 from rsd.traces.found import Found, kept, scan
@@ -46,6 +47,7 @@ def merge(out: str | Path, *, max_fallback_rate: float = 1.0) -> dict[str, Any]:
             if manifest and (decoding := readable(manifest.get("decoding"))):
                 merged["decoding"] = combined(merged["decoding"], decoding)
         merged["processes"] = [*((before or {}).get("processes") or []), *_processes(parts, stores, manifests)]
+        merged["sessions"] = sessions_of([before, *manifests])
         whole.rewrite(merged, _once(sources, found, good, 0), _once(sources, found, good, 1))
         merged["totals"] = whole.totals(max_fallback_rate=max_fallback_rate)
         whole.end(merged)

@@ -1,16 +1,13 @@
-"""The bar of a job: its own traces or, where several processes share it, those of all."""
+"""How far a job is: its own traces or, where several processes share it, those of all."""
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from rsd.bar import Bar
 from rsd.decoding.block_size import BlockController
-from rsd.events import logging, ticking
-from rsd.terminal import hushed
+from rsd.events import ticking
 from rsd.traces.shards import Lines
 from rsd.traces.trace import Trace
 
@@ -37,7 +34,6 @@ class Progress:
         of_all: Sequence[Path] = (),
         shown: bool = True,
     ) -> None:
-        every = 0.1 if sys.stderr.isatty() else 10  # seconds; a log file needs fewer lines
         self.count = self.tokens = 0
         self.errors = self.correct = self.wrong = self.own = 0  # own: tokens of the student's own
         self.accepted = self.left_out = 0.0
@@ -45,21 +41,18 @@ class Progress:
         self.whole = not of_all or shown  # whether it knows of all traces of the job
         self.lines = Lines(of_all) if of_all and shown else None
         self._looked = self.started = time.monotonic()
-        hidden = not shown or hushed() or logging()
-        self.bar: Any = tqdm(
-            total=total, initial=found, unit="trace", dynamic_ncols=True, mininterval=every, disable=hidden
-        )
-
+        self.bar = Bar(total, found, rates=self.rates, shown=shown)
         self._told = ticking(self.record)
 
     def __enter__(self) -> "Progress":
         self._told.__enter__()
+        self.bar.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.look(now=True)
         self._told.__exit__(None, None, None)
-        self.bar.close()
+        self.bar.__exit__()
 
     @property
     def seconds(self) -> float:
@@ -89,6 +82,15 @@ class Progress:
             "left_out": round(self.left_out / tokens, 5) if self.tokens else None,
         }
 
+    def rates(self) -> str:
+        """How fast and how well it goes, in words: of this process."""
+        if self.blocks is None or not self.blocks.row_rounds:
+            return ""
+        shown = [f"{self.blocks.tokens / self.seconds:.0f} tok/s"]
+        if self.tokens:
+            shown.append(f"acceptance {self.accepted / self.tokens:.1%}")
+        return ", ".join([*shown, f"{self.blocks.tokens_per_round:.1f} tokens a round"])
+
     def add(self, trace: Trace, *, at_most: int, blocks: BlockController) -> None:
         """One trace more; at_most: how many more this process may make."""
         self.count += 1
@@ -100,24 +102,16 @@ class Progress:
         self.correct += trace.is_correct is True
         self.wrong += trace.is_correct is False
         self.at_most, self.blocks = at_most, blocks
-        shown = [
-            f"{self.tokens / self.seconds:.0f} tok/s",
-            f"acceptance {self.accepted / max(self.tokens, 1):.1%}",
-        ]
-        if blocks.row_rounds:
-            shown.append(f"{blocks.tokens_per_round:.1f} tokens a round")
-        self.bar.set_postfix_str(", ".join(shown), refresh=False)
         if self.lines is not None:
             self.look()
         else:
             self.done = self.found + self.count
             self.total = max(self.done, min(self.total, self.done + at_most))
-            self.bar.total = self.total
-            self.bar.update()
+            self.bar.at(self.done, self.total)
 
     def look(self, *, now: bool = False) -> None:
         """Count what all processes have made, now and then."""
         if self.lines is not None and (now or time.monotonic() - self._looked > LOOK):
             self._looked = time.monotonic()
             self.done = self.lines.count()
-            self.bar.update(self.done - self.bar.n)
+            self.bar.at(self.done)

@@ -22,6 +22,7 @@ from rsd.generation.generator import TraceGenerator
 from rsd.generation.job import Others, discard_beside, manifest_of, run_rows
 from rsd.generation.merge import merge
 from rsd.generation.progress import Progress
+from rsd.generation.session import sessions_of
 from rsd.generation.share import POLL, Incomplete, joined, made_before, process
 from rsd.generation.summary import Summary, kept_file
 from rsd.terminal import hush, say
@@ -94,6 +95,7 @@ def run_on_ray(
     limit: int | None = None,
     overwrite: bool = False,
     keep: str | None = None,
+    command: str | None = None,
 ) -> Summary:
     """Make a job's traces with the workers of a Ray cluster; the files are what one process would have left.
 
@@ -111,7 +113,7 @@ def run_on_ray(
     kept = [Output(kept_file(out), ours.kept)] if keep else []
     check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
     rows = generator.prepare(islice(stream_rows(source, split=generator.config.split), limit))
-    manifest = manifest_of(generator, source, out, limit)
+    manifest = manifest_of(generator, source, out, limit, command)
     fallback = generator.config.max_fallback_rate
     before = made_before(Path(out))
     if part_files(out) and not overwrite:
@@ -133,8 +135,10 @@ def run_on_ray(
         with _Workers(generator.config, cluster) as workers:
             say(workers.first_ready(out))
             there = {} if overwrite else read_manifest(store.manifest) or {}
-            stays = {name: there[name] for name in ("decoding", "processes") if name in there}
-            store.begin(manifest | stays, done, overwrite=overwrite)
+            stays: dict[str, Any] = {name: there[name] for name in ("decoding", "processes") if name in there}
+            stays["sessions"] = sessions_of([there])  # the workers add their own
+            own = {name: value for name, value in manifest.items() if name != "command"}
+            store.begin(own | stays, done, overwrite=overwrite)
             if overwrite:
                 discard_beside(out)
                 before = 0, 0

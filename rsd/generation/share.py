@@ -43,6 +43,7 @@ def run_share(
     limit: int | None = None,
     overwrite: bool = False,
     keep: str | None = None,
+    command: str | None = None,
 ) -> Summary | None:
     """Make this process's share of a job's traces, in a part file of its own.
 
@@ -50,7 +51,8 @@ def run_share(
     or by the last one that ends. What any number of processes made before is found and not made again.
 
     Args:
-        limit: of the whole job. overwrite: only of a launch. keep: as of `run_job`, once all is merged.
+        limit: of the whole job. overwrite: only of a launch. keep, command: as of `run_job`; rows are kept once all is
+            merged.
 
     Returns:
         What the job's file holds, or, while shares are missing, the part file; None for a process that prints nothing.
@@ -66,7 +68,8 @@ def run_share(
     check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
     check_outputs([Output(file) for file in (part, *files_of(part))], inputs=[source], job=files_of(part)[1])
     rows = generator.prepare(islice(stream_rows(source, split=generator.config.split), limit))
-    manifest = manifest_of(generator, source, part, limit)  # what is wrong with the pair is said before anything goes
+    # What is wrong with the pair is said before anything goes.
+    manifest = manifest_of(generator, source, part, limit, command)
     if overwrite:
         _discard_together(out, shard)
     before = made_before(out)

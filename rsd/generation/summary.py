@@ -7,9 +7,10 @@ from typing import Any
 
 from rsd.config import ONE_VOCABULARY
 from rsd.files import write_rows
-from rsd.terminal import in_lines
+from rsd.terminal import BAD, in_lines, joined, paint
 from rsd.traces.filters import choose
 from rsd.traces.lines import whole_lines
+from rsd.traces.totals import answers
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Summary:
         if t["correct"] or t["wrong"] or t["verify_errors"]:
             solved = f"{t['solved']} solved, {t['unsolved']} unsolved, {t['unknown']} not known"
             lines += [
-                f"answers      {t['correct']} correct, {t['wrong']} wrong, {t['not_verified']} not verified",
+                answers(t["correct"], t["wrong"], t["not_verified"]),
                 f"problems     {t['problems']}: {solved}",
             ]
         if unfit := ", ".join(f"{n} {why}" for why, n in t["unfit"].items() if why != "error"):
@@ -64,10 +65,10 @@ class Summary:
             lines.append(f"kept         {self.kept} rows, in {self.kept_file}")
         if t["verify_errors"]:
             said = f"{t['verify_errors']} rows have `verify_error` set, the first: {t['first_verify_error']}"
-            lines.append(f"not judged   {said}")
+            lines.append(joined([paint("not judged", BAD), f"   {said}"]))
         if t["errors"]:
             said = f"{t['errors']} rows have `error` set, the first: {t['first_error']}"
-            lines.append(f"errors       {said}; the same command tries them again")
+            lines.append(joined([paint("errors", BAD), f"       {said}; the same command tries them again"]))
         return in_lines(lines)
 
 

@@ -1,14 +1,16 @@
 """What each model reads before a trace: the student's prompt, the teacher's own one, and a completion's beginning."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
 from rsd.config import GenerateConfig
 from rsd.models.source import DATE, TODAY, Source
 from rsd.pair.vocabulary import DIFFERENT, Vocabulary
-from rsd.traces.rows import Row, Rows, read_prompt
+from rsd.traces.rows import Row, Rows, found, read_prompt
 from rsd.traces.spool import Spool
+
+MAY_BE_MISSING = ("defined", "undefined", "default", "d")  # what templates ask of such a name
 
 
 class Prompt(NamedTuple):
@@ -32,23 +34,31 @@ def privileged(rows: Rows, config: GenerateConfig) -> Rows:
     from a template, and stands for the last turn. A row for which there is none becomes an error.
 
     Raises:
-        ValueError: no row has the column, or the template cannot be read, or fails for every row.
+        ValueError: no row has the column, or one that the template names; or the template cannot be read, or fails for
+            every row.
     """
     column, template = config.teacher_prompt_column, config.teacher_template
     if column is not None:
-        if rows and not any(column in row.columns for row in rows):
-            raise ValueError(f"no column {column} for --teacher-prompt-column")
+        if missing := _missing({column}, rows):
+            raise ValueError(f"no column {column} for --teacher-prompt-column: {missing[column]}")
         return Rows(rows.ids, lambda i: _from_column(rows[i], column))
     if template is None:
         return rows
     import jinja2
+    from jinja2 import meta, nodes
 
     from rsd.models.limits import Bounded, in_time
 
+    bounded = Bounded(undefined=jinja2.StrictUndefined)
     try:
-        made = Bounded(undefined=jinja2.StrictUndefined).from_string(template)
+        made, parsed = bounded.from_string(template), bounded.parse(template)
+        asked = [n.node for n in parsed.find_all((nodes.Test, nodes.Filter)) if n.name in MAY_BE_MISSING]
+        names = meta.find_undeclared_variables(parsed) - {"id", "prompt", *bounded.globals}
     except (jinja2.TemplateError, RecursionError) as e:
         raise ValueError(f"teacher-template: {e}") from e
+    names -= {node.name for node in asked if isinstance(node, nodes.Name)}
+    for name, said in _missing(names, rows).items():
+        raise ValueError(f"teacher-template: no column {name}: {said}")
 
     def fill(row: Row) -> Row:
         if row.error is not None:
@@ -76,6 +86,18 @@ def privileged(rows: Rows, config: GenerateConfig) -> Rows:
     if tried and not made_any:  # then it is not the rows that are wrong
         raise ValueError(f"{first}, in every row that was tried ({tried})")
     return Rows(rows.ids, filled.__getitem__)
+
+
+def _missing(names: Collection[str], rows: Rows) -> dict[str, str]:
+    """By name those of the columns that no sound row has, and what there is instead."""
+    missing, columns = set(names), dict[str, None]()
+    for row in rows if missing else ():
+        if row.error is None:
+            columns |= dict.fromkeys([*row.asked, *row.columns])
+            missing -= columns.keys()
+        if not missing:
+            break
+    return {name: found(columns, name) for name in sorted(missing)} if columns else {}
 
 
 def _from_column(row: Row, column: str) -> Row:

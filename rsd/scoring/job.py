@@ -1,6 +1,5 @@
 """Scoring a file: rows with their scores, in order, resumable, with a progress bar and a summary."""
 
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -8,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
-from rsd.events import logging, ticking
+from rsd.bar import Bar
+from rsd.events import ticking
 from rsd.files import Output, begun, check_outputs, encode
 from rsd.scoring.responses import Response, Responses
 from rsd.scoring.scored_rows import ScoreSummary, content, plain, scored_before, scores_of
 from rsd.scoring.scorer import Scored, Scorer
 from rsd.scoring.verdicts import Judging, judged, unjudged
-from rsd.terminal import hushed, say
+from rsd.terminal import say
 from rsd.traces import ours
 from rsd.traces.shards import Lines
 
@@ -95,10 +93,18 @@ def score_file(
 
 
 def progress(
-    scorer: Scorer, todo: Iterable[Response], *, count: int, initial: int = 0, others: Others | None = None
+    scorer: Scorer,
+    todo: Iterable[Response],
+    *,
+    count: int,
+    initial: int = 0,
+    others: Others | None = None,
+    what: str = "",
 ) -> Iterator[Scored]:
-    """Score responses in order, with a progress bar. count: how many. initial: rows that were scored before."""
-    every = 0.1 if sys.stderr.isatty() else 10
+    """Score responses in order, and show how far it is.
+
+    count: how many. initial: rows that were scored before. what: as of `Bar`.
+    """
     tokens, started, shown = 0, time.monotonic(), others is None or others.shown
     total, lines = initial + count, None
     if others is not None and shown:
@@ -112,19 +118,13 @@ def progress(
         whole = {"done": before + new, "total": total} if others is None else {}  # otherwise a share is all it knows
         return whole | told | {"tokens_per_second": round(tokens / seconds, 1)}
 
-    bar = tqdm(
-        total=total,
-        initial=initial,
-        unit="trace",
-        dynamic_ncols=True,
-        mininterval=every,
-        disable=None if shown and not hushed() and not logging() else True,
-    )
-    with bar, ticking(record):
+    def rates() -> str:
+        return f"{tokens / (time.monotonic() - started):.0f} tok/s" if tokens else ""
+
+    with Bar(total, initial, rates=rates, what=what, shown=shown) as bar, ticking(record):
         for response in todo:
             scored = scorer.score(response)
             tokens += len(scored.token_ids)
             new, errors = new + 1, errors + (scored.error is not None)
-            bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tok/s", refresh=False)
-            bar.update(1 if lines is None else lines.count() - bar.n)
+            bar.at(before + new if lines is None else lines.count())
             yield scored

@@ -13,7 +13,7 @@ import numpy as np
 from rsd.config import Reading
 from rsd.traces.lines import files_of
 from rsd.traces.readers import stream_rows
-from rsd.traces.rows import PROMPT_COLUMNS, digest, read_prompt
+from rsd.traces.rows import PROMPT_COLUMNS, digest, found, read_prompt
 from rsd.traces.sidecar import Sidecar
 from rsd.traces.spool import OnDemand, Spool
 from rsd.traces.tokens import of_sidecar
@@ -185,24 +185,23 @@ def _tokens(sidecar: Sidecar, key: tuple[str, int]) -> np.ndarray | None:
 
 def _finder(columns: Sequence[str], config: Reading) -> Callable[[Mapping[str, Any]], tuple[Messages, str]]:
     """How prompt and response are found in a row of a file with these columns."""
-    found = f"found {', '.join(map(str, columns)) or 'none'}"
     thinking, answer, prompt = config.thinking_column, config.response_column, config.prompt_column
     for name in (thinking, answer, prompt):
         if name is not None and name not in columns:
-            raise ValueError(f"no column {name}: {found}")
+            raise ValueError(f"no column {name}: {found(columns, name)}")
     kind = next((c for c in FORMATS if c in columns), None)
     if thinking or answer:
         kind = "columns"
     if kind is None:
         raise ValueError(
-            f"no responses: looked for {', '.join(FORMATS)}, {found}; name yours with --response-column "
+            f"no responses: looked for {', '.join(FORMATS)}, {found(columns)}; name yours with --response-column "
             "(and --prompt-column)"
         )
     if prompt is None and kind not in ("messages", "conversations"):
         prompt = next((c for c in PROMPT_COLUMNS if c in columns), None)
         if prompt is None:
             looked = ", ".join(PROMPT_COLUMNS)
-            raise ValueError(f"no prompts: looked for {looked}, {found}; name yours with --prompt-column")
+            raise ValueError(f"no prompts: looked for {looked}, {found(columns)}; name yours with --prompt-column")
 
     def find(row: Mapping[str, Any]) -> tuple[Messages, str]:
         turns, text = None, ""

@@ -19,8 +19,9 @@ from rsd.scoring.metrics import COLUMNS, METRICS
 from rsd.scoring.responses import Responses
 from rsd.scoring.steps import RULES
 from rsd.scoring.verdicts import Judging, unjudged
-from rsd.terminal import in_lines, say
+from rsd.terminal import BAD, in_lines, joined, paint, say
 from rsd.traces.columns import is_number
+from rsd.traces.totals import answers
 
 AGAIN = "use another -o, or --overwrite to start anew"
 
@@ -62,7 +63,7 @@ class ScoreSummary:
                 self._counts[name] += 1
 
     def text(self) -> str:
-        lines = [
+        lines: list[str] = [
             f"scored by    {named(self.scoring)}",
             f"rows         {self.rows} ({self.new_rows} new), {self.errors} of them with an error",
         ]
@@ -73,17 +74,12 @@ class ScoreSummary:
         if (of_set := self._rsr.value) is not None:
             lines.append(f"{'rsr of the set':<20} {of_set:.4g}")
         if self.errors:
-            lines.append(f"errors       {self.errors} rows have `score_error`, the first: {self._first_error}")
+            said = f"       {self.errors} rows have `score_error`, the first: {self._first_error}"
+            lines.append(joined([paint("errors", BAD), said]))
         if self.verdicts.keys() - {None}:
-            lines.append(answers(self.verdicts))
+            lines.append(answers(*map(self.verdicts.get, (True, False, None), (0, 0, 0))))
         lines.append(f"time         {self.seconds:.1f} s, {self.tokens} tokens in all")
         return in_lines(lines)
-
-
-def answers(verdicts: Mapping[bool | None, int]) -> str:
-    """How many rows are right, wrong and neither, in a line."""
-    right, wrong, unknown = (verdicts.get(known, 0) for known in (True, False, None))
-    return f"answers      {right} correct, {wrong} wrong, {unknown} not verified"
 
 
 def plain(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Judging a file: its rows with a verdict each, in order, resumable."""
 
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,16 +8,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from rsd.bar import Bar
 from rsd.config import Reading
-from rsd.events import logging
 from rsd.files import Output, begun, check_outputs, encode
 from rsd.scoring.responses import Responses, responses
-from rsd.scoring.scored_rows import AGAIN, answers, lines_before
+from rsd.scoring.scored_rows import AGAIN, lines_before
 from rsd.scoring.verdicts import Judging, judged, must_judge
-from rsd.terminal import hushed, in_lines, say
+from rsd.terminal import BAD, in_lines, joined, paint, say
 from rsd.traces import ours
+from rsd.traces.totals import answers
 
 
 class VerifySummary:
@@ -42,11 +40,13 @@ class VerifySummary:
             self.unjudged += 1
 
     def text(self) -> str:
-        lines = [f"verified by  {self.how}", f"rows         {self.rows} ({self.new_rows} new)", answers(self.verdicts)]
+        lines = [f"verified by  {self.how}", f"rows         {self.rows} ({self.new_rows} new)"]
+        lines.append(answers(*map(self.verdicts.get, (True, False, None), (0, 0, 0))))
         if self.changed:
             lines.append(f"changed      {self.changed} rows had another verdict before")
         if self.unjudged:
-            lines.append(f"not judged   {self.unjudged} rows have `verify_error` set, the first: {self._first}")
+            said = f"   {self.unjudged} rows have `verify_error` set, the first: {self._first}"
+            lines.append(joined([paint("not judged", BAD), said]))
         lines.append(f"time         {self.seconds:.1f} s")
         return in_lines(lines)
 
@@ -81,20 +81,13 @@ def verify_file(todo: Responses, out: str | Path, judging: Judging, *, overwrite
         if done:
             say(f"resuming {out}: found {done} judged rows, {len(todo) - done} to judge")
         left = (todo[i] for i in range(done, len(todo)))
-        bar = tqdm(
-            judged(left, judging),
-            total=len(todo),
-            initial=done,
-            unit="trace",
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 10,
-            disable=True if hushed() or logging() else None,
-        )
-        for i, response in enumerate(bar, done):
-            summary.add(todo.rows[i], response.row)
-            summary.errors += response.error is not None
-            file.write(encode(response.row))
-            file.flush()
+        with Bar(len(todo), done) as bar:
+            for i, response in enumerate(judged(left, judging), done):
+                summary.add(todo.rows[i], response.row)
+                summary.errors += response.error is not None
+                file.write(encode(response.row))
+                file.flush()
+                bar.at(i + 1)
     summary.new_rows, summary.seconds = len(todo) - done, time.monotonic() - started
     return summary
 

@@ -58,9 +58,9 @@ def read_manifest(file: Path) -> dict[str, Any] | None:
     made = read_json(file)
     if made is None or not all(isinstance(made.get(name), dict) for name in ("identity", "settings")):
         return None
-    others = {"decoding": dict, "totals": dict, "process": dict, "files": dict, "processes": list}
+    others = {"decoding": dict, "totals": dict, "process": dict, "files": dict, "processes": list, "sessions": list}
     if not all(isinstance(made[name], kind) for name, kind in others.items() if made.get(name) is not None):
         return None
     processes = [*(made.get("processes") or ()), made.get("process") or {}]
     started = all(isinstance(one, dict) and isinstance(one.get("started", 0), int | float) for one in processes)
-    return made if started else None
+    return made if started and all(isinstance(one, dict) for one in made.get("sessions") or ()) else None

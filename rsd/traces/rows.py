@@ -1,5 +1,6 @@
 """Reading rows and turning them into prompts."""
 
+import difflib
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -88,7 +89,7 @@ def prepare(
     column = next((c for c in wanted if c in columns), None)
     if column is None:
         raise ValueError(
-            f"no prompt column: looked for {', '.join(wanted)}, found {', '.join(map(str, columns)) or 'none'}; "
+            f"no prompt column: looked for {', '.join(wanted)}, {found(columns, prompt_column)}; "
             "name yours with --prompt-column"
         )
     ids, bad = _ids(given, lambda i: read_prompt(raw[i].get(column), column)[0] or raw[i])
@@ -104,6 +105,13 @@ def prepare(
         return Row(ids[i], messages, kept, bad.get(i, error), answer_columns=answers, asked=asked)
 
     return Rows(ids, made)
+
+
+def found(columns: Iterable[Any], named: str | None = None) -> str:
+    """What a message says of the columns that there are, where one that was named is none of them."""
+    names = [str(column) for column in columns]
+    near = difflib.get_close_matches(named or "", names, 1)
+    return f"found {', '.join(names) or 'none'}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def _ids(given: Sequence[Any], content: Callable[[int], Any]) -> tuple[list[str | int], dict[int, str]]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,6 +47,7 @@ class Store:
         self._synced = time.monotonic()
         self._hashes = [hashlib.blake2b() for _ in range(2)]  # of sidecar and rows as they are
         self._manifest: Mapping[str, Any] = {}
+        self._session: Callable[[], Mapping[str, Any]] | None = None
         self.found = Found()
 
     def __enter__(self) -> "Store":
@@ -102,9 +103,14 @@ class Store:
         *,
         overwrite: bool,
         verdicts: Mapping[Key, Mapping[str, Any]] | None = None,
+        session: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
-        """Be ready for appending, with exactly the traces `done` in both files, and with these columns anew in rows."""
+        """Be ready for appending, with exactly the traces `done` in both files, and with these columns anew in rows.
+
+        session: what is to be added to the manifest's `sessions`, as often as it is written.
+        """
         self._new.clear()
+        self._session = session
         if overwrite:
             for handle in self._files:
                 handle.truncate(0)
@@ -138,6 +144,10 @@ class Store:
     def decoding(self) -> dict[str, Any]:
         """The statistics of the rounds (`BlockController.statistics`) that made what is there, as far as runs ended."""
         return dict((read_manifest(self.manifest) or {}).get("decoding") or {})
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """The sessions that made what is there."""
+        return list((read_manifest(self.manifest) or {}).get("sessions") or ())
 
     def totals(self, *, max_fallback_rate: float = 1.0) -> dict[str, Any]:
         """What the rows in the file add up to (`traces.totals`)."""
@@ -174,4 +184,6 @@ class Store:
         self._sync()
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        if self._session is not None:
+            manifest = {**manifest, "sessions": [*manifest["sessions"], self._session()]}
         write_text(self.manifest, json.dumps(finite(manifest), indent=2, ensure_ascii=False) + "\n")

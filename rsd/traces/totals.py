@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rsd.terminal import BAD, GOOD, Painted, joined, paint
 from rsd.traces.filters import flaw
 
 BIT = {None: 1, False: 2, True: 4}  # of a verdict
@@ -70,3 +71,10 @@ class Totals:
             "unsolved": len(self.problems) - solved - unknown,
             "unknown": unknown,
         }
+
+
+def answers(correct: int, wrong: int, unknown: int) -> Painted:
+    """How many rows are right, wrong and neither, in a line."""
+    right = paint(f"{correct} correct", GOOD) if correct else "0 correct"
+    bad = paint(f"{wrong} wrong", BAD) if wrong else "0 wrong"
+    return joined(["answers      ", right, ", ", bad, f", {unknown} not verified"])

@@ -3,8 +3,6 @@
 import errno
 import json
 import os
-import pty
-import re
 import shutil
 import subprocess
 import sys
@@ -14,12 +12,12 @@ import pytest
 from conftest import environment, read, write
 from hypothesis import given
 from hypothesis import strategies as st
+from terminals import BAD, COLOUR, coloured, on_a_terminal
 
 from rsd.models.bundled import bundled
 from rsd.terminal import Screen, harmless, one_line
 
 TITLE = "\x1b]0;owned\x07"
-BAD = re.compile("[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 TRACE = {"prompt": "1 + 1?", "completion": [{"role": "assistant", "content": "2"}], "answer": "2"}
 
 
@@ -34,28 +32,6 @@ def test_what_is_printed_is_harmless_and_as_long(text):
 )
 def test_writing_of_all_kinds_is_left_as_it_is(text):
     assert harmless(text) == one_line(text) == text
-
-
-def on_a_terminal(*args, cwd: Path) -> str:
-    """All that a command prints onto a terminal."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rsd", *map(os.fspath, args)],
-        cwd=cwd,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment() | {"TERM": "xterm"},
-    )
-    os.close(theirs)
-    said = b""
-    try:
-        while part := os.read(ours, 65536):
-            said += part
-    except OSError:  # the other end is closed
-        pass
-    process.wait()
-    return said.decode("utf-8", "replace")
 
 
 NAMES = (
@@ -115,7 +91,8 @@ def test_nothing_steers_the_terminal(several, tmp_path):
     for name in several:
         said = on_a_terminal(*every[name], cwd=tmp_path)
         assert said.strip(), name
-        assert not BAD.search(said.replace("\r", "")), (name, said)
+        assert not BAD.search(COLOUR.sub("", said).replace("\r", "")), (name, said)
+        assert "owned" not in "".join(text for _, text in coloured(said)), (name, said)
         assert not any(line.startswith(("rsd: fine", ".jsonl", "b ")) for line in said.splitlines()), (name, said)
         assert "Traceback" not in said, (name, said)
 

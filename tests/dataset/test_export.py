@@ -313,3 +313,11 @@ def test_rows_of_any_shape_are_exported_or_refused_in_one_line(tmp_path_factory,
     if result.exit_code:
         assert isinstance(result.exception, SystemExit) and len(result.output.strip().splitlines()) == 1
         assert not list(folder.glob("out*"))
+
+
+def test_a_dry_run_says_what_an_export_would_hold_and_writes_nothing(traces, tmp_path):
+    before = sorted(p.name for p in tmp_path.iterdir())
+    told = export(traces, "-o", tmp_path / "out.jsonl", "--test-share", "0.3", "--dry-run")
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    said = export(traces, "-o", tmp_path / "out.jsonl", "--test-share", "0.3")
+    assert told.splitlines()[:-1] == said.splitlines()[:-1] and "to write" in told.splitlines()[-1]

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from conftest import read, write
-from jobs import FLAGS, by_key, files, pair, run
+from jobs import FLAGS, by_key, command, files, pair, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsd import GenerateConfig, TraceGenerator
@@ -118,7 +118,7 @@ def test_a_template_that_fails_for_every_row_stops_the_job(tmp_path):
     (student / "model.safetensors").unlink()
     flags = ["--student", student, "--teacher-template", "{{ prompt }} {{ answr }}"]
     said = run(source, "-o", out, *flags, expect=2).output
-    assert said.count("\n") == 1 and "teacher-template: 'answr' is undefined, in every row that was tried (4)" in said
+    assert said.count("\n") == 1 and "teacher-template: no column answr: found problem, " in said
     assert not out.exists()
     # One row that it does not fail for, and the others are errors of their own.
     generator = TraceGenerator(GenerateConfig(teacher_template="{{ prompt }} {{ answr }}"))
@@ -126,6 +126,38 @@ def test_a_template_that_fails_for_every_row_stops_the_job(tmp_path):
     assert [row.error for row in rows] == ["teacher-template: 'answr' is undefined"] * 4 + [None, "problem is empty"]
     # Where none could be tried there is nothing to say of it.
     assert generator.prepare([{"id": "empty", "problem": ""}])[0].error == "problem is empty"
+
+
+MISSPELT = {
+    "template": ("generate", "--teacher-template", "{{ sloution }}", "teacher-template: no column sloution"),
+    "in a branch": ("generate", "--teacher-template", "{% if n > 9 %}{{ sloution }}{% endif %}", "no column sloution"),
+    "teacher's prompt": ("generate", "--teacher-prompt-column", "sloution", "--teacher-prompt-column: found"),
+    "prompt": ("generate", "--prompt-column", "porblem", "no prompt column: looked for porblem, found"),
+    "answer": ("generate", "--answer-column", "sloution", "no column of answers: looked for sloution, found"),
+    "scored": ("score", "--response-column", "sloution", "no column sloution: found"),
+    "thinking": ("score", "--thinking-column", "sloution", "no column sloution: found"),
+}
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_a_misspelt_column_is_refused_before_a_model_is_looked_at(name, tmp_path):
+    which, flag, value, words = MISSPELT[name]
+    source, nothing = write(tmp_path / "in.jsonl", ROWS), tmp_path / "nothing"
+    nothing.mkdir()  # no model, no tokenizer
+    for more in ([], ["--dry-run"]) if which == "generate" else ([],):
+        made = command(which, source, "--student", nothing, "-o", tmp_path / "out.jsonl", flag, value, *more, expect=2)
+        said = " ".join(made.output.split())
+        assert words in said and made.output.count("\n") == 1
+        assert "solution" in said and f"did you mean {'problem' if 'porblem' in value else 'solution'}?" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "nothing"]
+
+
+def test_a_template_may_ask_for_what_no_row_has():
+    template = (
+        "{{ prompt }} {{ hint | default('no hint') }} {% if more is defined %}{{ more }}{% endif %} {{ range(2) }}"
+    )
+    rows = TraceGenerator(GenerateConfig(teacher_template=template)).prepare(ROWS)
+    assert [row.error for row in rows] == [None] * 4 and "no hint" in rows[0].teacher[-1]["content"]
 
 
 @pytest.mark.parametrize(
