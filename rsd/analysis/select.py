@@ -17,6 +17,7 @@ from rsd.scoring.metrics import BY, METRICS
 from rsd.scoring.responses import Response, read_responses
 from rsd.scoring.scored_rows import named
 from rsd.scoring.scorer import Scored, find_student, load_scorer, rules, stored
+from rsd.settings import called
 from rsd.terminal import in_lines
 
 
@@ -91,7 +92,8 @@ def select(teachers: Mapping[str, Sequence[Scored]], *, by: str = "ln", keep_inc
         raise ValueError(f"no response could be scored: {why}")
     right = {k: [(t, s) for t, s in of if s.response.row.get("is_correct") is True] for k, of in answers.items()}
     if not keep_incorrect and not any(right.values()):
-        raise ValueError("no response is known to be correct (is_correct): verify them, or use --keep-incorrect")
+        among_all = called("keep_incorrect", True)
+        raise ValueError(f"no response is known to be correct (is_correct): verify them, or use {among_all}")
 
     chosen, ties, otherwise, no_correct = [], 0, 0, 0
     for k, of in answers.items():

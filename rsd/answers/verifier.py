@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from rsd.answers.equality import exactly, same
 from rsd.answers.normalise import after_thinking, boxed, reference
+from rsd.settings import called
 
 # Columns that hold a problem's answer, unless one is named.
 WORKER = Path(__file__).with_name("worker.py")  # started as a process of its own
@@ -142,7 +143,8 @@ def resolve(how: str) -> str:
     if how == "auto":
         return "math" if have_math else "boxed"
     if how == "math" and not have_math:
-        raise ValueError("--verify math needs math-verify: pip install 'rsd[verify]', or use --verify boxed")
+        asked, other = called("verify", "math"), called("verify", "boxed")
+        raise ValueError(f"{asked} needs math-verify: pip install 'rsd[verify]', or use {other}")
     return how
 
 
@@ -159,7 +161,7 @@ def answer_column(columns: Collection[str], how: str, named: str | None) -> str 
     if column is None and (named or how != "auto"):
         raise ValueError(
             f"no column of answers: looked for {', '.join(wanted)}, found {', '.join(map(str, columns)) or 'none'}; "
-            "name yours with --answer-column, or use --verify none"
+            f"name yours with {called('answer_column')}, or use {called('verify', 'none')}"
         )
     return column
 
@@ -203,10 +205,10 @@ class _Worker:
             line = self._read(START_LIMIT)
         except _Ended as e:
             self.close()
-            raise ValueError(f"--verify {how}: the process that judges answers {e}") from e
+            raise ValueError(f"{called('verify', how)}: the process that judges answers {e}") from e
         if "error" in line:
             self.close()
-            raise ValueError(f"--verify {how}: {line['error']}")
+            raise ValueError(f"{called('verify', how)}: {line['error']}")
 
     def ask(self, case: Mapping[str, Any]) -> Judgement:
         try:

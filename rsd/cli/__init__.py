@@ -9,6 +9,7 @@ from rsd.cli.export import export
 from rsd.cli.generate import generate
 from rsd.cli.merge import merge
 from rsd.cli.scores import compare, score, select
+from rsd.settings import as_flags
 from rsd.terminal import guarded, shortened
 from rsd.version import __version__
 
@@ -19,7 +20,7 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         if "_RSD_COMPLETE" in os.environ:  # a shell asks, in bytes
             return super().main(*args, **kwargs)
-        with guarded():
+        with guarded(), as_flags():
             return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:

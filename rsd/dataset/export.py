@@ -12,6 +12,7 @@ import numpy as np
 from rsd.dataset.config import ExportConfig
 from rsd.dataset.formats import WITH_TEMPLATE, Ids, Row, answer, formatted, prefix
 from rsd.dataset.readback import beside, read_traces
+from rsd.settings import called
 from rsd.terminal import in_lines
 from rsd.traces.filters import is_right, keep
 from rsd.traces.lines import Key, files_of, key_of
@@ -52,7 +53,7 @@ class Export:
             whole = len(self.train) + len(self.test)
             lines.append(
                 f"tokens       {whole - self.respelled} of {whole} rows give the sampled ids when they are tokenized, "
-                f"{self.respelled} others" + ("; --format token-ids keeps all" if self.respelled else "")
+                f"{self.respelled} others" + (f"; {called('format', 'token-ids')} keeps all" if self.respelled else "")
             )
         return in_lines(lines)
 
@@ -90,7 +91,9 @@ def export(path: str | Path, config: ExportConfig) -> Export:
         made = [(row, {**out, "id": str(row["id"])}) for row, out in made]
     if not made:
         counts = ", ".join(f"{n} {why}" for why, n in dropped.items())
-        raise ValueError(f"{path}: nothing is left to export ({counts}); --keep all keeps what is not verified, too")
+        raise ValueError(
+            f"{path}: nothing is left to export ({counts}); {called('keep', 'all')} keeps what is not verified, too"
+        )
     respelled: int | None = None
     notices: list[str] = []
     if config.format != "token-ids":

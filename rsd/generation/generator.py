@@ -26,6 +26,7 @@ from rsd.pair.pair import Pair, pair_up
 from rsd.pair.prompts import own_prompt, privileged
 from rsd.scoring.scorer import Scorer
 from rsd.scoring.steps import RULES
+from rsd.settings import called
 from rsd.traces.rows import Row, Rows, prepare
 from rsd.traces.trace import Trace
 
@@ -104,9 +105,12 @@ class TraceGenerator:
             pair = self.find()
             teacher, student, vocabulary = pair.teacher, pair.student, pair.vocabulary
             if self.group is None and self.config.tensor_parallel > 1:
-                raise ValueError("tensor-parallel is for a launch: torchrun --nproc-per-node N -m rsd generate ...")
+                name = called("tensor_parallel")
+                raise ValueError(f"{name} is for a launch: torchrun --nproc-per-node N -m rsd generate ...")
             if self.config.compile and not shutil.which(os.environ.get("CXX", "g++")):
-                raise ValueError("compile needs a C++ compiler: install g++, name one in CXX, or leave it out")
+                raise ValueError(
+                    f"{called('compile')} needs a C++ compiler: install g++, name one in CXX, or leave it out"
+                )
             self._judges().start()
             rows = self.memory().rows  # before the weights take their part
             packed = not self.config.compile
@@ -152,7 +156,7 @@ class TraceGenerator:
     def _load(self, source: Source, *, packed: bool = True, parts: int = 1) -> PreTrainedModel:
         model = load(source, self.config, packed=packed, parts=parts)
         if not self.config.skip_check:
-            check_decoding(model, f"--{source.role} {source.name}")
+            check_decoding(model, f"{called(source.role)} {source.name}")
         return model
 
     @property

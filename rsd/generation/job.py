@@ -17,7 +17,7 @@ from rsd.generation.schedule import Schedule
 from rsd.generation.statistics import combined, readable
 from rsd.generation.summary import Summary, kept_file, left_out, write_kept
 from rsd.models.loading import Source
-from rsd.settings import free
+from rsd.settings import called, free
 from rsd.strictjson import finite
 from rsd.terminal import say
 from rsd.traces import ours
@@ -229,7 +229,7 @@ def _check_settings(
             raise ValueError(
                 f"{store.manifest} is lost, and these settings make another trace of id {key[0]!r}, generation "
                 f"{key[1]}, than {store.out} holds: use those that it was made with (float32 alone can tell), "
-                "another -o, or --overwrite to start anew"
+                f"another {called('output')}, or {called('overwrite', True)} to start anew"
             )
     say(f"notice: {store.manifest} was lost: {len(picked)} of its traces, made again, are the same, so the job goes on")
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rsd.config import ScoreConfig
+from rsd.settings import called
 from rsd.traces.lines import files_of
 from rsd.traces.readers import stream_rows
 from rsd.traces.rows import PROMPT_COLUMNS, digest, read_prompt
@@ -186,14 +187,15 @@ def _finder(columns: Sequence[str], config: ScoreConfig) -> Callable[[Mapping[st
         kind = "columns"
     if kind is None:
         raise ValueError(
-            f"no responses: looked for {', '.join(FORMATS)}, {found}; name yours with --response-column "
-            "(and --prompt-column)"
+            f"no responses: looked for {', '.join(FORMATS)}, {found}; name yours with "
+            f"{called('response_column')} (and {called('prompt_column')})"
         )
     if prompt is None and kind not in ("messages", "conversations"):
         prompt = next((c for c in PROMPT_COLUMNS if c in columns), None)
         if prompt is None:
             looked = ", ".join(PROMPT_COLUMNS)
-            raise ValueError(f"no prompts: looked for {looked}, {found}; name yours with --prompt-column")
+            name = called("prompt_column")
+            raise ValueError(f"no prompts: looked for {looked}, {found}; name yours with {name}")
 
     def find(row: Mapping[str, Any]) -> tuple[Messages, str]:
         turns, text = None, ""

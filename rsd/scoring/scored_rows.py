@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rsd.config import ScoreConfig
-from rsd.files import encode, first_row
+from rsd.files import anew, encode, first_row
 from rsd.models.bundled import folder_of
 from rsd.models.fingerprint import fingerprint
 from rsd.scoring.measure import SetRsr
@@ -19,8 +19,6 @@ from rsd.scoring.responses import Responses
 from rsd.scoring.steps import RULES
 from rsd.terminal import in_lines, say
 from rsd.traces.columns import is_number
-
-AGAIN = "use another -o, or --overwrite to start anew"
 
 
 def named(scoring: Mapping[str, Any]) -> str:
@@ -92,16 +90,16 @@ def scored_before(summary: ScoreSummary, todo: Responses, out: Path) -> tuple[in
             try:
                 row = encode(plain(todo.rows[done]))
             except IndexError as e:
-                raise ValueError(f"{out} holds more rows than the input: {AGAIN}") from e
+                raise ValueError(f"{out} holds more rows than the input: {anew()}") from e
             begins = b"{" if row == b"{}\n" else row.removesuffix(b"}\n") + b", "
             torn = not line.endswith(b"\n")  # by a crash
             if not (line.startswith(begins) or (torn and begins.startswith(line))):
-                raise ValueError(f"{out}, line {done + 1}, is not of the input's row {done + 1}: {AGAIN}")
+                raise ValueError(f"{out}, line {done + 1}, is not of the input's row {done + 1}: {anew()}")
             if not torn:
                 try:
                     summary.add(scores_of(line, begins, summary.scoring))
                 except ValueError as e:
-                    raise ValueError(f"{out}, line {done + 1}, {e}: {AGAIN}") from e
+                    raise ValueError(f"{out}, line {done + 1}, {e}: {anew()}") from e
                 done, size = done + 1, size + len(line)
     return done, size
 

@@ -15,6 +15,7 @@ from rsd.scoring.metrics import METRICS
 from rsd.scoring.naturalness import Reader, TokenScores
 from rsd.scoring.responses import Response, responses
 from rsd.scoring.steps import RULES, split
+from rsd.settings import called
 from rsd.traces.columns import is_number
 from rsd.traces.tokens import unknown
 
@@ -240,7 +241,7 @@ def find_student(config: ScoreConfig) -> Source:
     """
     source = find("student", config.student, config.student_revision, trust_remote_code=config.trust_remote_code)
     if not source.tokenizer.is_fast:
-        raise ValueError(f"--student {config.student}: scoring needs a fast tokenizer (a tokenizer.json)")
+        raise ValueError(f"{called('student')} {config.student}: scoring needs a fast tokenizer (a tokenizer.json)")
     return source
 
 
@@ -253,7 +254,7 @@ def load_scorer(config: ScoreConfig) -> Scorer:
     source = find_student(config)
     model = load(source, config)
     if not config.skip_check:
-        check_decoding(model, f"--student {source.name}")
+        check_decoding(model, f"{called('student')} {source.name}")
     return Scorer(source, model, config.scoring(), dtype=dtype_of(config), layout=config.layout())
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any
 
+from rsd.settings import called
 from rsd.strictjson import finite
 from rsd.traces.spool import OnDemand, Spool
 
@@ -82,7 +83,7 @@ def prepare(
     if column is None:
         raise ValueError(
             f"no prompt column: looked for {', '.join(wanted)}, found {', '.join(map(str, columns)) or 'none'}; "
-            "name yours with --prompt-column"
+            f"name yours with {called('prompt_column')}"
         )
     ids, bad = _ids(given, lambda i: read_prompt(raw[i].get(column), column)[0] or raw[i])
     answers = answer_column([c for c in columns if c not in ("id", column)])
