@@ -21,6 +21,8 @@ from rsd.answers.residues import Undefined, Value, rational, times
 from rsd.answers.words import as_mathematics, as_text
 
 LONGEST = 2000  # characters; what is longer is no answer, and only compared as it is
+LONGEST_WORDS = 200  # parts between blanks of an answer
+FEW_WORDS, SENTENCE = 10, 5  # words of an answer that is no mathematics: at the most, and with a full stop behind them
 MATCHED = 40  # items of a list that are matched each with each; of longer ones the same must be there
 
 CHOICE = re.compile(
@@ -28,6 +30,9 @@ CHOICE = re.compile(
     r"(?:\s+(?!(?:[+*/=<>^,_&]|- |and\b|or\b))(.*))?",
     re.DOTALL | re.IGNORECASE,
 )
+WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")
+# More than one sentence, or what says itself that it is none.
+PROSE = re.compile(r"\n\s*\n|[.!?]\s+[^\W_].*\w\w|[。！？]\s*\S|^\W*(?:proof|prove|show)\b", re.DOTALL | re.IGNORECASE)
 LABEL = re.compile(r"(?:^|[\s,;(])[A-Ja-j][).:](?:\s|$)")
 BASE = re.compile(r"(\()?([0-9A-Za-z]*[0-9][0-9A-Za-z]*)(?(1)\))\s*_\s*\{?(?:\s*\\text\s*\{)?\s*(\d{1,2}|[a-z]+)[\s}]*")
 BASES = {name: n for n, name in enumerate("two three four five six seven eight nine ten".split(), 2)}
@@ -50,6 +55,19 @@ def same(answer: str, reference: str) -> bool | None:
     if max(len(answer), len(reference)) > LONGEST:
         return False
     return _same_spelled(latex(answer), latex(reference))
+
+
+def is_answer(text: str) -> bool:
+    """Whether a text can be an answer that others are held against: mathematics, a choice, a name, a few words; not a
+    proof, or a solution in prose."""
+    if len(text) > LONGEST or len(text.split()) > LONGEST_WORDS:
+        return False
+    source = latex(text)
+    found = tokens(source)
+    if _choice(source) or _is_formula(found) or _readings(source, found):
+        return True
+    few = SENTENCE if text.rstrip().endswith((".", "。")) else FEW_WORDS
+    return len(WORD.findall(text)) <= few and not PROSE.search(text)
 
 
 def _same_spelled(a: str, b: str) -> bool | None:

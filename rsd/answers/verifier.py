@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import queue
+import reprlib
 import select
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rsd.answers.equality import exactly, same
+from rsd.answers.equality import exactly, is_answer, same
 from rsd.answers.normalise import after_thinking, boxed, reference
 from rsd.settings import called
 
@@ -85,13 +86,9 @@ class Verifier:
         else:
             if answer is None:
                 return _known(Judgement(None))
-            if isinstance(answer, list) and len(answer) == 1:
-                answer = answer[0]
-            if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-                return _known(Judgement(None, f"the reference answer is of type {type(answer).__name__}, not text"))
-            right = reference(str(answer))
-            if not right.strip():
-                return _known(Judgement(None, "the reference answer is empty"))
+            right, why = read_reference(answer)
+            if right is None:
+                return _known(Judgement(None, why))
             answered = after_thinking(text, opened=opened)
             said = boxed(answered) if answered is not None else None
             # An answer in no box is none, and no answer is a wrong one.
@@ -100,6 +97,10 @@ class Verifier:
                 return _known(Judgement(equal is True))
             case = {"answer": exactly(said), "reference": exactly(right)}
         return self._threads.submit(self._ask, case | {"limit": self.case_limit})
+
+    def judges(self, answer: Any) -> bool:
+        """Whether a trace of a row with this reference can be found right or wrong."""
+        return self.how != "none" and (":" in self.how or (answer is not None and read_reference(answer)[0] is not None))
 
     def _worker(self) -> "_Worker":
         worker = _Worker(self.how)
@@ -148,22 +149,38 @@ def resolve(how: str) -> str:
     return how
 
 
-def answer_column(columns: Collection[str], how: str, named: str | None) -> str | None:
-    """Which of a file's columns has the reference answers; None if none is needed, or with "auto" if there is none.
+def answer_columns(columns: Collection[str], how: str, named: str | None) -> tuple[str, ...]:
+    """Which of a file's columns have the reference answers: in each row the first that is not empty counts.
+
+    None if none is needed, or with "auto" if there is none.
 
     Raises:
         ValueError: there is none, and one was asked for.
     """
     if named is None and (how == "none" or ":" in how):
-        return None
+        return ()
     wanted = (named,) if named else ANSWER_COLUMNS
-    column = next((c for c in wanted if c in columns), None)
-    if column is None and (named or how != "auto"):
+    found = tuple(c for c in wanted if c in columns)
+    if not found and (named or how != "auto"):
         raise ValueError(
             f"no column of answers: looked for {', '.join(wanted)}, found {', '.join(map(str, columns)) or 'none'}; "
             f"name yours with {called('answer_column')}, or use {called('verify', 'none')}"
         )
-    return column
+    return found
+
+
+def read_reference(answer: Any) -> tuple[str, None] | tuple[None, str]:
+    """The short answer in a reference; or None, and why there is none that a trace could be held against."""
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        return None, f"the reference answer is of type {type(answer).__name__}, not text"
+    right = reference(str(answer))
+    if not right.strip():
+        return None, "the reference answer is empty"
+    if not is_answer(right):
+        return None, f"the reference is no answer that can be read: {reprlib.repr(right)}"
+    return right, None
 
 
 def _known(verdict: Judgement) -> "Future[Judgement]":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from rsd.answers.verifier import Judgement, Verifier, answer_column, resolve
+from rsd.answers.verifier import Judgement, Verifier, answer_columns, read_reference, resolve
 from rsd.config import GenerateConfig, Scoring
 from rsd.decoding.block_size import BlockController
 from rsd.decoding.engine import Engine
@@ -221,15 +221,27 @@ class TraceGenerator:
         """
         c = self.config
 
-        def answers(columns: Collection[str]) -> str | None:
-            column = answer_column(columns, c.verify, c.answer_column)
-            if c.until_correct and c.verify == "auto" and column is None:
-                answer_column(columns, "boxed", None)  # says what was looked for
-            return column
+        def answers(columns: Collection[str]) -> tuple[str, ...]:
+            found = answer_columns(columns, c.verify, c.answer_column)
+            if c.until_correct and c.verify == "auto" and not found:
+                answer_columns(columns, "boxed", None)  # says what was looked for
+            return found
 
         return privileged(
-            prepare(rows, prompt_column=c.prompt_column, system_prompt=c.system_prompt, answer_column=answers), c
+            prepare(rows, prompt_column=c.prompt_column, system_prompt=c.system_prompt, answer_columns=answers), c
         )
+
+    def unreadable(self, rows: Rows, *, looked_at: int = 1000) -> list[str]:
+        """What is to be said of reference answers that no trace can be held against, if there are such."""
+        some = [rows[i] for i in range(min(len(rows), looked_at))]
+        wanted = [row for row in some if row.answer_columns and row.error is None]
+        bad = [row for row in wanted if not self._judges().judges(row.answer)]
+        if not bad or ":" in self.config.verify or self.config.verify == "none":
+            return []
+        why = "the reference answer is missing" if bad[0].answer is None else read_reference(bad[0].answer)[1]
+        less = f", so that {self.config.want} of each are made" if self.config.until_correct else ""
+        of = f"{len(rows)}" if len(rows) <= looked_at else f"the first {looked_at}"
+        return [f"notice: the traces of {len(bad)} of {of} rows cannot be judged{less}; the first, {bad[0].id!r}: {why}"]
 
     def stream(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Trace]:
         """Yield traces as they finish, `num_generations` a row or fewer with `until_correct`.
@@ -251,7 +263,9 @@ class TraceGenerator:
     def schedule(self, rows: Rows, done: Mapping[tuple[str, int], bool]) -> Schedule:
         """Which traces of these rows are to be made, where `done` exist, and are right or not."""
         c = self.config
-        return Schedule(rows, generations=c.num_generations, want=c.want if c.until_correct else None, done=done)
+        judged = self._judges().judges
+        want = c.want if c.until_correct else None
+        return Schedule(rows, generations=c.num_generations, want=want, done=done, judged=lambda row: judged(row.answer))
 
     def make(self, schedule: Schedule) -> Iterator[Trace]:
         """Yield the traces that are scheduled, as they are finished and judged."""

@@ -75,6 +75,7 @@ def stream_job(
     schedule = generator.schedule(rows, {})
     for notice in (
         *generator.notices,
+        *generator.unreadable(rows),
         generator.memory().text,
         "rows go to standard output: this job cannot be resumed",
     ):
@@ -123,7 +124,7 @@ def run_rows(
             f"notice: {odd} lines of {out} and its tokens are not what this job writes, and are made again: "
             f"{store.found.why}"
         )
-    for notice in generator.notices:
+    for notice in (*generator.notices, *generator.unreadable(rows)):
         say(notice)
     say(generator.memory().text)
     if store.found.lost:

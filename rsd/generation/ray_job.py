@@ -127,7 +127,7 @@ def run_on_ray(
         left = generator.schedule(rows, done).at_most
         if not left:
             return run_rows(generator, rows, store, manifest, keep=keep)
-        for notice in generator.notices:
+        for notice in (*generator.notices, *generator.unreadable(rows)):
             say(notice)
         if done:
             say(f"resuming {out}: found {len(done)} finished traces, {left} to make at the most")

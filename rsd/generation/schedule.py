@@ -1,7 +1,7 @@
 """Which traces are wanted next: all generations of every row, or each row's until enough of them are right."""
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rsd.traces.rows import Row, Rows
@@ -22,6 +22,7 @@ class _Begun:
     right: int = 0
     under_way: int = 0
     again: bool = False
+    most: int | None = None
 
 
 class Schedule:
@@ -31,21 +32,30 @@ class Schedule:
         generations: of each row, at the most.
         want: stop a row after so many right ones; None makes all.
         done: by (id, generation) those that exist already, and whether they are right.
+        judged: whether a row's traces can be found right or wrong; of one that cannot, `want` are made.
 
     With `want`, the traces made of a row are the shortest run of its generations 0, 1, ... that holds `want`
     right ones. No other is ever begun, however many rows are decoded together: a row has only as many under way
     as it still needs. What a row needs beyond its first turn comes after the first turns of all rows.
     """
 
-    def __init__(self, rows: Rows, *, generations: int, want: int | None, done: Mapping[tuple[str, int], bool]) -> None:
-        self.rows, self.generations, self.done, self.want = rows, generations, done, want
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        generations: int,
+        want: int | None,
+        done: Mapping[tuple[str, int], bool],
+        judged: Callable[[Row], bool] = lambda _: True,
+    ) -> None:
+        self.rows, self.generations, self.done, self.want, self.judged = rows, generations, done, want, judged
+        self._row: tuple[int, Row] | None = None  # the last one: its generations come one after the other
         self._there = Counter(key for key, generation in done if 0 <= generation < generations)
         self.at_most = sum(self._left(self._begin(at)) for at in range(len(rows)))  # traces that may still be made
         self._places = iter(range(len(rows)))
         self._turn: _Begun | None = None
         self._begun: dict[str, _Begun] = {}
         self._again: deque[_Begun] = deque()
-        self._row: tuple[int, Row] | None = None  # the last one: its generations come one after the other
 
     def _begin(self, at: int) -> _Begun:
         key = str(self.rows.ids[at])
@@ -62,12 +72,25 @@ class Schedule:
     def _open(self, begun: _Begun) -> bool:
         """Whether another generation of a row is wanted, as far as is known now."""
         enough = self.want is not None and begun.right + begun.under_way >= self.want
-        return begun.next < self.generations and not enough
+        return not enough and begun.next < self._most(begun)
 
     def _left(self, begun: _Begun) -> int:
         """How many more traces of a row there may be, if those under way turn out wrong."""
         enough = self.want is not None and begun.right >= self.want
-        return begun.under_way + (0 if enough else begun.missing)
+        return begun.under_way + (0 if enough or begun.next >= self._most(begun) else begun.missing)
+
+    def _most(self, begun: _Begun) -> int:
+        """How many generations a row may have. That its traces cannot be judged matters when `want` are there."""
+        if self.want is None or begun.next < self.want:
+            return self.generations
+        if begun.most is None:
+            begun.most = self.generations if self.judged(self._row_at(begun.at)) else self.want
+        return begun.most
+
+    def _row_at(self, at: int) -> Row:
+        if self._row is None or self._row[0] != at:
+            self._row = at, self.rows[at]
+        return self._row[1]
 
     def pop(self) -> tuple[Row, int] | None:
         """The next one to begin; None if none is wanted now."""
@@ -79,9 +102,7 @@ class Schedule:
                 begun.next, begun.missing, begun.under_way = generation + 1, begun.missing - 1, begun.under_way + 1
                 self._pass_existing(begun)
                 self.at_most += self._left(begun) - before
-                if self._row is None or self._row[0] != begun.at:
-                    self._row = begun.at, self.rows[begun.at]
-                return self._row[1], generation
+                return self._row_at(begun.at), generation
             self._turn = None
         return None
 

@@ -19,7 +19,7 @@ from rsd.settings import called
 from rsd.traces.columns import not_ours
 from rsd.traces.filters import is_right
 from rsd.traces.lines import Key, files_of, hash_of, key_of, read_manifest, whole
-from rsd.traces.rows import Row, Rows, digest
+from rsd.traces.rows import Row, Rows, answer_of, digest
 from rsd.traces.tokens import SIDECAR, of_sidecar
 from rsd.traces.trace import COLUMNS, FINISH_REASONS
 
@@ -269,10 +269,9 @@ def _differing(line: Mapping[str, Any], row: Row) -> str | None:
     """What of a stored row is not what its input says now, though it shaped the trace or its verdict."""
     if line.get("prompt") != row.messages:
         return "prompt"
-    if (column := row.answer_column) is not None:
-        stored = line.get(f"input_{column}", line.get(column))
-        if encode({"": stored}) != encode({"": row.answer}):
-            return "answer"
+    stored = {column: line.get(f"input_{column}", line.get(column)) for column in row.answer_columns}
+    if encode({"": answer_of(stored, row.answer_columns)}) != encode({"": row.answer}):
+        return "answer"
     return None
 
 

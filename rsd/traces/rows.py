@@ -21,7 +21,7 @@ class Row:
     """One prompt: a stable id, chat messages, the columns that are merely kept, or what is wrong.
 
     teacher: the messages that the teacher reads in their place, if it has some of its own.
-    answer_column: where the problem's reference answer is, if there is one.
+    answer_columns: where the problem's reference answer may be; the first that is not empty has it.
     asked: the prompt as it was given, by its column; for templates, and not kept.
     """
 
@@ -30,15 +30,22 @@ class Row:
     columns: Mapping[str, Any]
     error: str | None = None
     teacher: Messages | None = None
-    answer_column: str | None = None
+    answer_columns: tuple[str, ...] = ()
     asked: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def answer(self) -> Any:
-        return None if self.answer_column is None else self.columns.get(self.answer_column)
+        return answer_of(self.columns, self.answer_columns)
 
 
 Rows = OnDemand[Row]
+
+
+def answer_of(row: Mapping[str, Any], columns: Sequence[str]) -> Any:
+    """A row's reference answer: of these columns the first that is not empty; else what the first holds."""
+    empty = (None, "", [])
+    held = [row.get(column) for column in columns]
+    return next((v for v in held if v not in empty and not (isinstance(v, str) and not v.strip())), next(iter(held), None))
 
 
 def in_memory(rows: Iterable[Row]) -> Rows:
@@ -52,7 +59,7 @@ def prepare(
     *,
     prompt_column: str | None = None,
     system_prompt: str | None = None,
-    answer_column: Callable[[Collection[str]], str | None] = lambda _: None,
+    answer_columns: Callable[[Collection[str]], tuple[str, ...]] = lambda _: (),
 ) -> Rows:
     """Find the prompts and give every row an id: its own, else a hash of its prompt.
 
@@ -60,7 +67,7 @@ def prepare(
     `error` set. NaN, which tables have for what is missing, is None.
 
     Args:
-        answer_column: the column of the reference answers, by the names of all columns.
+        answer_columns: the columns of the reference answers, by the names of all columns.
 
     Raises:
         ValueError: no row has a prompt column, or two rows were given the same id.
@@ -86,7 +93,7 @@ def prepare(
             f"name yours with {called('prompt_column')}"
         )
     ids, bad = _ids(given, lambda i: read_prompt(raw[i].get(column), column)[0] or raw[i])
-    answers = answer_column([c for c in columns if c not in ("id", column)])
+    answers = answer_columns([c for c in columns if c not in ("id", column)])
 
     def made(i: int) -> Row:
         row = raw[i]
@@ -95,7 +102,7 @@ def prepare(
             messages = [{"role": "system", "content": system_prompt}, *messages]
         kept = {k: v for k, v in row.items() if k not in ("id", column)}
         asked = {column: row.get(column)}
-        return Row(ids[i], messages, kept, bad.get(i, error), answer_column=answers, asked=asked)
+        return Row(ids[i], messages, kept, bad.get(i, error), answer_columns=answers, asked=asked)
 
     return Rows(ids, made)
 
