@@ -100,7 +100,9 @@ class Verifier:
 
     def judges(self, answer: Any) -> bool:
         """Whether a trace of a row with this reference can be found right or wrong."""
-        return self.how != "none" and (":" in self.how or (answer is not None and read_reference(answer)[0] is not None))
+        return self.how != "none" and (
+            ":" in self.how or (answer is not None and read_reference(answer)[0] is not None)
+        )
 
     def _worker(self) -> "_Worker":
         worker = _Worker(self.how)

@@ -66,7 +66,7 @@ def pair_up(teacher: Source, student: Source, config: GenerateConfig) -> Pair:
     context = min(teacher.context, student.context)
     if config.max_new_tokens is not None and config.max_new_tokens >= context:
         raise ValueError(
-            f"max-new-tokens {config.max_new_tokens} leaves no room for a prompt in a context of {context} "
+            f"{called('max_new_tokens')} {config.max_new_tokens} leaves no room for a prompt in a context of {context} "
             f"positions: choose less than {context}"
         )
     sampling, lines = sampling_of(config, student)

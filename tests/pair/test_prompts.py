@@ -118,12 +118,18 @@ def test_a_template_that_fails_for_every_row_stops_the_job(tmp_path):
     (student / "model.safetensors").unlink()
     flags = ["--student", student, "--teacher-template", "{{ prompt }} {{ answr }}"]
     said = run(source, "-o", out, *flags, expect=2).output
-    assert said.count("\n") == 1 and "the teacher's template: 'answr' is undefined, in every row that was tried (4)" in said
+    assert (
+        said.count("\n") == 1
+        and "the teacher's template: 'answr' is undefined, in every row that was tried (4)" in said
+    )
     assert not out.exists()
     # One row that it does not fail for, and the others are errors of their own.
     generator = TraceGenerator(GenerateConfig(teacher_template="{{ prompt }} {{ answr }}"))
     rows = generator.prepare([*ROWS, {"id": "good", "problem": "?", "answr": 5}, {"id": "empty", "problem": ""}])
-    assert [row.error for row in rows] == ["the teacher's template: 'answr' is undefined"] * 4 + [None, "problem is empty"]
+    assert [row.error for row in rows] == ["the teacher's template: 'answr' is undefined"] * 4 + [
+        None,
+        "problem is empty",
+    ]
     # Where none could be tried there is nothing to say of it.
     assert generator.prepare([{"id": "empty", "problem": ""}])[0].error == "problem is empty"
 
