@@ -107,10 +107,9 @@ def check(config: Any) -> None:
         value = _plain(given, kind.type)
         whole = known[name].whole if name in known else None
         if whole is not None:
-            _check_whole(name, value, *whole, infinite=kind.type is float)
-        if kind.choices and not (isinstance(value, str) and value in kind.choices):
-            words = ", ".join(kind.choices[:-1]) + f" or {kind.choices[-1]}"
-            raise ValueError(f"{called(name)} must be {words}, not {shown(value)}")
+            check_whole(name, value, *whole, infinite=kind.type is float)
+        if kind.choices:
+            check_choice(name, value, kind.choices)
         if not kind.choices and not _is(value, kind.type):
             raise ValueError(f"{called(name)}: {_words(kind.type)} is needed, not {shown(value)}")
         if value is not given:
@@ -170,7 +169,22 @@ def shown(value: Any) -> str:
     return " ".join(reprlib.repr(value).split())
 
 
-def _check_whole(name: str, value: Any, least: int, most: int, *, infinite: bool) -> None:
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Whether a setting that is one of a few is one of these.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not (isinstance(value, str) and value in choices):
+        raise ValueError(f"{called(name)} must be {', '.join(choices[:-1])} or {choices[-1]}, not {shown(value)}")
+
+
+def check_whole(name: str, value: Any, least: int, most: int, *, infinite: bool = False) -> None:
+    """Whether a setting that is a whole number is within these bounds.
+
+    Raises:
+        ValueError: it is not.
+    """
     if infinite and value == math.inf:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)

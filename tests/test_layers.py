@@ -15,6 +15,7 @@ LAYERS = (
     ("pair", "scoring"),
     ("decoding", "analysis", "dataset"),
     ("generation",),
+    ("api",),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -22,6 +22,7 @@ from rsd.strictjson import finite
 from rsd.terminal import say
 from rsd.traces import ours
 from rsd.traces.filters import is_right
+from rsd.traces.given import Given, file_of, read
 from rsd.traces.lines import Key, files_of
 from rsd.traces.readers import stream_rows
 from rsd.traces.rows import Rows, in_memory
@@ -32,16 +33,17 @@ from rsd.version import __version__
 
 def run_job(
     generator: TraceGenerator,
-    source: str | Path,
+    source: Given,
     out: str | Path,
     *,
     limit: int | None = None,
     overwrite: bool = False,
     keep: str | None = None,
 ) -> Summary:
-    """Make the traces of a file's rows and store them; resumes what an earlier run left.
+    """Make the traces of rows, or of a file's, and store them; resumes what an earlier run left.
 
     Args:
+        source: as of `given.read`.
         keep: write the rows that are kept (`filters.KEEP`) to a file beside `out`, when all are made.
 
     Raises:
@@ -50,8 +52,9 @@ def run_job(
     """
     sidecar, job = files_of(out)
     kept = [Output(kept_file(out), ours.kept)] if keep else []
-    check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
-    rows = generator.prepare(islice(stream_rows(source, split=generator.config.split), limit))
+    inputs = [file for file in (file_of(source),) if file is not None]
+    check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=inputs, job=job)
+    rows = generator.prepare(islice(read(source, split=generator.config.split, strict=True), limit))
     manifest = manifest_of(generator, source, out, limit)
     if part_files(out) and not overwrite:
         merge(out, max_fallback_rate=generator.config.max_fallback_rate)
@@ -243,7 +246,7 @@ def discard_beside(out: str | Path) -> None:
         place(kept_file(out)).unlink()
 
 
-def manifest_of(generator: TraceGenerator, source: str | Path, out: str | Path, limit: int | None) -> dict[str, Any]:
+def manifest_of(generator: TraceGenerator, source: Given, out: str | Path, limit: int | None) -> dict[str, Any]:
     pair = generator.find()
     teacher, student = pair.teacher, pair.student
 
@@ -263,7 +266,7 @@ def manifest_of(generator: TraceGenerator, source: str | Path, out: str | Path, 
         "widths": {"teacher": teacher.width, "student": student.width},
         "versions": {"rsd": __version__} | {name: version(name) for name in ("torch", "transformers", "numpy")},
         "identity": generator.identity(),
-        "settings": free(generator.config) | {"input": str(source), "output": Path(out).name, "limit": limit},
+        "settings": free(generator.config) | {"input": file_of(source), "output": Path(out).name, "limit": limit},
         "totals": None,
         "decoding": {},
     }
