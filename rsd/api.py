@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 from rsd.config import TIMES, GenerateConfig, ScoreConfig
 from rsd.dataset.config import ExportConfig
 from rsd.scoring.metrics import BY
-from rsd.settings import amended, check_choice, check_whole
+from rsd.settings import amended, check_choice, check_whole, shown
 from rsd.traces.filters import KEEP
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def generate(
     if keep is not None:
         check_choice("keep", keep, KEEP)
     config = amended(GenerateConfig, config, settings | ({"score": True} if keep == "best-ln" else {}))
+    if isinstance(source, str) and " " in source and not Path(source).exists():
+        raise ValueError(f"{shown(source)}: there is no such file; a prompt is given in a list: [{shown(source)}]")
     if source is None:
         from rsd.models.bundled import bundled
 
