@@ -8,7 +8,7 @@ from rsd.dataset.config import ExportConfig
 from rsd.version import __version__
 
 if TYPE_CHECKING:
-    from rsd.api import compare, export, generate, score, select
+    from rsd.api import compare, export, generate, score, select, verify
     from rsd.generation.generator import TraceGenerator
     from rsd.traces.trace import Trace
 
@@ -24,10 +24,11 @@ __all__ = [
     "generate",
     "score",
     "select",
+    "verify",
 ]
 # torch and transformers take seconds to import: `rsd --help` must not wait for them.
 _PLACES = {
-    **dict.fromkeys(("compare", "export", "generate", "score", "select"), "rsd.api"),
+    **dict.fromkeys(("compare", "export", "generate", "score", "select", "verify"), "rsd.api"),
     "Trace": "rsd.traces.trace",
     "TraceGenerator": "rsd.generation.generator",
 }

@@ -8,12 +8,13 @@ that is given, too. What a user can get wrong is a ValueError of one line.
 import json as jsons
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, overload
 
-from rsd.config import TIMES, GenerateConfig, ScoreConfig
+from rsd.config import TIMES, GenerateConfig, Reading, ScoreConfig
 from rsd.dataset.config import ExportConfig
 from rsd.scoring.metrics import BY
 from rsd.settings import amended, check_choice, check_whole, shown
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rsd.dataset.export import Export
     from rsd.generation.summary import Summary
     from rsd.scoring.scored_rows import ScoreSummary
+    from rsd.scoring.verify import VerifySummary
     from rsd.traces.given import Given
     from rsd.traces.trace import Trace
 
@@ -122,7 +124,8 @@ def score(
     config: ScoreConfig | None = None,
     **settings: Any,
 ) -> "list[dict[str, Any]] | ScoreSummary":
-    """How natural each trace in `source` is for a student: the rows, in order, with their scores added.
+    """How natural each trace in `source` is for a student: the rows, in order, with their scores, and a verdict where
+    they have an answer and none yet.
 
     Args:
         output: a .jsonl file for them. Then it resumes what is there, and what is returned is the summary.
@@ -134,6 +137,7 @@ def score(
     """
     config = amended(ScoreConfig, config, settings)
     from rsd.scoring.responses import read_responses
+    from rsd.scoring.verdicts import judged, judging_of
 
     if output is None:
         if overwrite:
@@ -142,7 +146,7 @@ def score(
 
         todo = read_responses(source, config)
         scorer = load_scorer(config)
-        return [dict(r.row) | scorer.score(r).columns() for r in todo]
+        return [dict(r.row) | scorer.score(r).columns() for r in judged(todo, judging_of(todo, config))]
     from rsd.files import Output, check_outputs, lines_only
     from rsd.scoring.scored_rows import finished_before
     from rsd.traces import ours
@@ -154,12 +158,59 @@ def score(
     if part_files(out):
         raise ValueError(f"{out} was begun by several processes: rsd score goes on with that")
     todo = read_responses(source, config, strict=True)
-    if not overwrite and (known := finished_before(todo, out, config)) is not None:
+    judging = judging_of(todo, config)
+    if not overwrite and (known := finished_before(todo, out, config, judging)) is not None:
         return known
     from rsd.scoring.job import score_file
     from rsd.scoring.scorer import load_scorer
 
-    return score_file(load_scorer(config), todo, out, overwrite=overwrite)
+    return score_file(load_scorer(config), todo, out, judging=judging, overwrite=overwrite)
+
+
+@overload
+def verify(
+    source: "Given", output: None = None, *, config: Reading | None = None, **settings: Any
+) -> list[dict[str, Any]]: ...
+@overload
+def verify(
+    source: "Given", output: File, *, overwrite: bool = False, config: Reading | None = None, **settings: Any
+) -> "VerifySummary": ...
+def verify(
+    source: "Given",
+    output: File | None = None,
+    *,
+    overwrite: bool = False,
+    config: Reading | None = None,
+    **settings: Any,
+) -> "list[dict[str, Any]] | VerifySummary":
+    """Whether the answer of each trace in `source` is right: the rows, in order, with a verdict each, whatever verdict
+    they had.
+
+    Args:
+        output: a .jsonl file for them. Then it resumes what is there, and what is returned is the summary.
+        overwrite: start anew instead of resuming.
+        settings: of `config.Reading`, such as `verify="boxed"` or `answer_column="solution"`.
+
+    Raises:
+        ValueError: a bad setting or source, there is no column of answers, or `output` is of other rows.
+    """
+    config = amended(Reading, config, settings)
+    from rsd.scoring.responses import read_responses
+    from rsd.scoring.verdicts import judged, must_judge
+
+    if output is None:
+        if overwrite:
+            raise ValueError("overwrite is for an output: name one")
+        todo = read_responses(source, config)
+        return [dict(r.row) for r in judged(todo, must_judge(todo, config))]
+    from rsd.files import Output, check_outputs, lines_only
+    from rsd.scoring.verify import verify_file
+    from rsd.traces import ours
+
+    lines_only(output)
+    check_outputs([Output(output, ours.verified if overwrite else None)], inputs=_files(source))
+    todo = read_responses(source, config, strict=True)
+    return verify_file(todo, output, must_judge(todo, config), overwrite=overwrite)
 
 
 def compare(
@@ -199,6 +250,7 @@ def compare(
     from rsd.scoring.job import progress
     from rsd.scoring.responses import read_responses
     from rsd.scoring.scorer import load_scorer
+    from rsd.scoring.verdicts import judged, judging_of
 
     with ExitStack() as stack:
         if baseline is None or candidate is None:
@@ -215,9 +267,14 @@ def compare(
 
             traces = stack.enter_context(closing(TraceFile(place(str(html)).parent, decode)))
             keep = traces.keep
-        # Of each trace its text is let go as soon as it is scored.
-        before, after = ([keep(scored) for scored in progress(scorer, side, count=len(side))] for side in sides)
-        comparison = compare_traces(before, after, names=names or called)
+        own = config.answer_column in sides[1].columns  # the column flags are for the baseline
+        hows = [config, config if own else replace(config, answer_column=None)]
+        scored = []
+        for side, how in zip(sides, hows, strict=True):
+            todo = judged(side, judging_of(side, how))
+            # Of each trace its text is let go as soon as it is scored.
+            scored.append([keep(one) for one in progress(scorer, todo, count=len(side))])
+        comparison = compare_traces(*scored, names=names or called)
         shown(comparison)
         if json is not None:
             write_text(str(json), jsons.dumps(as_json(comparison), indent=1) + "\n")
@@ -287,8 +344,6 @@ def export(
         ValueError: a bad setting or source, nothing is kept, or the format needs tokens that are not there.
     """
     config = amended(ExportConfig, config, settings)
-    from dataclasses import replace
-
     from rsd.dataset.export import export as export_traces
     from rsd.dataset.publish import parquet_library, write, written
     from rsd.files import Output, check_outputs

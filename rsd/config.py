@@ -105,6 +105,43 @@ class Prompting:
     )
 
 
+HOW = r"auto|boxed|math|none|[^\W\d][\w.]*:[^\W\d][\w.]*"  # a value of verify
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Prompting):
+    """Where the trace of a row is that exists, and what judges it.
+
+    response_column, thinking_column: see `responses.responses`. verify: see `answers.verifier.Verifier`; "auto" judges
+    rows that have an answer and no verdict yet.
+
+    Raises:
+        ValueError: verify is none of the judges.
+    """
+
+    response_column: str | None = setting(
+        None, help="Where the trace is", unset="completion, messages or conversations"
+    )
+    thinking_column: str | None = setting(None, help="A column with the thinking before the response, such as s1K's")
+    verify: str = setting(
+        "auto", help="auto, boxed, math, none, or your own module:callable, here or installed", kind="how"
+    )
+    answer_column: str | None = setting(
+        None, help="Where the right answer is", unset="answer, final_answer or solution"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_how(self.verify)
+
+
+def check_how(verify: str) -> None:
+    """Raises ValueError where verify is none of the judges."""
+    if not re.fullmatch(HOW, verify):
+        wanted = "auto, boxed, math, none or your own module:callable"
+        raise ValueError(f"{called('verify')} must be {wanted}, not {shown(verify)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
     """What a trace is scored by (Local Naturalness, arXiv 2510.03988).
@@ -143,21 +180,15 @@ REVISION = "Branch, tag or commit on the Hub, of the base"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(Scoring, Prompting, Loading):
-    """Everything that a scorer is asked to do: the student, what it scores by, and where a row's trace is.
-
-    response_column, thinking_column: see `responses.responses`.
-    """
+class ScoreConfig(Scoring, Reading, Loading):
+    """Everything that a scorer is asked to do: the student, what it scores by, where a trace is, and its judge."""
 
     student: str = setting(BUNDLED_STUDENT, help=MODEL)
     student_revision: str | None = setting(None, help=REVISION)
-    response_column: str | None = setting(
-        None, help="Where the trace is", unset="completion, messages or conversations"
-    )
-    thinking_column: str | None = setting(None, help="A column with the thinking before the response, such as s1K's")
 
     def __post_init__(self) -> None:
         Scoring.__post_init__(self)
+        Reading.__post_init__(self)
         Loading.__post_init__(self)
 
     def scoring(self) -> Scoring:
@@ -301,9 +332,7 @@ class GenerateConfig(Prompting, PairPlacing, Loading):
         if self.teacher_prompt_column and self.teacher_template:
             both = f"{called('teacher_prompt_column')} and {called('teacher_template')}"
             raise ValueError(f"{both} both make the teacher's prompt: give one")
-        if not re.fullmatch(r"auto|boxed|math|none|[^\W\d][\w.]*:[^\W\d][\w.]*", self.verify):
-            wanted = "auto, boxed, math, none or your own module:callable"
-            raise ValueError(f"{called('verify')} must be {wanted}, not {shown(self.verify)}")
+        check_how(self.verify)
         if self.until_correct and self.verify == "none":
             raise ValueError(f"{called('until_correct')} needs verdicts: choose another {called('verify')} than none")
         if self.want > self.num_generations:

@@ -135,6 +135,16 @@ def locked(file: Path) -> BinaryIO:
         handle.close()  # its last writer has put another file into its place (`rewritten`)
 
 
+def begun(out: Path, *, overwrite: bool) -> BinaryIO:
+    """A file of rows, opened for appending; a copy by another name stays as it is."""
+    file = locked(out)
+    if overwrite and os.fstat(file.fileno()).st_nlink > 1:  # what goes by another name too, such as a copy, stays
+        with replacing(out):
+            file.close()
+        file = locked(out)
+    return file
+
+
 def lock(handle: IO[bytes], file: Path) -> None:
     """Raises ValueError if another process holds the lock of this file, and not for a moment only (see `held`)."""
     for tries in reversed(range(TRIES)):

@@ -45,7 +45,9 @@ def sides(tmp_path_factory):
 
 
 def test_importing_rsd_is_quick_and_shows_what_there_is():
-    code = "import rsd, sys; print(dir(rsd)); print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    code = (
+        "import rsd, sys; print(dir(rsd)); print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment()).stdout
     names, heavy = said.splitlines()
     assert heavy == "[]"

@@ -16,6 +16,7 @@ from rsd.scoring.metrics import BY, METRICS
 from rsd.scoring.responses import Response, read_responses
 from rsd.scoring.scored_rows import named
 from rsd.scoring.scorer import Scored, find_student, load_scorer, rules, stored
+from rsd.scoring.verdicts import judged, judging_of
 from rsd.settings import called
 from rsd.terminal import in_lines
 from rsd.traces.given import Given, file_of
@@ -102,7 +103,9 @@ def select(teachers: Mapping[str, Sequence[Scored]], *, by: str = "ln", keep_inc
     right = {k: [(t, s) for t, s in of if s.response.row.get("is_correct") is True] for k, of in answers.items()}
     if not keep_incorrect and not any(right.values()):
         among_all = called("keep_incorrect", True)
-        raise ValueError(f"no response is known to be correct (is_correct): verify them, or use {among_all}")
+        raise ValueError(
+            f"no response is known to be correct: rsd verify finds out where there are answers, or use {among_all}"
+        )
 
     chosen, ties, otherwise, no_correct = [], 0, 0, 0
     for k, of in answers.items():
@@ -183,17 +186,17 @@ def by_teacher(teachers: Mapping[str, Given] | Sequence[str] | Given, config: Sc
     files = files_in(teachers)
     sides: dict[str, Sequence[Response]] = {}
     if isinstance(teachers, Mapping):
-        sides.update({name: read_responses(source, config) for name, source in teachers.items()})
+        sides.update({name: _judged(source, config) for name, source in teachers.items()})
     elif len(files) > 1:
         for file in files:
             name = Path(file).name.removesuffix(".jsonl").removesuffix(".scored")
             if name in sides:
                 raise ValueError(f"two files are called {name}: give each teacher's file a name of its own")
-            sides[name] = read_responses(file, config)
+            sides[name] = _judged(file, config)
     else:
         whole = files[0] if files else "the rows"
         by_name: dict[str, list[Response]] = defaultdict(list)
-        for response in read_responses(files[0] if files else teachers, config):
+        for response in _judged(files[0] if files else teachers, config):
             teacher = response.row.get("teacher")
             if not isinstance(teacher, str):
                 raise ValueError(f"{whole}: a row without `teacher`: give it one, or several files, one a teacher")
@@ -214,6 +217,11 @@ def files_in(teachers: Mapping[str, Given] | Sequence[str] | Given) -> list[str]
         return [one]
     files = list(map(file_of, teachers)) if isinstance(teachers, list | tuple) else []
     return [] if None in files else [str(file) for file in files]
+
+
+def _judged(source: Given, config: ScoreConfig) -> list[Response]:
+    todo = read_responses(source, config)
+    return list(judged(todo, judging_of(todo, config)))
 
 
 def table(s: Selection) -> str:

@@ -32,7 +32,9 @@ CHOICE = re.compile(
 )
 WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")
 # More than one sentence, or what says itself that it is none.
-PROSE = re.compile(r"\n\s*\n|[.!?]\s+[^\W_].*\w\w|[。！？]\s*\S|^\W*(?:proof|prove|show)\b", re.DOTALL | re.IGNORECASE)
+PROSE = re.compile(
+    r"\n\s*\n|[.!?]\s+[^\W_].*\w\w|[\u3002\uff01\uff1f]\s*\S|^\W*(?:proof|prove|show)\b", re.DOTALL | re.IGNORECASE
+)
 LABEL = re.compile(r"(?:^|[\s,;(])[A-Ja-j][).:](?:\s|$)")
 BASE = re.compile(r"(\()?([0-9A-Za-z]*[0-9][0-9A-Za-z]*)(?(1)\))\s*_\s*\{?(?:\s*\\text\s*\{)?\s*(\d{1,2}|[a-z]+)[\s}]*")
 BASES = {name: n for n, name in enumerate("two three four five six seven eight nine ten".split(), 2)}

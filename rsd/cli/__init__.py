@@ -9,6 +9,7 @@ from rsd.cli.export import export
 from rsd.cli.generate import generate
 from rsd.cli.merge import merge
 from rsd.cli.scores import compare, score, select
+from rsd.cli.verify import verify
 from rsd.settings import as_flags
 from rsd.terminal import guarded, shortened
 from rsd.version import __version__
@@ -36,5 +37,5 @@ def main() -> None:
     """Reasoning traces tailored to a small model, by reverse speculative decoding (arXiv 2509.22230)."""
 
 
-for command in (generate, merge, score, compare, select, export):
+for command in (generate, merge, verify, score, compare, select, export):
     main.add_command(command)

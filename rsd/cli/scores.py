@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rsd.analysis.compare import Comparison
     from rsd.scoring.responses import Responses
     from rsd.scoring.scored_rows import ScoreSummary
+    from rsd.scoring.verdicts import Judging
 
 
 @click.command()
@@ -50,6 +51,7 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
         check_outputs([Output(output, ours.scored if overwrite else None)], inputs=[source])
         from rsd.scoring.responses import read_responses
         from rsd.scoring.scored_rows import finished_before
+        from rsd.scoring.verdicts import judging_of
 
         share = share_of(shard) or (Shard(1, 1) if part_files(output) else None)  # goes on with what several began
         if share is not None and overwrite:
@@ -58,8 +60,9 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
             )
         begin(events, "score", config, source=source, output=output, shard=share)
         todo = read_responses(source, config)
-        known = finished_before(todo, Path(output), config) if share is None and not overwrite else None
-        summary = known or _score(todo, output, config, share, overwrite=overwrite)
+        judging = judging_of(todo, config)
+        known = finished_before(todo, Path(output), config, judging) if share is None and not overwrite else None
+        summary = known or _score(todo, output, config, share, judging, overwrite=overwrite)
         events.emit("end", **({"rows": summary.rows, "errors": summary.errors} if summary else {}))
     if summary is None:  # another process prints
         return
@@ -68,7 +71,13 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
 
 
 def _score(
-    todo: "Responses", output: str, config: ScoreConfig, share: Shard | None, *, overwrite: bool
+    todo: "Responses",
+    output: str,
+    config: ScoreConfig,
+    share: Shard | None,
+    judging: "Judging | None",
+    *,
+    overwrite: bool,
 ) -> "ScoreSummary | None":
     quiet()
     from rsd.scoring.job import score_file
@@ -76,10 +85,10 @@ def _score(
 
     scorer = load_scorer(on_own_device(config))
     if share is None:
-        return score_file(scorer, todo, output, overwrite=overwrite)
+        return score_file(scorer, todo, output, judging=judging, overwrite=overwrite)
     from rsd.scoring.share import score_share
 
-    return score_share(scorer, todo, output, share)
+    return score_share(scorer, todo, output, share, judging)
 
 
 @click.command()

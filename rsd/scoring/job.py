@@ -1,21 +1,21 @@
 """Scoring a file: rows with their scores, in order, resumable, with a progress bar and a summary."""
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from rsd.events import logging, ticking
-from rsd.files import Output, check_outputs, encode, locked, replacing
+from rsd.files import Output, begun, check_outputs, encode
 from rsd.scoring.responses import Response, Responses
 from rsd.scoring.scored_rows import ScoreSummary, content, plain, scored_before, scores_of
 from rsd.scoring.scorer import Scored, Scorer
+from rsd.scoring.verdicts import Judging, judged, unjudged
 from rsd.terminal import hushed, say
 from rsd.traces import ours
 from rsd.traces.shards import Lines
@@ -42,6 +42,7 @@ def score_file(
     todo: Responses,
     out: str | Path,
     *,
+    judging: Judging | None = None,
     overwrite: bool = False,
     known: Mapping[str, Place] | None = None,
     others: Others | None = None,
@@ -49,6 +50,7 @@ def score_file(
     """Write the rows with their scores, in order, each as soon as it is scored; resumes what an earlier run left.
 
     Args:
+        judging: how rows are judged; a verdict comes before the scores.
         known: by what `content` says of a row, where a line with scores by the same rules is already.
 
     Raises:
@@ -57,16 +59,19 @@ def score_file(
     started = time.monotonic()
     check_outputs([Output(out, ours.scored if overwrite else None)])
     summary = ScoreSummary(scorer.scoring)
-    with closing(_begun(Path(out), overwrite=overwrite)) as file:
-        done, size = (0, 0) if overwrite else scored_before(summary, todo, Path(out))
+    with closing(begun(Path(out), overwrite=overwrite)) as file:
+        done, size = (0, 0) if overwrite else scored_before(summary, todo, Path(out), judging)
         file.truncate(size)
         if done:
             say(f"resuming {out}: found {done} scored rows, {len(todo) - done} to score")
-        places = {i: at for i in range(done, len(todo)) if (at := known.get(content(todo.rows[i])))} if known else {}
+        places: dict[int, Place] = {}
+        if known:
+            contents = ((i, content(unjudged(todo.rows[i], judging))) for i in range(done, len(todo)))
+            places = {i: known[of] for i, of in contents if of in known}
         missing = len(todo) - done - len(places)
         made = progress(
             scorer,
-            (todo[i] for i in range(done, len(todo)) if i not in places),
+            judged((todo[i] for i in range(done, len(todo)) if i not in places), judging),
             count=missing,
             initial=len(todo) - missing,
             others=others,
@@ -76,25 +81,17 @@ def score_file(
                 with open(places[i].file, "rb") as other:
                     other.seek(places[i].offset)
                     line = other.readline()
-                summary.add(scores_of(line, b"", scorer.scoring))
+                made_before = scores_of(line, scorer.scoring)
+                summary.add(made_before, made_before)
             else:
                 scored = next(made)
                 line = encode(plain(scored.response.row) | scored.columns())
-                summary.add(scored.columns())
+                summary.add(scored.response.row, scored.columns())
             file.write(line)
             file.flush()
         next(made, None)  # closes the bar
     summary.new_rows, summary.seconds = missing, time.monotonic() - started
     return summary
-
-
-def _begun(out: Path, *, overwrite: bool) -> BinaryIO:
-    file = locked(out)
-    if overwrite and os.fstat(file.fileno()).st_nlink > 1:  # what goes by another name too, such as a copy, stays
-        with replacing(out):
-            file.close()
-        file = locked(out)
-    return file
 
 
 def progress(

@@ -2,14 +2,14 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from rsd.config import ScoreConfig
+from rsd.config import Reading
 from rsd.settings import called
 from rsd.traces.given import Given, file_of, read
 from rsd.traces.lines import Key, files_of
@@ -53,22 +53,31 @@ class Response:
 
 
 class Responses(OnDemand[Response]):
-    """Responses, each made when it is asked for. rows: theirs, which are there without making these."""
+    """Responses, each made when it is asked for.
 
-    def __init__(self, ids: Sequence[str | int], made: Callable[[int], Response], rows: Sequence[Mapping[str, Any]]):
+    rows: theirs, which are there without making these. columns: the names of all their columns.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str | int],
+        made: Callable[[int], Response],
+        rows: Sequence[Mapping[str, Any]],
+        columns: Collection[str],
+    ) -> None:
         super().__init__(ids, made)
-        self.rows = rows
+        self.rows, self.columns = rows, columns
 
     def at(self, places: Iterable[int]) -> "Responses":
         some = array("Q", places)
         ids = [self.ids[i] for i in some]
-        return Responses(ids, lambda i: self[some[i]], OnDemand(ids, lambda i: self.rows[some[i]]))
+        return Responses(ids, lambda i: self[some[i]], OnDemand(ids, lambda i: self.rows[some[i]]), self.columns)
 
     def only(self, chosen: Callable[[str | int], bool]) -> "Responses":
         return self.at(i for i, name in enumerate(self.ids) if chosen(name))
 
 
-def read_responses(source: Given, config: ScoreConfig, *, named: bool = True, strict: bool = False) -> Responses:
+def read_responses(source: Given, config: Reading, *, named: bool = True, strict: bool = False) -> Responses:
     """The responses of a file, or of rows, with what `rsd generate` noted of their tokens: in the sidecar that stands
     beside its files, and in a `Trace` itself.
 
@@ -92,7 +101,7 @@ def read_responses(source: Given, config: ScoreConfig, *, named: bool = True, st
         raise ValueError(f"{name}: {e}") from e
 
 
-def responses(rows: Iterable[Mapping[str, Any]], config: ScoreConfig) -> Responses:
+def responses(rows: Iterable[Mapping[str, Any]], config: Reading) -> Responses:
     """Find prompt and response in every row.
 
     Rows are read by the columns that `config` names; else by `completion` with a prompt; else as chat
@@ -121,7 +130,7 @@ class _Table:
             yield dict(row)
 
 
-def _responses(table: _Table, config: ScoreConfig, record: Callable[[Key], Mapping[str, Any] | None]) -> Responses:
+def _responses(table: _Table, config: Reading, record: Callable[[Key], Mapping[str, Any] | None]) -> Responses:
     find = _finder(list(table.columns), config)
 
     def found(row: Mapping[str, Any]) -> tuple[Messages, str, str | None]:
@@ -166,7 +175,7 @@ def _responses(table: _Table, config: ScoreConfig, record: Callable[[Key], Mappi
             error=error,
         )
 
-    return Responses(names, made, table.rows)
+    return Responses(names, made, table.rows, table.columns)
 
 
 def _tokens(record: Mapping[str, Any] | None) -> np.ndarray | None:
@@ -179,7 +188,7 @@ def _tokens(record: Mapping[str, Any] | None) -> np.ndarray | None:
     return None
 
 
-def _finder(columns: Sequence[str], config: ScoreConfig) -> Callable[[Mapping[str, Any]], tuple[Messages, str]]:
+def _finder(columns: Sequence[str], config: Reading) -> Callable[[Mapping[str, Any]], tuple[Messages, str]]:
     """How prompt and response are found in a row of a file with these columns."""
     found = f"found {', '.join(map(str, columns)) or 'none'}"
     thinking, answer, prompt = config.thinking_column, config.response_column, config.prompt_column

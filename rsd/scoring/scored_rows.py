@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from rsd.scoring.measure import SetRsr
 from rsd.scoring.metrics import COLUMNS, METRICS
 from rsd.scoring.responses import Responses
 from rsd.scoring.steps import RULES
+from rsd.scoring.verdicts import Judging, unjudged
 from rsd.terminal import in_lines, say
 from rsd.traces.columns import is_number
 
@@ -40,10 +42,12 @@ class ScoreSummary:
         self._sums = dict.fromkeys(METRICS, 0.0)
         self._counts = dict.fromkeys(METRICS, 0)
         self._rsr = SetRsr()
+        self.verdicts = Counter[bool | None]()
 
-    def add(self, columns: Mapping[str, Any]) -> None:
-        """A row more, by the columns of its scores."""
+    def add(self, row: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
+        """A row more, and the columns of its scores."""
         self.rows += 1
+        self.verdicts[verdict if isinstance(verdict := row.get("is_correct"), bool) else None] += 1
         if columns["score_error"] is not None:
             self._first_error = self._first_error or columns["score_error"]
             self.errors += 1
@@ -68,8 +72,16 @@ class ScoreSummary:
             lines.append(f"{'rsr of the set':<20} {of_set:.4g}")
         if self.errors:
             lines.append(f"errors       {self.errors} rows have `score_error`, the first: {self._first_error}")
+        if self.verdicts.keys() - {None}:
+            lines.append(answers(self.verdicts))
         lines.append(f"time         {self.seconds:.1f} s, {self.tokens} tokens in all")
         return in_lines(lines)
+
+
+def answers(verdicts: Mapping[bool | None, int]) -> str:
+    """How many rows are right, wrong and neither, in a line."""
+    right, wrong, unknown = (verdicts.get(known, 0) for known in (True, False, None))
+    return f"answers      {right} correct, {wrong} wrong, {unknown} not verified"
 
 
 def plain(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,36 +94,56 @@ def content(row: Mapping[str, Any]) -> str:
     return hashlib.blake2b(encode(plain(row)), digest_size=16).hexdigest()
 
 
-def scored_before(summary: ScoreSummary, todo: Responses, out: Path) -> tuple[int, int]:
-    """How many of the rows `out` holds, and how many bytes these take; they are added to the summary."""
-    done = size = 0
+def lines_before(
+    rows: Sequence[Mapping[str, Any]], out: Path, plain: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> Iterator[tuple[int, bytes, bytes]]:
+    """Of each whole line that `out` holds already: its number from 0, the line, and what of it comes after its row.
+
+    plain: a row without what is added to it.
+
+    Raises:
+        ValueError: a line is not of the row in its place.
+    """
     with open(out, "rb") as file:
-        for line in file:
+        for i, line in enumerate(file):
             try:
-                row = encode(plain(todo.rows[done]))
+                row = encode(plain(rows[i]))
             except IndexError as e:
                 raise ValueError(f"{out} holds more rows than the input: {anew()}") from e
             begins = b"{" if row == b"{}\n" else row.removesuffix(b"}\n") + b", "
             torn = not line.endswith(b"\n")  # by a crash
             if not (line.startswith(begins) or (torn and begins.startswith(line))):
-                raise ValueError(f"{out}, line {done + 1}, is not of the input's row {done + 1}: {anew()}")
+                raise ValueError(f"{out}, line {i + 1}, is not of the input's row {i + 1}: {anew()}")
             if not torn:
-                try:
-                    summary.add(scores_of(line, begins, summary.scoring))
-                except ValueError as e:
-                    raise ValueError(f"{out}, line {done + 1}, {e}: {anew()}") from e
-                done, size = done + 1, size + len(line)
+                yield i, line, b"{" + line[len(begins) :]
+
+
+def scored_before(summary: ScoreSummary, todo: Responses, out: Path, judging: Judging | None) -> tuple[int, int]:
+    """How many of the rows `out` holds, and how many bytes these take; they are added to the summary."""
+    done = size = 0
+    for i, line, added in lines_before(todo.rows, out, lambda row: plain(unjudged(row, judging))):
+        try:
+            made = scores_of(added, summary.scoring)
+            row = todo.rows[i]
+            if judging and judging.wants(row):
+                row = judging.read(made)
+            elif "verified_by" in made:
+                raise ValueError(f"was verified by {made['verified_by']}, and now by none")
+        except ValueError as e:
+            raise ValueError(f"{out}, line {i + 1}, {e}: {anew()}") from e
+        summary.add(row, made)
+        done, size = done + 1, size + len(line)
     return done, size
 
 
-def scores_of(line: bytes, begins: bytes, scoring: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The columns of a line that begins with those of its row.
+def scores_of(line: bytes, scoring: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The columns of a line that holds scores, maybe among others.
 
     Raises:
         ValueError: they are no scores by these rules.
     """
     try:
-        made = json.loads(b"{" + line[len(begins) :] if begins else line)
+        made = json.loads(line)
         there = made["scoring"]
         whole = made["score_error"] is not None or isinstance(made["scored_tokens"], int)
         numbers = all(made[name] is None or is_number(made[name]) for name in METRICS)
@@ -126,7 +158,7 @@ def scores_of(line: bytes, begins: bytes, scoring: Mapping[str, Any]) -> Mapping
     raise ValueError(f"was scored with other settings: {', '.join(differing)}" if differing else "holds no scores")
 
 
-def finished_before(todo: Responses, out: Path, config: ScoreConfig) -> ScoreSummary | None:
+def finished_before(todo: Responses, out: Path, config: ScoreConfig, judging: Judging | None) -> ScoreSummary | None:
     """What `out` holds, if all rows are scored there as `config` asks; None if that is not known here.
 
     Of a student on the Hub it is the name that counts, and of any whether it is the same one, not in which type it
@@ -147,7 +179,7 @@ def finished_before(todo: Responses, out: Path, config: ScoreConfig) -> ScoreSum
         return None
     summary = ScoreSummary(scoring)
     with suppress(ValueError):
-        done, size = scored_before(summary, todo, out)
+        done, size = scored_before(summary, todo, out, judging)
         if done == len(todo) and size == out.stat().st_size and not summary.errors:
             say(f"{out} is finished: it holds the scores of all {done} rows")
             return summary

@@ -11,6 +11,7 @@ from rsd.scoring.job import Others, Place, score_file
 from rsd.scoring.responses import Responses
 from rsd.scoring.scored_rows import ScoreSummary, content
 from rsd.scoring.scorer import Scorer
+from rsd.scoring.verdicts import COLUMNS, Judging
 from rsd.strictjson import loads
 from rsd.terminal import say
 from rsd.traces import ours
@@ -19,7 +20,9 @@ from rsd.traces.shards import Lines, Shard, part_files
 POLL = 0.3  # seconds
 
 
-def score_share(scorer: Scorer, todo: Responses, out: str | Path, shard: Shard) -> ScoreSummary | None:
+def score_share(
+    scorer: Scorer, todo: Responses, out: str | Path, shard: Shard, judging: Judging | None = None
+) -> ScoreSummary | None:
     """Score this process's share of the rows, in a part file of its own; when all are there, they are put in order.
 
     That is done by the main process of a launch, or by the last one that ends. What any number of processes scored
@@ -35,7 +38,7 @@ def score_share(scorer: Scorer, todo: Responses, out: str | Path, shard: Shard) 
     out, part, started = Path(out), shard.part(out), time.monotonic()
     check_outputs([Output(out, ours.scored)])
     if out.exists() and Lines([out]).count() == len(todo):  # it is checked, and nothing is to be done
-        return score_file(scorer, todo, out, others=Others(total=len(todo), files=[out], shown=False))
+        return score_file(scorer, todo, out, judging=judging, others=Others(total=len(todo), files=[out], shown=False))
     mine = todo.only(shard.has)
     shares = [replace(shard, number=i + 1) for i in range(shard.count)]
     parts = {one: one.part(out) for one in shares}
@@ -44,8 +47,8 @@ def score_share(scorer: Scorer, todo: Responses, out: str | Path, shard: Shard) 
     known: dict[str, Place] = {}
     for file in (out, *part_files(out).values()):
         if file != part and file.exists():
-            known |= dict(_scored(file, scorer))
-    summary = score_file(scorer, mine, part, known=known, others=others)
+            known |= dict(_scored(file, scorer, judging))
+    summary = score_file(scorer, mine, part, judging=judging, known=known, others=others)
 
     def missing() -> list[Shard]:
         lines = {one: Lines([file]).count() for one, file in parts.items()}
@@ -65,12 +68,12 @@ def score_share(scorer: Scorer, todo: Responses, out: str | Path, shard: Shard) 
         say(f"{out} is written when the shares {', '.join(map(str, waiting))} are scored")
         return summary
     _in_order(todo, shares, parts, out)
-    made = score_file(scorer, todo, out, others=replace(others, shown=False))
+    made = score_file(scorer, todo, out, judging=judging, others=replace(others, shown=False))
     made.new_rows, made.seconds = summary.new_rows, time.monotonic() - started
     return made
 
 
-def _scored(file: Path, scorer: Scorer) -> Iterator[tuple[str, Place]]:
+def _scored(file: Path, scorer: Scorer, judging: Judging | None) -> Iterator[tuple[str, Place]]:
     """Where a file's lines are that hold scores by the same rules, by what their rows are."""
     offset = 0
     with open(file, "rb") as lines:
@@ -79,6 +82,8 @@ def _scored(file: Path, scorer: Scorer) -> Iterator[tuple[str, Place]]:
                 row = loads(line) if line.endswith(b"\n") else None
                 if isinstance(row, dict) and row.get("scoring") == scorer.scoring and row.get("score_error") is None:
                     yield content(row), Place(file, offset)
+                    if judging is not None and row.get("verified_by") == judging.how:  # a verdict of its row, or ours
+                        yield content({k: v for k, v in row.items() if k not in COLUMNS}), Place(file, offset)
             offset += len(line)
 
 

@@ -28,6 +28,11 @@ def selected(file: Path) -> bool:
     return [*first_row(file)][-1:] == ["selected_by"]
 
 
+def verified(file: Path) -> bool:
+    """Whether `rsd verify` wrote it: a row's last column is by what it was verified."""
+    return [*first_row(file)][-1:] == ["verified_by"]
+
+
 def kept(file: Path) -> bool:
     """Whether `rsd generate --keep` wrote it: rows of a job, without what another command adds at a row's end."""
     row = first_row(file)

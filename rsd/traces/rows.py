@@ -43,11 +43,9 @@ Rows = OnDemand[Row]
 
 def answer_of(row: Mapping[str, Any], columns: Sequence[str]) -> Any:
     """A row's reference answer: of these columns the first that is not empty; else what the first holds."""
-    empty = (None, "", [])
     held = [row.get(column) for column in columns]
-    return next(
-        (v for v in held if v not in empty and not (isinstance(v, str) and not v.strip())), next(iter(held), None)
-    )
+    filled = (v for v in held if v not in (None, []) and not (isinstance(v, str) and not v.strip()))
+    return next(filled, held[0] if held else None)
 
 
 def in_memory(rows: Iterable[Row]) -> Rows:

@@ -1,0 +1,97 @@
+"""Judging a file: its rows with a verdict each, in order, resumable."""
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from rsd.events import logging
+from rsd.files import Output, anew, begun, check_outputs, encode
+from rsd.scoring.responses import Responses
+from rsd.scoring.scored_rows import answers, lines_before
+from rsd.scoring.verdicts import Judging, judged
+from rsd.terminal import hushed, in_lines, say
+from rsd.traces import ours
+
+
+class VerifySummary:
+    """What a file of judged rows holds, and what this run added to it: `new_rows` in `seconds`."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+        self.rows = self.new_rows = self.changed = self.errors = self.unjudged = 0
+        self.seconds = 0.0
+        self.verdicts = Counter[bool | None]()
+        self._first = ""
+
+    def add(self, before: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+        """A row more: as it was, and with its verdict."""
+        verdict = row["is_correct"]
+        self.rows += 1
+        self.verdicts[verdict] += 1
+        self.changed += isinstance(was := before.get("is_correct"), bool) and was is not verdict
+        if (why := row["verify_error"]) is not None:
+            self._first = self._first or str(why)
+            self.unjudged += 1
+
+    def text(self) -> str:
+        lines = [f"verified by  {self.how}", f"rows         {self.rows} ({self.new_rows} new)", answers(self.verdicts)]
+        if self.changed:
+            lines.append(f"changed      {self.changed} rows had another verdict before")
+        if self.unjudged:
+            lines.append(f"not judged   {self.unjudged} rows have `verify_error` set, the first: {self._first}")
+        lines.append(f"time         {self.seconds:.1f} s")
+        return in_lines(lines)
+
+
+def verify_file(todo: Responses, out: str | Path, judging: Judging, *, overwrite: bool = False) -> VerifySummary:
+    """Write the rows with their verdicts, in order, each as soon as it is judged; resumes what an earlier run left.
+
+    Raises:
+        ValueError: `out` is not what an earlier run over these rows and with this judge left; or a user's function
+            cannot be imported.
+    """
+    started, summary = time.monotonic(), VerifySummary(judging.how)
+    check_outputs([Output(out, ours.verified if overwrite else None)])
+    with closing(begun(Path(out), overwrite=overwrite)) as file:
+        done, size = (0, 0) if overwrite else _before(summary, todo, Path(out), judging)
+        file.truncate(size)
+        if done:
+            say(f"resuming {out}: found {done} judged rows, {len(todo) - done} to judge")
+        left = (todo[i] for i in range(done, len(todo)))
+        bar = tqdm(
+            judged(left, judging),
+            total=len(todo),
+            initial=done,
+            unit="trace",
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 10,
+            disable=True if hushed() or logging() else None,
+        )
+        for i, response in enumerate(bar, done):
+            summary.add(todo.rows[i], response.row)
+            summary.errors += response.error is not None
+            file.write(encode(response.row))
+            file.flush()
+    summary.new_rows, summary.seconds = len(todo) - done, time.monotonic() - started
+    return summary
+
+
+def _before(summary: VerifySummary, todo: Responses, out: Path, judging: Judging) -> tuple[int, int]:
+    """How many of the rows `out` holds, and how many bytes these take; they are added to the summary."""
+    done = size = 0
+    for i, line, added in lines_before(todo.rows, out, judging.plain):
+        try:
+            verdict = judging.read(json.loads(added))
+        except (ValueError, RecursionError) as e:
+            why = e if isinstance(e, ValueError) and not isinstance(e, json.JSONDecodeError) else "holds no verdict"
+            raise ValueError(f"{out}, line {i + 1}, {why}: {anew()}") from e
+        summary.add(todo.rows[i], verdict)
+        done, size = done + 1, size + len(line)
+    return done, size
