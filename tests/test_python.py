@@ -1,10 +1,11 @@
-"""rsd from Python: what people pass is taken or told in one line, and each command has a function that does the same."""
+"""From Python: what people pass is taken or told in one line, and each command has a function that does the same."""
 
 import datetime
 import decimal
 import json
 import math
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import asdict, fields
@@ -22,7 +23,9 @@ from hypothesis import strategies as st
 
 import rsd
 from rsd import ExportConfig, GenerateConfig, ScoreConfig, TraceGenerator
+from rsd.config import Reading
 from rsd.models.bundled import bundled
+from rsd.scoring.responses import read_responses
 from rsd.settings import kinds
 
 QUESTION = "Tom has 34 pens. Tom gives 12 to Ana and then finds 25 more. How many pens does Tom have now?"
@@ -51,7 +54,17 @@ def test_importing_rsd_is_quick_and_shows_what_there_is():
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment()).stdout
     names, heavy = said.splitlines()
     assert heavy == "[]"
-    for name in ("generate", "score", "compare", "select", "export", "Trace", "TraceGenerator", "GenerateConfig"):
+    for name in (
+        "generate",
+        "score",
+        "compare",
+        "select",
+        "verify",
+        "export",
+        "Trace",
+        "TraceGenerator",
+        "GenerateConfig",
+    ):
         assert f"'{name}'" in names and getattr(rsd, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'generat'"):
         _ = rsd.generat
@@ -72,7 +85,7 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3),
     max_leaves=4,
 )
-FIELDS = [(config, f.name) for config in (GenerateConfig, ScoreConfig, ExportConfig) for f in fields(config)]
+FIELDS = [(config, f.name) for config in (GenerateConfig, ScoreConfig, ExportConfig, Reading) for f in fields(config)]
 
 
 @settings(max_examples=2000)
@@ -225,7 +238,7 @@ def test_what_is_no_row_is_told_in_one_line(rows, said, generator):
 def test_a_row_that_holds_itself_is_told(generator):
     deep: list = []
     deep.append(deep)
-    with pytest.raises(ValueError, match="^row 1: nested deeper"):
+    with pytest.raises(ValueError, match=r"^row 1: nested deeper"):
         generator.run([{"prompt": "a", "deep": deep}])
 
 
@@ -264,12 +277,12 @@ def test_generate_makes_what_the_command_makes(sides, tmp_path):
     whole = rsd.generate(rows, out)  # a job that is gone on with
     assert (whole.totals["rows"], whole.new_rows) == (6, 4)
     assert rsd.generate(rows, str(out)).new_rows == 0
-    for end in ("", ".tokens"):
-        name = f"{end}.jsonl"
-        assert sorted(read(tmp_path / f"t{name}"), key=lambda r: r["id"]) == sorted(
-            read(folder / f"rsd{name}"), key=lambda r: r["id"]
-        )
-    with pytest.raises(ValueError, match="seed .*; use another output, or overwrite=True to start anew"):
+    assert {row["id"]: row for row in read(out)} == want
+    ids = [
+        {r["id"]: r["token_ids"] for r in read(f)} for f in (tmp_path / "t.tokens.jsonl", folder / "rsd.tokens.jsonl")
+    ]
+    assert ids[0] == ids[1]
+    with pytest.raises(ValueError, match=r"seed .*; use another output, or overwrite=True to start anew"):
         rsd.generate(rows, out, seed=1)
     assert rsd.generate(rows[:1], out, seed=1, overwrite=True, keep="best-ln").kept in (0, 1)
     with pytest.raises(ValueError, match="row 1: a column holds bytes"):
@@ -291,24 +304,45 @@ def test_score_adds_what_the_command_adds(sides, tmp_path):
     assert rsd.score(traces["rsd"], tmp_path / "s.jsonl").new_rows == 4
     assert rsd.score(traces["rsd"], tmp_path / "s.jsonl").new_rows == 0
     assert read(tmp_path / "s.jsonl") == [want[row["id"]] for row in rows]
-    with pytest.raises(ValueError, match="name yours with response_column .and prompt_column."):
+    with pytest.raises(ValueError, match=r"name yours with response_column .and prompt_column."):
         rsd.score([QUESTION])
 
 
 def test_compare_of_traces_is_compare_of_their_files(sides, tmp_path):
     folder, traces = sides
     names = ("raw", "rsd")
-    there = rsd.compare(folder / "raw.jsonl", folder / "rsd.jsonl", html=tmp_path / "a.html", json=tmp_path / "a.json")
-    here = rsd.compare(traces["raw"], traces["rsd"], html=tmp_path / "b.html", json=tmp_path / "b.json", names=names)
+    there = rsd.compare(folder / "raw.jsonl", folder / "rsd.jsonl", json=tmp_path / "there.json")
+    here = rsd.compare(traces["raw"], traces["rsd"], html=tmp_path / "t.html", json=tmp_path / "t.json", names=names)
     assert there.names == (str(folder / "raw.jsonl"), str(folder / "rsd.jsonl")) and here.names == names
-    assert here.metrics == there.metrics and len(here.pairs) == 6
+    for name, difference in there.metrics.items():
+        assert here.metrics[name].delta == pytest.approx(difference.delta)
+    assert len(here.pairs) == 6 and json.loads((tmp_path / "t.json").read_text()) and (tmp_path / "t.html").exists()
     assert rsd.compare(traces["raw"], [t.row() for t in traces["rsd"]]).names == ("baseline", "candidate")
-    # The page has what the teacher said of each token, from the traces as from the sidecar.
-    pages = [(tmp_path / name).read_text(encoding="utf-8") for name in ("a.html", "b.html")]
-    of_files = pages[0].replace(str(folder / "raw.jsonl"), "raw").replace(str(folder / "rsd.jsonl"), "rsd")
-    assert sorted(of_files) == sorted(pages[1])
     with pytest.raises(ValueError, match="is an input itself"):
         rsd.compare(folder / "raw.jsonl", traces["rsd"], html=folder / "raw.jsonl")
+
+
+def test_what_the_teacher_said_of_a_trace_is_known_as_from_its_file(sides):
+    folder, traces = sides
+    noted = {r.id: r.tokens for r in read_responses(folder / "rsd.jsonl", ScoreConfig())}
+    for response in read_responses(traces["rsd"], ScoreConfig()):
+        want = noted[response.id]
+        for name in ("token_ids", "from_teacher", "proposals"):
+            assert (response.tokens[name] == want[name]).all()
+        assert np.allclose(response.tokens["teacher_logprobs"], want["teacher_logprobs"], atol=1e-3, equal_nan=True)
+
+
+def test_verify_judges_as_the_command_does(sides, tmp_path):
+    folder, traces = sides
+    assert command("verify", "rsd.jsonl", "-o", tmp_path / "c.jsonl", cwd=folder).returncode in (0, 1)
+    want = {row["id"]: row["is_correct"] for row in read(tmp_path / "c.jsonl")}
+    wrong = [trace.row() | {"is_correct": None} for trace in traces["rsd"]]
+    for source in (traces["rsd"], wrong, pandas.DataFrame(wrong)):
+        assert {row["id"]: row["is_correct"] for row in rsd.verify(source)} == want
+    assert rsd.verify(traces["rsd"], tmp_path / "p.jsonl").rows == 6
+    assert rsd.verify(traces["rsd"], tmp_path / "p.jsonl").new_rows == 0
+    with pytest.raises(ValueError, match=r"name yours with answer_column, or use verify=.none."):
+        rsd.verify([{"prompt": "a", "completion": "b"}])
 
 
 def test_select_of_traces_is_select_of_their_files(sides, tmp_path):
@@ -326,7 +360,7 @@ def test_select_of_traces_is_select_of_their_files(sides, tmp_path):
         made = rsd.select(teachers, tmp_path / "p.jsonl", overwrite=True)
         assert {row["id"]: (row["teacher"], row["local_naturalness"]) for row in made.rows()} == want
         assert read(tmp_path / "p.jsonl") == [json.loads(json.dumps(row)) for row in made.rows()]
-    with pytest.raises(ValueError, match="p.jsonl exists: use another output, or overwrite=True to replace it"):
+    with pytest.raises(ValueError, match=r"p.jsonl exists: use another output, or overwrite=True to replace it"):
         rsd.select(traces, tmp_path / "p.jsonl")
     with pytest.raises(ValueError, match="the rows: a row without `teacher`"):
         rsd.select(traces["raw"])
@@ -342,7 +376,7 @@ def test_export_of_traces_is_export_of_their_file(format, sides, tmp_path):
     assert set(there.files) == {"train", "card"} and len(read(there.files["train"])) == 6
     assert len(datasets.Dataset.from_parquet(str(here.files["train"]))) == 6
     assert len(rsd.export([t.row() for t in traces["rsd"]], keep="all").train) == 6
-    with pytest.raises(ValueError, match="row 1: .*traces, or rows of rsd generate, are needed"):
+    with pytest.raises(ValueError, match=r"row 1: .*traces, or rows of rsd generate, are needed"):
         rsd.export([{"prompt": "a"}])
     if format == "token-ids":
         with pytest.raises(ValueError, match="token-ids needs every trace's tokens"):
@@ -356,3 +390,11 @@ def test_results_are_tables_of_pandas_and_datasets_again(sides):
     made = datasets.Dataset.from_list([trace.row() for trace in traces["rsd"]])
     assert made.num_rows == 6
     assert pandas.DataFrame(rsd.score(made))["local_naturalness"].notna().all()
+
+
+def test_the_section_of_the_readme_runs(tmp_path):
+    text = (Path(rsd.__file__).parent / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"<!-- python -->\n```python\n(.+?)```", text, re.S).group(1)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "train.parquet", "train.md"}
