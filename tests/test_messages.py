@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+from conftest import write
+
 import rsd
-from rsd import GenerateConfig, ScoreConfig
-from rsd.dataset.config import ExportConfig
+from rsd import ExportConfig, GenerateConfig, ScoreConfig
+from rsd.cli import main
 
 ROOT = Path(rsd.__file__).parent
 CONFIGS = (GenerateConfig, ScoreConfig, ExportConfig)
