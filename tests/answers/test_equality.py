@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rsd.answers.equality import LONGEST, same
+from rsd.answers.equality import LONGEST, is_answer, same
 from rsd.answers.verifier import Verifier
 
 PAIRS = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").read_text("utf-8").splitlines()]
@@ -153,3 +153,18 @@ def test_a_hostile_answer_has_a_verdict(name):
     assert len(answer) < LONGEST
     assert same(answer, "x+1") is not True
     assert same(answer, answer + " ") is True
+
+
+PROSE = [
+    "Proof. Let $n$ be an integer. Then $n^2+n=n(n+1)$ is even.",
+    "By AM-GM the expression is at least 2, with equality iff x=1",
+    "Assume $a>b$. Then $f(a)>f(b)$ for all $f$ monotone.\n\nThus done.",
+    "\u8bc1\u660e\uff1a\u8bben\u4e3a\u6574\u6570\u3002\u5219n(n+1)\u4e3a\u5076\u6570\u3002",
+    "word " * 50_000,
+]
+
+
+def test_answers_are_told_from_proofs():
+    told = [pair[side] for pair in PAIRS for side in ("reference", "answer") if not is_answer(str(pair[side]))]
+    assert not told
+    assert not any(map(is_answer, PROSE))

@@ -124,6 +124,35 @@ def test_the_rows_do_not_depend_on_what_runs_together(tmp_path):
             )
 
 
+def test_what_cannot_be_judged_is_made_as_often_as_it_is_wanted(tmp_path):
+    """A proof for an answer burnt all generations, each of them wrong."""
+    proof = "Proof. We see that the number is even, since it is a sum of two equal ones. Hence the claim."
+    rows = [
+        PROBLEMS[0] | {"answer": proof},
+        PROBLEMS[1] | {"answer": None},
+        PROBLEMS[2] | {"answer": "", "solution": "\\boxed{4.5}"},
+        PROBLEMS[3] | {"answer": "no such number"},
+    ]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    flags = ["--until-correct", "--want", 2, "--num-generations", 6]
+    first = run(source, "-o", out, *ALONE, *flags, "--limit", 2)
+    said = "the traces of 2 of 2 rows cannot be judged, so that 2 of each are made; the first, 'shop-000'"
+    assert said in first.output
+    made = by_key(read(out))
+    assert set(made) == {(PROBLEMS[i]["id"], g) for i in range(2) for g in range(2)}
+    assert {row["is_correct"] for row in made.values()} == {None}
+    assert all(
+        "no answer that can be read" in row["verify_error"] for (i, _), row in made.items() if i == PROBLEMS[0]["id"]
+    )
+    again = run(source, "-o", out, *ALONE, *flags, "--limit", 2)
+    assert "is finished" in again.output and by_key(read(out)) == made
+    run(source, "-o", out, *ALONE, *flags)
+    counts = Counter(row["id"] for row in read(out))
+    assert [counts[p["id"]] for p in PROBLEMS[:4]][::3] == [2, 6] and counts[PROBLEMS[1]["id"]] == 2
+    judged = [row["is_correct"] for row in read(out) if row["id"] in (PROBLEMS[2]["id"], PROBLEMS[3]["id"])]
+    assert len(judged) >= 8 and None not in judged
+
+
 def test_the_library_stops_too():
     config = GenerateConfig(threshold=1.0, until_correct=True, num_generations=4, max_new_tokens=120)
     traces = TraceGenerator(config).run(PROBLEMS[:8])
