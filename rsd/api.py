@@ -309,14 +309,16 @@ def select(
     """
     check_choice("by", by, [*BY])
     config = amended(ScoreConfig, config, settings)
-    from rsd.analysis.select import by_teacher, files_in
-    from rsd.analysis.select import select as select_responses
     from rsd.files import Output, check_outputs, lines_only, write_rows
     from rsd.traces import ours
+    from rsd.traces.given import files_in
 
     if output is not None:
         lines_only(output)
         check_outputs([Output(str(output), ours.selected)], inputs=files_in(teachers), overwrite=overwrite)
+    from rsd.analysis.select import by_teacher
+    from rsd.analysis.select import select as select_responses
+
     selection = select_responses(by_teacher(teachers, config), by=by, keep_incorrect=keep_incorrect)
     if output is not None:
         write_rows(selection.rows(), str(output))

@@ -19,7 +19,7 @@ from rsd.scoring.scorer import Scored, find_student, load_scorer, rules, stored
 from rsd.scoring.verdicts import judged, judging_of
 from rsd.settings import called
 from rsd.terminal import in_lines
-from rsd.traces.given import Given, file_of
+from rsd.traces.given import Given, files_in
 
 
 @dataclass(frozen=True)
@@ -207,16 +207,6 @@ def by_teacher(teachers: Mapping[str, Given] | Sequence[str] | Given, config: Sc
     missing = [r for name, side in sides.items() for r, s in zip(side, known[name], strict=True) if s is None]
     made = progress(load_scorer(config), missing, count=len(missing)) if missing else iter(())
     return {name: [s if s is not None else next(made) for s in side] for name, side in known.items()}
-
-
-def files_in(teachers: Mapping[str, Given] | Sequence[str] | Given) -> list[str]:
-    """The files among what `by_teacher` takes."""
-    if isinstance(teachers, Mapping):
-        return [file for source in teachers.values() if (file := file_of(source)) is not None]
-    if (one := file_of(teachers)) is not None:
-        return [one]
-    files = list(map(file_of, teachers)) if isinstance(teachers, list | tuple) else []
-    return [] if None in files else [str(file) for file in files]
 
 
 def _judged(source: Given, config: ScoreConfig) -> list[Response]:

@@ -146,11 +146,12 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
     with one_line_errors(output):
         config = ScoreConfig(**given(values))
         quiet()
-        from rsd.analysis.select import table
         from rsd.api import select as select_traces
 
         how: dict[str, Any] = {"by": by, "keep_incorrect": keep_incorrect, "overwrite": overwrite}
         selection = select_traces(files, output, config=config, **how)
+        from rsd.analysis.select import table
+
     echo(f"{table(selection)}\nwritten to   {one_line(output)}")
     if selection.errors:
         echo(f"errors       {selection.errors} responses could not be scored", err=True)

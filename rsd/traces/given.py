@@ -95,3 +95,13 @@ def read(
     """As `rows_of`, but a text is the name of a file."""
     name = file_of(source)
     return rows_of(source, strict=strict, traces=traces) if name is None else stream_rows(name, split=split)
+
+
+def files_in(sources: Mapping[str, Given] | Given) -> list[str]:
+    """The files among sources, which may have names, or be a list of files."""
+    if isinstance(sources, Mapping):
+        return [file for source in sources.values() if (file := file_of(source)) is not None]
+    if (one := file_of(sources)) is not None:
+        return [one]
+    files = list(map(file_of, sources)) if isinstance(sources, list | tuple) else []
+    return [] if None in files else [str(file) for file in files]
