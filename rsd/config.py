@@ -20,8 +20,11 @@ from rsd.settings import (
     SAMPLING,
     SCORES,
     SPEED,
+    called,
     check,
+    check_share,
     setting,
+    shown,
 )
 
 # The most of a kind that anybody asks for: more is a slip, and would take all memory or all time before it is noticed.
@@ -44,12 +47,13 @@ class Sampling:
     top_k: int = 20
 
     def __post_init__(self) -> None:
+        check(self)
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature must be 0 (greedy) or positive, not {self.temperature}")
+            raise ValueError(f"{called('temperature')} must be 0 (greedy) or positive, not {self.temperature}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top-p must be above 0 and at most 1, not {self.top_p}")
+            raise ValueError(f"{called('top_p')} must be above 0 and at most 1, not {self.top_p}")
         if self.top_k < 0:
-            raise ValueError(f"top-k must be 0 (off) or positive, not {self.top_k}")
+            raise ValueError(f"{called('top_k')} must be 0 (off) or positive, not {self.top_k}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +74,12 @@ class Acceptance:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold is a probability: choose one in [0, 1], not {self.threshold}")
         check(self)
+        check_share("threshold", self.threshold)
         if not (self.trials == math.inf or (self.trials >= 1 and self.trials == int(self.trials))):
-            raise ValueError(f"trials must be a whole number of at least 1, or inf, not {self.trials}")
+            raise ValueError(f"{called('trials')} must be a whole number of at least 1, or inf, not {self.trials}")
         if self.top_k < 0:
-            raise ValueError(f"accept-top-k must be 0 (off) or positive, not {self.top_k}")
+            raise ValueError(f"{called('accept_top_k')} must be 0 (off) or positive, not {self.top_k}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,13 +158,15 @@ class Reading(Prompting):
     )
 
     def __post_init__(self) -> None:
+        check(self)
         check_how(self.verify)
 
 
 def check_how(verify: str) -> None:
     """Raises ValueError where verify is none of the judges."""
     if not re.fullmatch(HOW, verify):
-        raise ValueError(f"verify must be auto, boxed, math, none or your own module:callable, not {verify!r}")
+        wanted = "auto, boxed, math, none or your own module:callable"
+        raise ValueError(f"{called('verify')} must be {wanted}, not {shown(verify)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,11 +189,11 @@ class Scoring:
 
     def __post_init__(self) -> None:
         check(self)
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold is a probability: choose one in [0, 1], not {self.threshold}")
+        check_share("threshold", self.threshold)
         percent = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%", self.window)
         if not (re.fullmatch(r"[0-9]{1,9}", self.window) or (percent and 0 < float(percent[1]) <= 100)):
-            raise ValueError(f"window must be a number of steps such as 4, or a share such as 20%, not {self.window!r}")
+            wanted = "a number of steps such as 4, or a share such as 20%"
+            raise ValueError(f"{called('window')} must be {wanted}, not {shown(self.window)}")
 
     def first(self, step: int) -> int:
         """The step that the window of step number `step` (from 0) begins with."""
@@ -378,30 +383,34 @@ class GenerateConfig(Prompting, PairPlacing, Loading):
         self.acceptance()
         self.sampling({})
         if self.served and self.teacher_model is None:
-            raise ValueError("a teacher behind a server needs its name there: give teacher-model")
+            raise ValueError(f"a teacher behind a server needs its name there: give {called('teacher_model')}")
         if self.served and ({*"@?"} & {*self.teacher}):
-            raise ValueError("teacher: no keys in the address; put the key into the environment as RSD_TEACHER_API_KEY")
+            key = "put the key into the environment as RSD_TEACHER_API_KEY"
+            raise ValueError(f"{called('teacher')}: no keys in the address; {key}")
         if not self.served and (self.teacher_model or self.teacher_tokenizer):
-            raise ValueError("teacher-model and teacher-tokenizer are for a teacher behind a server (http://host/v1)")
+            both = f"{called('teacher_model')} and {called('teacher_tokenizer')}"
+            raise ValueError(f"{both} are for a teacher behind a server (http://host/v1)")
         placed = self.teacher_device or self.teacher_device_map or self.tensor_parallel > 1
         if self.served and (self.teacher_revision or self.teacher_load_in or placed):
-            raise ValueError(
-                "a teacher behind a server is loaded there: leave its revision, device, device-map, load-in and "
-                "tensor-parallel out"
-            )
+            names = ("teacher_revision", "teacher_device", "teacher_device_map", "teacher_load_in", "tensor_parallel")
+            out = ", ".join(map(called, names))
+            raise ValueError(f"a {called('teacher')} behind a server is loaded there: leave {out} out")
         if self.tensor_parallel > 1 and self.teacher_load_in:
-            raise ValueError("quantised weights cannot be divided: leave teacher-load-in or tensor-parallel out")
+            either = f"{called('teacher_load_in')} or {called('tensor_parallel')}"
+            raise ValueError(f"quantised weights cannot be divided: leave {either} out")
         if self.compile and not self.on_one_device():
-            raise ValueError("compile is for models on one device: leave it out, or device-map and tensor-parallel")
+            others = f"{called('device_map')} and {called('tensor_parallel')}"
+            raise ValueError(f"{called('compile')} is for models on one device: leave it out, or {others}")
         if self.teacher_prompt_column and self.teacher_template:
-            raise ValueError("teacher-prompt-column and teacher-template both make the teacher's prompt: give one")
+            both = f"{called('teacher_prompt_column')} and {called('teacher_template')}"
+            raise ValueError(f"{both} both make the teacher's prompt: give one")
         check_how(self.verify)
         if self.until_correct and self.verify == "none":
-            raise ValueError("until-correct needs verdicts: choose another verify than none")
+            raise ValueError(f"{called('until_correct')} needs verdicts: choose another {called('verify')} than none")
         if self.want > self.num_generations:
-            raise ValueError(f"want {self.want} is more than num-generations {self.num_generations}: raise the latter")
-        if not 0 <= self.max_fallback_rate <= 1:
-            raise ValueError(f"max-fallback-rate is a share: choose one in [0, 1], not {self.max_fallback_rate}")
+            most = f"{called('num_generations')} {self.num_generations}"
+            raise ValueError(f"{called('want')} {self.want} is more than {most}: raise the latter")
+        check_share("max_fallback_rate", self.max_fallback_rate)
 
     @property
     def served(self) -> bool:

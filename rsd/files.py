@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
+from rsd.settings import called
 from rsd.strictjson import dumps
 
 # Characters that JSON allows in a string and `str.splitlines` takes for the end of a line.
@@ -151,7 +152,7 @@ def lock(handle: IO[bytes], file: Path) -> None:
             return
         if tries:
             time.sleep(MOMENT)
-    raise ValueError(f"{file} is being written by another process: wait for it, or use another -o")
+    raise ValueError(f"{file} is being written by another process: wait for it, or use another {called('output')}")
 
 
 def held(file: Path) -> bool:
@@ -231,11 +232,17 @@ def check_outputs(
             continue
         known = ours(there)
         if not overwrite:
-            raise ValueError(f"{file} exists: use another -o" + (", or --overwrite to replace it" if known else ""))
+            replace = f", or {called('overwrite', True)} to replace it" if known else ""
+            raise ValueError(f"{file} exists: use another {called('output')}{replace}")
         if not known:
             raise ValueError(
                 f"{file} is not a file that this command wrote: it is not overwritten; name another output"
             )
+
+
+def anew() -> str:
+    """What to do where an output is what other settings or another input made."""
+    return f"use another {called('output')}, or {called('overwrite', True)} to start anew"
 
 
 def place(file: str | Path) -> Path:

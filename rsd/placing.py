@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rsd.settings import FREE, PROCESSES, SPEED, flag, setting
+from rsd.settings import FREE, PROCESSES, SPEED, called, setting
 
 MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's device maps
 
@@ -31,11 +31,11 @@ class Placing:
     def __post_init__(self) -> None:
         for whose in ("", "teacher_", "student_"):
             device, spread = getattr(self, f"{whose}device", None), getattr(self, f"{whose}device_map", None)
-            name = flag(f"{whose}device")
+            name, wide = called(f"{whose}device"), f"{whose}device_map"
             if device in MAPS:
-                raise ValueError(f"{name} {device} is a map and no device: give {name}-map {device}")
+                raise ValueError(f"{name} {device} is a map and no device: give {called(wide, device)}")
             if device and spread:
-                raise ValueError(f"{name} and {name}-map both say where a model is: give one")
+                raise ValueError(f"{name} and {called(wide)} both say where a model is: give one")
 
     def place_of(self, role: str) -> str | None:
         """The device or the device map that was asked for."""
@@ -77,7 +77,10 @@ class PairPlacing(Placing):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tensor_parallel > 1 and (self.teacher_device or self.teacher_device_map or self.device_map):
-            raise ValueError("tensor-parallel says where the teacher is: leave its device and device-map out")
+            raise ValueError(
+                f"{called('tensor_parallel')} says where the teacher is: leave {called('teacher_device')}, "
+                f"{called('teacher_device_map')} and {called('device_map')} out"
+            )
 
     def place_of(self, role: str) -> str | None:
         if role == "teacher" and self.tensor_parallel > 1:

@@ -1,13 +1,23 @@
 """One place for each setting: its dataclass field carries the default, the help text and where it stands in --help, the
 choices (its type), and whether a job may be resumed with another value of it."""
 
+import difflib
+import json
 import math
-from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, field, fields
+import os
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from enum import StrEnum
 from functools import cache
+from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from rsd.strictjson import loads
+
+C = TypeVar("C")
 
 # What a resumed job is to a setting. SAME: it shapes the traces or their rows, so that another value is another job.
 # FREE: it only says when, where and how many are made.
@@ -105,34 +115,160 @@ def kinds(config: type) -> dict[str, Kind]:
 
 
 def check(config: Any) -> None:
-    """Whether every setting that is one of a few is one of these, and every whole number within its bounds.
+    """Whether every setting is of its type, one of a few if it has choices, and within its bounds if it is whole.
+
+    Numbers of other libraries become Python's, whole ones ints, paths texts.
 
     Raises:
-        ValueError: see above.
+        ValueError: see above; the message names the setting.
     """
     of: type = type(config)
-    bounds = {f.name: about(f).whole for f in settings(of)}
+    known = {f.name: about(f) for f in fields(of) if "about" in f.metadata}
     for name, kind in kinds(of).items():
-        value = getattr(config, name)
-        if (whole := bounds.get(name)) and not (value is None and kind.optional):
-            _check_whole(name, value, *whole, infinite=kind.type is float)
-        if kind.choices and value not in kind.choices and not (value is None and kind.optional):
-            words = ", ".join(kind.choices[:-1]) + f" or {kind.choices[-1]}"
-            raise ValueError(f"{flag(name)} must be {words}, not {value!r}")
+        given = getattr(config, name)
+        if given is None and kind.optional:
+            continue
+        value = _plain(given, kind.type)
+        whole = known[name].whole if name in known else None
+        if whole is not None:
+            check_whole(name, value, *whole, infinite=kind.type is float)
+        if kind.choices:
+            check_choice(name, value, kind.choices)
+        if not kind.choices and not _is(value, kind.type):
+            raise ValueError(f"{called(name)}: {_words(kind.type)} is needed, not {shown(value)}")
+        if value is not given:
+            object.__setattr__(config, name, value)
 
 
-def _check_whole(name: str, value: Any, least: int, most: int, *, infinite: bool) -> None:
+def _plain(value: Any, kind: Any) -> Any:
+    """A value as a setting of this type holds it, if it can be one."""
+    if isinstance(value, os.PathLike) and kind is str:
+        return os.fspath(value)
+    if isinstance(value, Integral) and not isinstance(value, int):
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, int | float):
+        return float(value)
+    return int(value) if kind is int and isinstance(value, float) and value.is_integer() else value
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Mapping:
+        return isinstance(value, Mapping) and all(isinstance(k, str) for k in value) and _is_json(dict(value))
+    if get_origin(kind) is Sequence:
+        (item,) = get_args(kind)
+        return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(_is(v, item) for v in value)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is(value, one) for one in get_args(kind))
+    if kind is float:
+        return isinstance(value, float) or (_is(value, int) and abs(value) < 10**300)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _words(kind: Any) -> str:
+    if get_origin(kind) is Sequence:
+        return "a list of " + " or ".join(PLURAL[one] for one in get_args(get_args(kind)[0]))
+    return WORDS[get_origin(kind) or kind]
+
+
+WORDS = {
+    str: "a text",
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    Mapping: "a mapping that JSON can hold, such as {'enable_thinking': True},",
+}
+PLURAL = {str: "texts", int: "whole numbers"}
+
+
+def shown(value: Any) -> str:
+    """A value in a message: in one line, and short."""
+    return " ".join(reprlib.repr(value).split())
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Whether a setting that is one of a few is one of these.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not (isinstance(value, str) and value in choices):
+        raise ValueError(f"{called(name)} must be {', '.join(choices[:-1])} or {choices[-1]}, not {shown(value)}")
+
+
+def check_whole(name: str, value: Any, least: int, most: int, *, infinite: bool = False) -> None:
+    """Whether a setting that is a whole number is within these bounds.
+
+    Raises:
+        ValueError: it is not.
+    """
     if infinite and value == math.inf:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (number and least <= value <= most and value == int(value)):
         or_more = ", or inf" if infinite else ""
-        raise ValueError(f"{flag(name)} must be a whole number from {least} to {most}{or_more}, not {value!r}")
+        wanted = f"must be a whole number from {least} to {most}{or_more}"
+        raise ValueError(f"{called(name)} {wanted}, not {shown(value)}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Whether a setting that is a probability or a share is one.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{called(name)} must be from 0 to 1, not {value}")
+
+
+def amended(of: type[C], config: C | None, values: Mapping[str, Any]) -> C:
+    """A configuration with these values, which amend `config` if there is one.
+
+    Raises:
+        ValueError: there is no such setting, or no such value of one.
+    """
+    names = [f.name for f in fields(of)]  # type: ignore[arg-type]
+    if unknown := [name for name in values if name not in names]:
+        close = difflib.get_close_matches(unknown[0], names, 1)
+        raise ValueError(f"no setting {unknown[0]}" + (f": {close[0]}?" if close else f" in {of.__name__}"))
+    if config is None:
+        return of(**values)
+    if not isinstance(config, of):
+        raise ValueError(f"config: a {of.__name__} is needed, not {shown(config)}")
+    return replace(config, **values)  # type: ignore[type-var]
 
 
 def flag(name: str) -> str:
     """A setting's name on the command line."""
     return name.replace("_", "-")
+
+
+_flags: list[bool] = []
+
+
+@contextmanager
+def as_flags() -> Iterator[None]:
+    """Meanwhile messages call a setting by its flag: the command line is what was used."""
+    _flags.append(True)
+    try:
+        yield
+    finally:
+        _flags.pop()
+
+
+def called(name: str, value: str | bool | None = None) -> str:
+    """What a message calls a setting, or a setting of this value: `verify="none"` is `--verify none` in a command."""
+    if _flags:
+        dashed = "-o" if name == "output" else f"--{flag(name)}"
+        return dashed if value is None or value is True else f"{dashed} {value}"
+    return name if value is None else f"{name}={value}" if isinstance(value, bool) else f'{name}="{value}"'
 
 
 def free(config: Any) -> dict[str, Any]:

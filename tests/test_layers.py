@@ -15,6 +15,7 @@ LAYERS = (
     ("pair", "scoring"),
     ("decoding", "analysis", "dataset", "live"),
     ("generation",),
+    ("api",),
     ("cli",),
     ("__init__", "__main__"),
 )

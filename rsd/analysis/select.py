@@ -1,7 +1,7 @@
 """Teacher selection and response selection by a score (arXiv 2510.03988, section 4)."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ import numpy as np
 
 from rsd.analysis.compare import alignment, bootstrap, mean
 from rsd.config import ScoreConfig
-from rsd.files import write_rows
 from rsd.models.loading import dtype_of
 from rsd.scoring.job import progress
 from rsd.scoring.metrics import BY, METRICS
@@ -18,7 +17,9 @@ from rsd.scoring.responses import Response, read_responses
 from rsd.scoring.scored_rows import named
 from rsd.scoring.scorer import Scored, find_student, load_scorer, rules, stored
 from rsd.scoring.verdicts import judged, judging_of
+from rsd.settings import called
 from rsd.terminal import HEADING, in_lines, marked, paint
+from rsd.traces.given import Given, files_in
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Selection:
     unscored, no_correct: prompts that nothing was chosen for. partial: prompts that only some answered.
     ties: prompts where another response scored the same; the first file's stands, and there the first row.
     otherwise: prompts where global log-prob would have chosen another response.
+    errors: responses that could not be scored.
     """
 
     by: str
@@ -58,7 +60,15 @@ class Selection:
     partial: int
     ties: int
     otherwise: int
+    errors: int
     notices: Sequence[str]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The chosen rows, each with its teacher and its scores, and last by what."""
+        for teacher, s in self.chosen:
+            columns = dict(s.response.row) | s.columns() | {"teacher": teacher}
+            columns.pop("selected_by", None)  # by an earlier selection
+            yield columns | {"selected_by": self.by}
 
     @property
     def mix(self) -> dict[str, int]:
@@ -92,8 +102,9 @@ def select(teachers: Mapping[str, Sequence[Scored]], *, by: str = "ln", keep_inc
         raise ValueError(f"no response could be scored: {why}")
     right = {k: [(t, s) for t, s in of if s.response.row.get("is_correct") is True] for k, of in answers.items()}
     if not keep_incorrect and not any(right.values()):
+        among_all = called("keep_incorrect", True)
         raise ValueError(
-            "no response is known to be correct: rsd verify finds out where there are answers, or use --keep-incorrect"
+            f"no response is known to be correct: rsd verify finds out where there are answers, or use {among_all}"
         )
 
     chosen, ties, otherwise, no_correct = [], 0, 0, 0
@@ -120,6 +131,7 @@ def select(teachers: Mapping[str, Sequence[Scored]], *, by: str = "ln", keep_inc
         partial=sum(0 < len({t for t, _ in of}) < len(teachers) for of in answers.values()),
         ties=ties,
         otherwise=otherwise,
+        errors=sum(bool(s.error) for scored in teachers.values() for s in scored),
         notices=notices,
     )
 
@@ -162,28 +174,34 @@ def _rank(
     return sorted(ranked, key=lambda r: -r.score if METRICS[metric].better else r.score)
 
 
-def by_teacher(files: Sequence[str], config: ScoreConfig) -> dict[str, list[Scored]]:
-    """Scored responses by teacher: each file one teacher's, or one file with a `teacher` column.
+def by_teacher(teachers: Mapping[str, Given] | Sequence[str] | Given, config: ScoreConfig) -> dict[str, list[Scored]]:
+    """Scored responses by teacher: sources by their names, or files of one teacher each, or one source of all, with a
+    `teacher` column.
 
     The student is only loaded if a row has no scores by the same rules yet.
 
     Raises:
-        ValueError: a file cannot be read, one file has no `teacher` column, or the student cannot be loaded.
+        ValueError: a file cannot be read, one source has no `teacher` column, or the student cannot be loaded.
     """
+    files = files_in(teachers)
     sides: dict[str, Sequence[Response]] = {}
-    if len(files) == 1:
+    if isinstance(teachers, Mapping):
+        sides.update({name: _judged(source, config) for name, source in teachers.items()})
+    elif len(files) > 1:
+        for file in files:
+            name = Path(file).name.removesuffix(".jsonl").removesuffix(".scored")
+            if name in sides:
+                raise ValueError(f"two files are called {name}: give each teacher's file a name of its own")
+            sides[name] = _judged(file, config)
+    else:
+        whole = files[0] if files else "the rows"
         by_name: dict[str, list[Response]] = defaultdict(list)
-        for response in _judged(files[0], config):
+        for response in _judged(files[0] if files else teachers, config):
             teacher = response.row.get("teacher")
             if not isinstance(teacher, str):
-                raise ValueError(f"{files[0]}: a row without `teacher`: give it one, or several files, one a teacher")
+                raise ValueError(f"{whole}: a row without `teacher`: give it one, or several files, one a teacher")
             by_name[teacher].append(response)
         sides.update(by_name)
-    for file in files if len(files) > 1 else ():
-        name = Path(file).name.removesuffix(".jsonl").removesuffix(".scored")
-        if name in sides:
-            raise ValueError(f"two files are called {name}: give each teacher's file a name of its own")
-        sides[name] = _judged(file, config)
     wanted = rules(find_student(config), config.scoring(), dtype=dtype_of(config), layout=config.layout())
     known = {name: [stored(r, wanted) for r in side] for name, side in sides.items()}
     missing = [r for name, side in sides.items() for r, s in zip(side, known[name], strict=True) if s is None]
@@ -191,20 +209,9 @@ def by_teacher(files: Sequence[str], config: ScoreConfig) -> dict[str, list[Scor
     return {name: [s if s is not None else next(made) for s in side] for name, side in known.items()}
 
 
-def _judged(file: str, config: ScoreConfig) -> list[Response]:
-    todo = read_responses(file, config)
+def _judged(source: Given, config: ScoreConfig) -> list[Response]:
+    todo = read_responses(source, config)
     return list(judged(todo, judging_of(todo, config)))
-
-
-def write(selection: Selection, out: str | Path) -> None:
-    """The chosen rows, each with its teacher and its scores, and last by what; whole or not at all."""
-
-    def row(teacher: str, s: Scored) -> dict[str, Any]:
-        columns = dict(s.response.row) | s.columns() | {"teacher": teacher}
-        columns.pop("selected_by", None)  # by an earlier selection
-        return columns | {"selected_by": selection.by}
-
-    write_rows((row(teacher, s) for teacher, s in selection.chosen), out)
 
 
 def table(s: Selection) -> str:

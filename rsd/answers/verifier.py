@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from rsd.answers.equality import exactly, is_answer, same
 from rsd.answers.normalise import after_thinking, boxed, reference
+from rsd.settings import called
 from rsd.traces.rows import found
 
 # Columns that hold a problem's answer, unless one is named.
@@ -146,7 +147,8 @@ def resolve(how: str) -> str:
     if how == "auto":
         return "math" if have_math else "boxed"
     if how == "math" and not have_math:
-        raise ValueError("--verify math needs math-verify: pip install 'rsd[verify]', or use --verify boxed")
+        asked, other = called("verify", "math"), called("verify", "boxed")
+        raise ValueError(f"{asked} needs math-verify: pip install 'rsd[verify]', or use {other}")
     return how
 
 
@@ -165,7 +167,7 @@ def answer_columns(columns: Collection[str], how: str, named: str | None) -> tup
     if not there and (named or how != "auto"):
         raise ValueError(
             f"no column of answers: looked for {', '.join(wanted)}, {found(columns, named)}; "
-            "name yours with --answer-column, or use --verify none"
+            f"name yours with {called('answer_column')}, or use {called('verify', 'none')}"
         )
     return there
 
@@ -223,10 +225,10 @@ class _Worker:
             line = self._read(START_LIMIT)
         except _Ended as e:
             self.close()
-            raise ValueError(f"--verify {how}: the process that judges answers {e}") from e
+            raise ValueError(f"{called('verify', how)}: the process that judges answers {e}") from e
         if "error" in line:
             self.close()
-            raise ValueError(f"--verify {how}: {line['error']}")
+            raise ValueError(f"{called('verify', how)}: {line['error']}")
 
     def ask(self, case: Mapping[str, Any]) -> Judgement:
         try:

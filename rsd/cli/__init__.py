@@ -15,6 +15,7 @@ from rsd.cli.merge import merge
 from rsd.cli.reporting import COMMAND
 from rsd.cli.scores import compare, score, select
 from rsd.cli.verify import verify
+from rsd.settings import as_flags
 from rsd.terminal import echo, guarded, marked, shortened
 from rsd.version import __version__
 
@@ -45,7 +46,7 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         if "_RSD_COMPLETE" in os.environ:  # a shell asks, in bytes
             return super().main(*args, **kwargs)
-        with guarded():
+        with guarded(), as_flags():
             return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

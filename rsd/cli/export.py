@@ -40,10 +40,9 @@ def export(
       rsd export traces.jsonl --test-share 0.05 --push-to-hub owner/name
     """
     with one_line_errors(output or source):
-        from rsd.dataset.export import export as export_file
-        from rsd.dataset.publish import check_repo_id, parquet_library, push, write, written
-        from rsd.files import Output, check_outputs, place
-        from rsd.traces import ours
+        from rsd.api import export as export_traces
+        from rsd.dataset.publish import check_repo_id, push
+        from rsd.files import place
 
         config = ExportConfig(**given(values))
         if output is None:
@@ -53,19 +52,12 @@ def export(
             raise ValueError("--private is for --push-to-hub: give both")
         if push_to_hub:
             check_repo_id(push_to_hub)
-        files = written(output)
-        if files["train"].suffix == ".parquet":
-            parquet_library()
-        kinds = {"train": ours.exported, "test": ours.test_split, "card": ours.card}
-        outputs = [Output(file, kinds[name]) for name, file in files.items()]
-        check_outputs(outputs, inputs=[source], overwrite=overwrite)
         if config.format != "token-ids":  # the student's tokenizer will be asked
             quiet()
-        made = export_file(source, config)
+        made = export_traces(source, None if dry_run else output, overwrite=overwrite, config=config)
         if dry_run:
             echo(f"{made.text()}\nto write     {one_line(output)}, and what belongs beside it")
             return
-        files = write(made, output)
-        echo(f"{made.text()}\nwritten to   {', '.join(map(one_line, files.values()))}")
+        echo(f"{made.text()}\nwritten to   {', '.join(map(one_line, made.files.values()))}")
         if push_to_hub:
-            echo(f"pushed to    {push(made, files, push_to_hub, private=private)}")
+            echo(f"pushed to    {push(made, made.files, push_to_hub, private=private)}")

@@ -293,10 +293,13 @@ def one_line_errors(output: str = "", *, again: str = "") -> Iterator[None]:
 
 def quiet() -> None:
     """Only our own progress bar and messages; transformers' warnings would bury them."""
-    import transformers
+    # It reads these when it is imported, which takes seconds and may not come to that.
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    if "transformers" in sys.modules:
+        import transformers
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
     # Its models are given a cache by the name that all versions from 5.16 on know.
     warnings.filterwarnings("ignore", ".*past_key_values.* is deprecated", FutureWarning)
 

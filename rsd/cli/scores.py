@@ -1,11 +1,6 @@
 """`rsd score`, `rsd compare`, `rsd select`. Heavy imports wait until one runs."""
 
-import json
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +9,18 @@ import click
 from rsd.cli.help import Command, option
 from rsd.cli.options import SHARD, flags, given, on_own_device, one_line_errors, quiet, share_of
 from rsd.cli.reporting import begin, reported
-from rsd.config import GenerateConfig, ScoreConfig
+from rsd.config import ScoreConfig
 from rsd.events import Events
-from rsd.files import Output, check_outputs, lines_only, place, write_text
+from rsd.files import Output, check_outputs, lines_only
 from rsd.scoring.metrics import BY
 from rsd.settings import Group
-from rsd.terminal import BAD, echo, joined, one_line, paint, say
+from rsd.terminal import BAD, echo, joined, one_line, paint
 from rsd.traces.shards import Shard, part_files
 
 if TYPE_CHECKING:
-    from rsd.scoring.responses import Response, Responses
+    from rsd.analysis.compare import Comparison
+    from rsd.scoring.responses import Responses
     from rsd.scoring.scored_rows import ScoreSummary
-    from rsd.scoring.scorer import Scored, Scorer
     from rsd.scoring.verdicts import Judging
 
 
@@ -121,80 +116,18 @@ def compare(
           --student Qwen/Qwen3-0.6B
     """
     with one_line_errors(html_file or json_file or ""):
-        from rsd.traces import ours
-
         config = ScoreConfig(**given(values))
-        if (baseline is None) != (candidate is None):
-            raise ValueError("compare needs both BASELINE and CANDIDATE, or neither for the bundled pair")
-        outputs = [(html_file, ours.report), (json_file, ours.figures)]
-        inputs = [file for file in (baseline, candidate) if file is not None]
-        check_outputs([Output(file, of) for file, of in outputs if file is not None], inputs=inputs)
         quiet()
-        from rsd.analysis.compare import as_json, summary, table
-        from rsd.analysis.compare import compare as compare_traces
-        from rsd.models.bundled import bundled
-        from rsd.scoring.responses import read_responses
-        from rsd.scoring.scorer import load_scorer
-        from rsd.scoring.verdicts import judging_of
+        from rsd.analysis.compare import table
+        from rsd.api import compare as compare_traces
 
-        with tempfile.TemporaryDirectory() as folder:
-            names = baseline or "bundled raw traces", candidate or "bundled RSD traces"
-            if baseline is None or candidate is None:
-                say("making RSD traces of the bundled pair")
-                baseline, candidate = str(bundled("teacher.jsonl")), _bundled_traces(folder)
-            sides = [read_responses(baseline, config), read_responses(candidate, config, named=False)]
-        scorer = load_scorer(config)
+        def shown(comparison: "Comparison") -> None:  # whatever becomes of the files
+            echo(table(comparison))
 
-        def decode(token: int) -> str:
-            return str(scorer.source.tokenizer.decode([token]))
-
-        with ExitStack() as stack:
-            keep = summary
-            if html_file:  # only the page shows tokens
-                from rsd.analysis.tracefile import TraceFile
-
-                traces = stack.enter_context(closing(TraceFile(place(html_file).parent, decode)))
-                keep = traces.keep
-            if config.answer_column not in sides[1].columns:  # the column flags are for the baseline
-                judge = [judging_of(sides[0], config), judging_of(sides[1], replace(config, answer_column=None))]
-            else:
-                judge = [judging_of(side, config) for side in sides]
-            titles = "baseline", "candidate"
-            scored = [_scored(scorer, *each, keep) for each in zip(sides, judge, titles, strict=True)]
-            comparison = compare_traces(*scored, names=names)
-            echo(table(comparison))  # whatever becomes of the files
-            if json_file:
-                write_text(json_file, json.dumps(as_json(comparison), indent=1) + "\n")
-                echo(f"written to   {one_line(json_file)}")
-            if html_file:
-                from rsd.analysis.report import write_report
-
-                write_report(html_file, comparison, traces)
-                echo(f"written to   {one_line(html_file)}")
-
-
-def _scored(
-    scorer: "Scorer",
-    side: "Sequence[Response]",
-    judging: "Judging | None",
-    what: str,
-    keep: "Callable[[Scored], Scored]",
-) -> "list[Scored]":
-    """What is kept of each trace; its text is let go as soon as it is scored."""
-    from rsd.scoring.job import progress
-    from rsd.scoring.verdicts import judged
-
-    return [keep(scored) for scored in progress(scorer, judged(side, judging), count=len(side), what=what)]
-
-
-def _bundled_traces(folder: str) -> str:
-    from rsd.generation.generator import TraceGenerator
-    from rsd.generation.job import run_job
-    from rsd.models.bundled import bundled
-
-    out = f"{folder}/traces.jsonl"
-    run_job(TraceGenerator(GenerateConfig()), bundled("problems.jsonl"), out)
-    return out
+        compare_traces(baseline, candidate, html=html_file, json=json_file, shown=shown, config=config)
+        for file in (json_file, html_file):
+            if file:
+                echo(f"written to   {one_line(file)}")
 
 
 @click.command(cls=Command, short_help="Rank teachers, and choose the best response to each prompt.")
@@ -229,20 +162,15 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
       rsd select r1.jsonl qwq.jsonl -o best.jsonl --student Qwen/Qwen3-0.6B
     """
     with one_line_errors(output):
-        from rsd.traces import ours
-
         config = ScoreConfig(**given(values))
-        lines_only(output)
-        check_outputs([Output(output, ours.selected)], inputs=files, overwrite=overwrite)
         quiet()
-        from rsd.analysis.select import by_teacher, table, write
-        from rsd.analysis.select import select as select_responses
+        from rsd.api import select as select_traces
 
-        teachers = by_teacher(files, config)
-        selection = select_responses(teachers, by=by, keep_incorrect=keep_incorrect)
-        write(selection, output)
+        how: dict[str, Any] = {"by": by, "keep_incorrect": keep_incorrect, "overwrite": overwrite}
+        selection = select_traces(files, output, config=config, **how)
+        from rsd.analysis.select import table
+
     echo(joined([table(selection), f"written to   {one_line(output)}"], "\n"))
-    errors = sum(bool(s.error) for scored in teachers.values() for s in scored)
-    if errors:
-        echo(joined([paint("errors", BAD), f"       {errors} responses could not be scored"]), err=True)
-    sys.exit(1 if errors else 0)
+    if selection.errors:
+        echo(joined([paint("errors", BAD), f"       {selection.errors} responses could not be scored"]), err=True)
+    sys.exit(1 if selection.errors else 0)

@@ -8,7 +8,6 @@ import click
 from rsd.cli.help import Command, option
 from rsd.cli.options import flags, given, one_line_errors
 from rsd.config import Reading
-from rsd.files import Output, check_outputs, lines_only
 from rsd.settings import Group
 from rsd.terminal import echo, one_line
 
@@ -32,16 +31,8 @@ def verify(source: str, output: str | None, overwrite: bool, **values: Any) -> N
     if output is None:
         output = f"{source.removesuffix('.jsonl')}.verified.jsonl"
     with one_line_errors(output, again="run the same command again to go on"):
-        from rsd.traces import ours
+        from rsd.api import verify as verify_traces
 
-        config = Reading(**given(values))
-        lines_only(output)
-        check_outputs([Output(output, ours.verified if overwrite else None)], inputs=[source])
-        from rsd.scoring.responses import read_responses
-        from rsd.scoring.verdicts import must_judge
-        from rsd.scoring.verify import verify_file
-
-        todo = read_responses(source, config)
-        summary = verify_file(todo, output, must_judge(todo, config), overwrite=overwrite)
+        summary = verify_traces(source, output, overwrite=overwrite, config=Reading(**given(values)))
     echo(f"{summary.text()}\nwritten to   {one_line(output)}")
     sys.exit(1 if summary.errors else 0)

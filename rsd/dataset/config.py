@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rsd.config import TOKENS
-from rsd.settings import MAKE, check, setting
+from rsd.settings import MAKE, called, check, check_share, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +32,11 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        if not 0 <= self.max_fallback_rate <= 1:
-            raise ValueError(f"max-fallback-rate is a share: choose one in [0, 1], not {self.max_fallback_rate}")
+        check_share("max_fallback_rate", self.max_fallback_rate)
         if not 0 <= self.test_share < 1:
-            raise ValueError(f"test-share must be at least 0 and below 1, not {self.test_share}")
+            raise ValueError(f"{called('test_share')} must be at least 0 and below 1, not {self.test_share}")
         if self.prefix_tokens and self.format != "token-ids":
             raise ValueError(
-                "prefix-tokens needs --format token-ids: a trainer ends a text with an EOS, and a prefix has no end"
+                f"{called('prefix_tokens')} needs {called('format', 'token-ids')}: a trainer ends a text with an EOS, "
+                "and a prefix has no end"
             )

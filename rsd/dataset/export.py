@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ import numpy as np
 
 from rsd.dataset.config import ExportConfig
 from rsd.dataset.formats import WITH_TEMPLATE, Ids, Row, answer, formatted, prefix
-from rsd.dataset.readback import beside, read_traces
+from rsd.dataset.readback import gathered
+from rsd.settings import called
 from rsd.terminal import in_lines
 from rsd.traces.filters import is_right, keep
+from rsd.traces.given import Given
 from rsd.traces.lines import Key, files_of, key_of
 from rsd.traces.rows import digest
 
@@ -24,7 +26,8 @@ class Export:
 
     prefixes: how many of the rows are prefixes. sources: lines of the input, prefixes not counted.
     respelled: of the rows in a text format, how many the student's tokenizer spells with other ids than
-        were sampled; None where that is not known, and `notices` say why.
+        were sampled; None where that is not known, and `notices` say why. files: where it was written to, by
+        split, and the card.
     """
 
     config: ExportConfig
@@ -38,6 +41,7 @@ class Export:
     respelled: int | None
     manifest: Mapping[str, Any]
     notices: Sequence[str]
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     def text(self) -> str:
         c = self.config
@@ -52,19 +56,18 @@ class Export:
             whole = len(self.train) + len(self.test)
             lines.append(
                 f"tokens       {whole - self.respelled} of {whole} rows give the sampled ids when they are tokenized, "
-                f"{self.respelled} others" + ("; --format token-ids keeps all" if self.respelled else "")
+                f"{self.respelled} others" + (f"; {called('format', 'token-ids')} keeps all" if self.respelled else "")
             )
         return in_lines(lines)
 
 
-def export(path: str | Path, config: ExportConfig) -> Export:
-    """Read a file of traces and make what is to be written.
+def export(source: Given, config: ExportConfig) -> Export:
+    """Read a file of traces, or take rows or traces, and make what is to be written.
 
     Raises:
-        ValueError: it holds no traces of ours, none is kept, or the format needs tokens that are not there.
+        ValueError: they are no traces of ours, none is kept, or the format needs tokens that are not there.
     """
-    rows, torn = read_traces(Path(path))
-    tokens, broken, manifest = beside(path)
+    path, rows, torn, tokens, broken, manifest = gathered(source)
     problems: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         problems[str(row["id"])].append(row)
@@ -77,7 +80,7 @@ def export(path: str | Path, config: ExportConfig) -> Export:
     distinct = [row for row in kept if id(row) in chosen]  # in the order of the file; which ones, does not depend on it
     dropped |= {why: n for why, n in (("duplicates", len(kept) - len(distinct)), ("torn lines", torn)) if n}
     if config.format == "token-ids":
-        _check_tokens(Path(path), rows, distinct, tokens, broken)
+        _check_tokens(path, rows, distinct, tokens, broken)
     template_kwargs = kwargs_of(manifest)
     made = [(row, formatted(row, config.format, tokens.get(key_of(row)), template_kwargs)) for row in distinct]
     prefixes = []
@@ -90,7 +93,9 @@ def export(path: str | Path, config: ExportConfig) -> Export:
         made = [(row, {**out, "id": str(row["id"])}) for row, out in made]
     if not made:
         counts = ", ".join(f"{n} {why}" for why, n in dropped.items())
-        raise ValueError(f"{path}: nothing is left to export ({counts}); --keep all keeps what is not verified, too")
+        raise ValueError(
+            f"{path}: nothing is left to export ({counts}); {called('keep', 'all')} keeps what is not verified, too"
+        )
     respelled: int | None = None
     notices: list[str] = []
     if config.format != "token-ids":
@@ -118,7 +123,7 @@ def export(path: str | Path, config: ExportConfig) -> Export:
 
 
 def _check_tokens(
-    path: Path, rows: Sequence[Row], distinct: Sequence[Row], tokens: Mapping[Key, Ids], broken: Mapping[Key, str]
+    path: str, rows: Sequence[Row], distinct: Sequence[Row], tokens: Mapping[Key, Ids], broken: Mapping[Key, str]
 ) -> None:
     """Whether a job's tokens are there for the rows that are exported, and are ids in all.
 
@@ -167,6 +172,8 @@ def _respelled(
     """
     if not all(key_of(row) in tokens for row in rows):
         return None, ["whether these texts give the sampled ids again is not checked: some rows have no tokens here"]
+    if not manifest:
+        return None, ["whether these texts give the sampled ids again is not checked: there is no manifest here"]
     from rsd.models.loading import find
 
     try:

@@ -11,6 +11,7 @@ from rsd.dataset.card import card
 from rsd.dataset.export import Export
 from rsd.dataset.formats import Row
 from rsd.files import encode, place, replacing, synced
+from rsd.settings import called
 from rsd.traces import ours
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -82,7 +83,7 @@ def check_repo_id(repo_id: str) -> None:
         ValueError: see above.
     """
     if not REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
-        raise ValueError(f"--push-to-hub {repo_id}: a data set is named owner/name")
+        raise ValueError(f"{called('push_to_hub')} {repo_id}: a data set is named owner/name")
 
 
 def push(made: Export, files: Mapping[str, Path], repo_id: str, *, private: bool) -> str:
@@ -106,5 +107,5 @@ def push(made: Export, files: Mapping[str, Path], repo_id: str, *, private: bool
         api.create_commit(repo_id, operations, commit_message="Traces made with rsd", repo_type="dataset")
     except Exception as e:  # whatever its client raises, the files are written
         first = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise ValueError(f"--push-to-hub {repo_id}: {first}; the files are written here") from e
+        raise ValueError(f"{called('push_to_hub')} {repo_id}: {first}; the files are written here") from e
     return str(address)

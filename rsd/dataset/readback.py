@@ -3,15 +3,44 @@
 import json
 import reprlib
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rsd.dataset.formats import Ids, Row
+from rsd.strictjson import finite
 from rsd.traces.columns import not_ours
+from rsd.traces.given import Given, file_of, rows_of
 from rsd.traces.lines import Key, files_of, key_of, whole_lines
+from rsd.traces.trace import Trace
+
+
+class Gathered(NamedTuple):
+    """Traces, how many torn lines are not among them, their tokens, what is wrong with tokens that are none, and the
+    manifest of the job that made them. name: what a message calls their source."""
+
+    name: str
+    rows: list[Row]
+    torn: int
+    tokens: Mapping[Key, Ids]
+    broken: Mapping[Key, str]
+    manifest: Row
+
+
+def gathered(source: Given) -> Gathered:
+    """What is known of the traces in a file, or of those that are given.
+
+    Raises:
+        ValueError: they are no rows of ours, or there are none.
+    """
+    file = file_of(source)
+    if file is not None:
+        rows, torn = read_traces(Path(file))
+        return Gathered(file, rows, torn, *beside(file))
+    return Gathered("the rows", *_given(source))
 
 
 def read_traces(path: Path) -> tuple[list[Row], int]:
@@ -46,6 +75,21 @@ def read_traces(path: Path) -> tuple[list[Row], int]:
     if not rows:
         raise ValueError(f"{path}: holds no rows of rsd generate")
     return rows, torn
+
+
+def _given(given: Given) -> tuple[list[Row], int, dict[Key, Ids], dict[Key, str], Row]:
+    traces: dict[Key, Trace] = {}
+    rows: list[Row] = []
+    for number, row in enumerate(rows_of(given, strict=True, traces=traces), 1):
+        row = finite(row)
+        if (what := not_ours(row)) is not None:
+            raise ValueError(f"row {number}: {what}; traces, or rows of rsd generate, are needed")
+        rows.append(row)
+    if not rows:
+        raise ValueError("there are no rows to export")
+    made = [t for t in traces.values() if t.error is None]
+    ids = {t.key: Ids(np.array(t.prompt_ids), np.array(t.prefix_ids, np.int64), t.token_ids) for t in made}
+    return rows, 0, ids, {}, {}
 
 
 def beside(path: str | Path) -> tuple[dict[Key, Ids], dict[Key, str], Row]:

@@ -15,6 +15,7 @@ from rsd.decoding.teacher import TOP
 from rsd.models.bundled import folder_of
 from rsd.models.loading import generation_config, reading
 from rsd.models.source import Source
+from rsd.settings import called
 from rsd.terminal import one_line, say
 
 STARTING = 30.0  # seconds in which a server that is just starting may come to answer
@@ -30,7 +31,7 @@ def find_served(url: str, model: str, tokenizer: str, *, trust_remote_code: bool
         ValueError: httpx is not installed, the tokenizer cannot be read, or there is no such server or model.
     """
     path = folder_of(tokenizer)
-    with reading(f"--teacher-tokenizer {tokenizer}"):
+    with reading(f"{called('teacher_tokenizer')} {tokenizer}"):
         speller = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         speller.encode("a b")
         generation = generation_config(path, None) or GenerationConfig()
@@ -68,39 +69,39 @@ async def _asked(url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> in
             listed = await _patiently(client, f"{url}/models", None, until)
             if listed.status in (401, 403):
                 hint = "" if "Authorization" in headers() else f" (no key in the environment: {KEY})"
-                raise ValueError(f"--teacher {url}: {listed.refusal()}{hint}")
+                raise ValueError(f"{called('teacher')} {url}: {listed.refusal()}{hint}")
             if listed.status != 200:
-                raise ValueError(f"--teacher {url}: {listed.refusal()}; the address ends in /v1, usually")
+                raise ValueError(f"{called('teacher')} {url}: {listed.refusal()}; the address ends in /v1, usually")
             models = {str(m["id"]): m for m in _read(listed, url)["data"]}
             if model not in models:
                 has = one_line(", ".join(models))[:300] or "none"
-                raise ValueError(f"--teacher-model {model}: the server has {has}")
+                raise ValueError(f"{called('teacher_model')} {model}: the server has {has}")
             ids = tokenizer.encode("1 + 1 =", add_special_tokens=False)
             body = {"model": model, "prompt": [ids], "max_tokens": 1, "temperature": 0, "logprobs": TOP}
             body["return_tokens_as_token_ids"] = True  # beside the token's text, which several may have
             probe = await _patiently(client, f"{url}/completions", body, until)
             if probe.status != 200:
-                raise ValueError(f"--teacher {url}: {probe.refusal()}")
+                raise ValueError(f"{called('teacher')} {url}: {probe.refusal()}")
             top_logprobs(_read(probe, url), 1, max(tokenizer.get_vocab().values()) + 1)
             echo = body | {"prompt": SAMPLE, "logprobs": 1, "echo": True}
             _check_tokenizer(await _patiently(client, f"{url}/completions", echo, until), tokenizer)
             length = models[model].get("max_model_len")
             return int(length) if length else None
         except httpx.InvalidURL as e:
-            raise ValueError(f"--teacher {url}: this is no address: {e}") from e
+            raise ValueError(f"{called('teacher')} {url}: this is no address: {e}") from e
         except FAULTS as e:
-            raise ValueError(f"--teacher {url}: cannot be reached: {fault(e)}") from e
+            raise ValueError(f"{called('teacher')} {url}: cannot be reached: {fault(e)}") from e
         except ConnectionError as e:
-            raise ValueError(f"--teacher {url}: {e}") from e
+            raise ValueError(f"{called('teacher')} {url}: {e}") from e
         except (KeyError, TypeError, IndexError, AttributeError) as e:
-            raise ValueError(f"--teacher {url}: it does not answer like an OpenAI-compatible server") from e
+            raise ValueError(f"{called('teacher')} {url}: it does not answer like an OpenAI-compatible server") from e
 
 
 def _read(answer: Answer, url: str) -> Any:
     try:
         return answer.json()
     except UNREADABLE as e:
-        raise ValueError(f"--teacher {url}: an answer that cannot be read ({fault(e)})") from e
+        raise ValueError(f"{called('teacher')} {url}: an answer that cannot be read ({fault(e)})") from e
 
 
 async def _patiently(client: httpx.AsyncClient, url: str, body: Mapping[str, Any] | None, until: float) -> Answer:
@@ -117,7 +118,7 @@ async def _patiently(client: httpx.AsyncClient, url: str, body: Mapping[str, Any
                 raise
             why = fault(e)
         except ValueError as e:
-            raise ValueError(f"--teacher {url}: an answer that cannot be read ({fault(e)})") from e
+            raise ValueError(f"{called('teacher')} {url}: an answer that cannot be read ({fault(e)})") from e
         if not told:
             say(f"waiting for the teacher's server, for {STARTING:g} s at the most: {why}")
             told = True
@@ -137,10 +138,12 @@ def _check_tokenizer(answer: Answer, tokenizer: PreTrainedTokenizerBase) -> None
     except UNREADABLE:
         theirs = []
     if not theirs:
-        say("notice: the server does not tell how it reads a text: --teacher-tokenizer could not be compared with it")
+        name = called("teacher_tokenizer")
+        say(f"notice: the server does not tell how it reads a text: {name} could not be compared with it")
         return
     ours = [tokenizer.encode(SAMPLE, add_special_tokens=special) for special in (True, False)]
     if theirs not in ours and theirs[1:] not in ours:  # servers may put a beginning of text where we do not
         raise ValueError(
-            "the server reads a text as other tokens than --teacher-tokenizer does: name the served model's own"
+            f"the server reads a text as other tokens than {called('teacher_tokenizer')} does: "
+            "name the served model's own"
         )

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from rsd.decoding.teacher import LOGITS, TOP, Node, TeacherOutput, TokenTree
+from rsd.settings import called
 from rsd.terminal import one_line
 
 try:
@@ -295,7 +296,7 @@ def top_logprobs(answer: Any, count: int, width: int) -> list[tuple[list[int], l
         if any(value > LIKELY and not 0 <= i < width for i, value in known.items()):
             raise ConnectionError(
                 f"the teacher's server says tokens beyond the {width} of its tokenizer here: name the served model's "
-                "own with --teacher-tokenizer"
+                f"own with {called('teacher_tokenizer')}"
             )
         pairs = [(i, value) for i, value in known.items() if 0 <= i < width]
         read.append(([i for i, _ in pairs], [value for _, value in pairs]))

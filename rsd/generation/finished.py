@@ -31,9 +31,9 @@ HOW = (
 )
 
 
-def stamp(config: GenerateConfig, source: str | Path, limit: int | None) -> str | None:
+def stamp(config: GenerateConfig, source: str | Path | None, limit: int | None) -> str | None:
     """A hash of what a job is given; None where its input is no file, which nothing tells from another one."""
-    if not os.path.isfile(source):
+    if source is None or not os.path.isfile(source):
         return None
     names = (config.teacher, config.student, config.teacher_tokenizer)
     parts = [folder_of(part) for name in names if name for part in (name, *name.split("+"))]

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel
 
 from rsd.answers.verifier import Judgement, Verifier, answer_columns, read_reference, resolve
@@ -26,6 +25,8 @@ from rsd.pair.pair import Pair, pair_up
 from rsd.pair.prompts import own_prompt, privileged
 from rsd.scoring.scorer import Scorer
 from rsd.scoring.steps import RULES
+from rsd.settings import amended, called
+from rsd.traces.given import Given, columns_of, rows_of
 from rsd.traces.rows import Row, Rows, prepare
 from rsd.traces.trace import Trace
 
@@ -37,19 +38,21 @@ class TraceGenerator:
     the workers of a job. `find` reads configurations and tokenizers, `load` the weights; both are
     idempotent and called when needed.
 
-        generator = TraceGenerator(GenerateConfig(teacher="...", student="..."))
-        for trace in generator.stream([{"prompt": "What is 6 * 7?"}]):
+        generator = TraceGenerator(teacher="...", student="...")
+        for trace in generator.stream(["What is 6 * 7?"]):
             print(trace.text)
 
     Args:
+        config: what is made, and how; by default as the commands do. settings: of `GenerateConfig`; they amend it.
         group: of `tensor_parallel` processes that hold the teacher together, this one and others.
 
     Raises:
+        ValueError: there is no such setting, or no such value of it.
         ValueError (from `find` and `load`): a model cannot be loaded, or the pair does not fit together.
     """
 
-    def __init__(self, config: GenerateConfig, *, group: Group | None = None) -> None:
-        self.config, self.group = config, group
+    def __init__(self, config: GenerateConfig | None = None, *, group: Group | None = None, **settings: Any) -> None:
+        self.config, self.group = amended(GenerateConfig, config, settings), group
         self._pair: Pair | None = None
         self._engine: Engine | None = None
         self._memory: Estimate | None = None
@@ -104,9 +107,12 @@ class TraceGenerator:
             pair = self.find()
             teacher, student, vocabulary = pair.teacher, pair.student, pair.vocabulary
             if self.group is None and self.config.tensor_parallel > 1:
-                raise ValueError("tensor-parallel is for a launch: torchrun --nproc-per-node N -m rsd generate ...")
+                name = called("tensor_parallel")
+                raise ValueError(f"{name} is for a launch: torchrun --nproc-per-node N -m rsd generate ...")
             if self.config.compile and not shutil.which(os.environ.get("CXX", "g++")):
-                raise ValueError("compile needs a C++ compiler: install g++, name one in CXX, or leave it out")
+                raise ValueError(
+                    f"{called('compile')} needs a C++ compiler: install g++, name one in CXX, or leave it out"
+                )
             self._judges().start()
             rows = self.memory().rows  # before the weights take their part
             packed = not self.config.compile
@@ -152,7 +158,7 @@ class TraceGenerator:
     def _load(self, source: Source, *, packed: bool = True, parts: int = 1) -> PreTrainedModel:
         model = load(source, self.config, packed=packed, parts=parts)
         if not self.config.skip_check:
-            check_decoding(model, f"--{source.role} {source.name}")
+            check_decoding(model, f"{called(source.role)} {source.name}")
         return model
 
     @property
@@ -209,11 +215,14 @@ class TraceGenerator:
             | ({"teacher_top_logprobs": TOP} if c.served else {})
         )
 
-    def prepare(self, rows: Iterable[Mapping[str, Any]]) -> Rows:
+    def prepare(self, rows: Given) -> Rows:
         """Find the prompts and ids of input rows (see `rows.prepare`), the teacher's prompts and the answers.
 
+        Args:
+            rows: a prompt, a row, a list or table of these, or a path; see `given.rows_of`.
+
         Raises:
-            ValueError: no row has a column that is needed, or ids repeat.
+            ValueError: they are none of these; no row has a column that is needed, or ids repeat.
         """
         c = self.config
 
@@ -224,7 +233,10 @@ class TraceGenerator:
             return found
 
         return privileged(
-            prepare(rows, prompt_column=c.prompt_column, system_prompt=c.system_prompt, answer_columns=answers), c
+            prepare(
+                rows_of(rows), prompt_column=c.prompt_column, system_prompt=c.system_prompt, answer_columns=answers
+            ),
+            c,
         )
 
     def unreadable(self, rows: Rows, *, looked_at: int = 1000) -> list[str]:
@@ -241,17 +253,14 @@ class TraceGenerator:
             f"notice: the traces of {len(bad)} of {of} rows cannot be judged{less}; the first, {bad[0].id!r}: {why}"
         ]
 
-    def stream(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Trace]:
+    def stream(self, rows: Given) -> Iterator[Trace]:
         """Yield traces as they finish, `num_generations` a row or fewer with `until_correct`.
 
-        A bad row yields traces with `error` set.
-
-        Raises:
-            ValueError: no row has a prompt column, or ids repeat.
+        A bad row yields traces with `error` set. rows: as of `prepare`, which raises ValueError.
         """
         yield from self.make(self.schedule(self.prepare(rows), {}))
 
-    def run(self, rows: Iterable[Mapping[str, Any]]) -> list[Trace]:
+    def run(self, rows: Given) -> list[Trace]:
         """All traces, in the order of the rows and of their generations."""
         prepared = self.prepare(rows)
         made = {trace.key: trace for trace in self.make(self.schedule(prepared, {}))}
@@ -279,12 +288,13 @@ class TraceGenerator:
             raise
 
     def __call__(self, batch: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
-        """Columns in, columns out: for Ray Data's `map_batches` and `datasets.map(batched=True)`."""
-        names, columns = list(batch), [list(v) for v in batch.values()]
-        rows = [
-            {k: v.tolist() if isinstance(v, np.generic | np.ndarray) else v for k, v in zip(names, values, strict=True)}
-            for values in zip(*columns, strict=True)
-        ]
+        """Columns in, columns out: for Ray Data's `map_batches` and `datasets.map(batched=True)`.
+
+        Raises:
+            ValueError: these are no columns, or their lengths differ; or as of `prepare`.
+        """
+        columns = columns_of(batch)
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         made = [trace.row() for trace in self.run(rows)]
         return {k: [row.get(k) for row in made] for k in (made[0] if made else ())}
 

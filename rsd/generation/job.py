@@ -18,11 +18,12 @@ from rsd.generation.session import Session
 from rsd.generation.statistics import combined, readable
 from rsd.generation.summary import Summary, kept_file, left_out, write_kept
 from rsd.models.loading import Source
-from rsd.settings import free
+from rsd.settings import called, free
 from rsd.strictjson import finite
 from rsd.terminal import say
 from rsd.traces import ours
 from rsd.traces.filters import is_right
+from rsd.traces.given import Given, file_of, read
 from rsd.traces.lines import Key, files_of
 from rsd.traces.readers import stream_rows
 from rsd.traces.rows import Rows, in_memory
@@ -33,7 +34,7 @@ from rsd.version import __version__
 
 def run_job(
     generator: TraceGenerator,
-    source: str | Path,
+    source: Given,
     out: str | Path,
     *,
     limit: int | None = None,
@@ -41,9 +42,10 @@ def run_job(
     keep: str | None = None,
     command: str | None = None,
 ) -> Summary:
-    """Make the traces of a file's rows and store them; resumes what an earlier run left.
+    """Make the traces of rows, or of a file's, and store them; resumes what an earlier run left.
 
     Args:
+        source: as of `given.read`.
         keep: write the rows that are kept (`filters.KEEP`) to a file beside `out`, when all are made.
         command: the command line, for the manifest.
 
@@ -53,8 +55,9 @@ def run_job(
     """
     sidecar, job = files_of(out)
     kept = [Output(kept_file(out), ours.kept)] if keep else []
-    check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
-    rows = generator.prepare(islice(stream_rows(source, split=generator.config.split), limit))
+    inputs = [file for file in (file_of(source),) if file is not None]
+    check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=inputs, job=job)
+    rows = generator.prepare(islice(read(source, split=generator.config.split, strict=True), limit))
     manifest = manifest_of(generator, source, out, limit, command)
     if part_files(out) and not overwrite:
         merge(out, max_fallback_rate=generator.config.max_fallback_rate)
@@ -235,7 +238,7 @@ def _check_settings(
             raise ValueError(
                 f"{store.manifest} is lost, and these settings make another trace of id {key[0]!r}, generation "
                 f"{key[1]}, than {store.out} holds: use those that it was made with (float32 alone can tell), "
-                "another -o, or --overwrite to start anew"
+                f"another {called('output')}, or {called('overwrite', True)} to start anew"
             )
     say(f"notice: {store.manifest} was lost: {len(picked)} of its traces, made again, are the same, so the job goes on")
 
@@ -249,7 +252,7 @@ def discard_beside(out: str | Path) -> None:
 
 
 def manifest_of(
-    generator: TraceGenerator, source: str | Path, out: str | Path, limit: int | None, command: str | None
+    generator: TraceGenerator, source: Given, out: str | Path, limit: int | None, command: str | None
 ) -> dict[str, Any]:
     """What a job is, before it is made. command: what its session will say, if something is left to make."""
     pair = generator.find()
@@ -272,7 +275,7 @@ def manifest_of(
         "widths": {"teacher": teacher.width, "student": student.width},
         "versions": {"rsd": __version__} | {name: version(name) for name in ("torch", "transformers", "numpy")},
         "identity": generator.identity(),
-        "settings": free(generator.config) | {"input": str(source), "output": Path(out).name, "limit": limit},
+        "settings": free(generator.config) | {"input": file_of(source), "output": Path(out).name, "limit": limit},
         "totals": None,
         "decoding": {},
     }

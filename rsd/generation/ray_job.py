@@ -25,6 +25,7 @@ from rsd.generation.progress import Progress
 from rsd.generation.session import sessions_of
 from rsd.generation.share import POLL, Incomplete, joined, made_before, process
 from rsd.generation.summary import Summary, kept_file
+from rsd.settings import called
 from rsd.terminal import hush, say
 from rsd.traces import ours
 from rsd.traces.lines import Key, files_of, read_manifest
@@ -71,7 +72,7 @@ class TraceWorker:
             ValueError: they cannot be loaded, or `out`, which the driver holds open, is not to be seen from here.
         """
         if not out.exists():
-            raise ValueError(f"{out.parent} is another folder on {socket.gethostname()}: --ray needs a common one")
+            raise ValueError(f"{out.parent} is another folder on {socket.gethostname()}: Ray needs a common one")
         memory = self.generator.memory().text
         self.generator.load()
         return memory
@@ -250,7 +251,7 @@ def _connected(address: str) -> Any:
     try:
         import ray
     except ImportError as e:
-        raise ValueError("--ray needs Ray: pip install 'rsd[ray]'") from e
+        raise ValueError(f"{called('ray')} needs Ray: pip install 'rsd[ray]'") from e
     if address not in ("auto", "local"):
         _check_reached(address)
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
@@ -259,10 +260,10 @@ def _connected(address: str) -> Any:
     except (OSError, ValueError, RuntimeError) as e:
         if address == "auto" and isinstance(e, ConnectionError):
             raise ValueError(
-                "no Ray cluster runs on this machine: start one (ray start --head), give its address, or --ray local "
-                "for one that lives as long as the job"
+                "no Ray cluster runs on this machine: start one (ray start --head), give its address, or "
+                f"{called('ray', 'local')} for one that lives as long as the job"
             ) from e
-        raise ValueError(f"--ray {address}: {(str(e).splitlines() or [type(e).__name__])[0]}") from e
+        raise ValueError(f"{called('ray')} {address}: {(str(e).splitlines() or [type(e).__name__])[0]}") from e
     return ray
 
 
@@ -270,8 +271,10 @@ def _check_reached(address: str) -> None:
     """Whether somebody answers there: Ray itself would try for minutes, and then end this process."""
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"--ray is auto, local, or the HOST:PORT that ray start --head says, not {address}")
+        raise ValueError(f"{called('ray')} is auto, local, or the HOST:PORT that ray start --head says, not {address}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, UnicodeError) as e:
-        raise ValueError(f"--ray {address}: no cluster answers there: {getattr(e, 'strerror', None) or e}") from e
+        raise ValueError(
+            f"{called('ray')} {address}: no cluster answers there: {getattr(e, 'strerror', None) or e}"
+        ) from e

@@ -16,6 +16,7 @@ from rsd.generation.job import Others, manifest_of, run_rows
 from rsd.generation.merge import discard, merge
 from rsd.generation.progress import Progress
 from rsd.generation.summary import Summary, kept_file, left_out, write_kept
+from rsd.settings import called
 from rsd.terminal import say
 from rsd.traces import ours
 from rsd.traces.columns import not_ours
@@ -183,7 +184,8 @@ def _discard_together(out: Path, shard: Shard) -> None:
     """Have the main process of a launch remove what there is, before any other one looks."""
     if not shard.launched:
         raise ValueError(
-            f"--overwrite with --shard: each process would discard what another has made; remove {out} and its parts"
+            f"{called('overwrite')} with {called('shard')}: each process would discard what another has made; remove "
+            f"{out} and its parts"
         )
     from torch.distributed import rendezvous
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rsd.config import GenerateConfig
+from rsd.settings import called
 from rsd.terminal import say
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ class Live:
             self.socket.listen(BACKLOG)
         except OSError as e:
             self.socket.close()
-            raise ValueError(f"--live {port}: {e.strerror or e}: choose another port, or 0 for one that is free") from e
+            raise ValueError(
+                f"{called('live')} {port}: {e.strerror or e}: choose another port, or 0 for one that is free"
+            ) from e
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -93,7 +96,7 @@ class Live:
             self.process.stdin.write(line.encode() + b"\n")
         except OSError:
             self._let_go()
-            say("notice: the page of --live is gone; the job goes on without it")
+            say("notice: the page of the running job is gone; the job goes on without it")
         except ValueError:  # another thread has just found that out
             pass
 

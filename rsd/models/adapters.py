@@ -12,6 +12,8 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from rsd.settings import called
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FILES = ["*.json", "*.jinja", "*.txt", "*.model", "adapter_model.*"]  # of a Hub repository: adapter and tokenizer
 
@@ -103,7 +105,7 @@ def merge(model: PreTrainedModel, adapter: Adapter, *, allow_pickle: bool) -> Pr
     """
     peft = _peft()
     if not allow_pickle and not (Path(adapter.path) / WEIGHTS).is_file():
-        raise ValueError(f"{adapter.name} has no {WEIGHTS}: --allow-pickle loads others")
+        raise ValueError(f"{adapter.name} has no {WEIGHTS}: {called('allow_pickle', True)} loads others")
     if adapter.width != model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(adapter.width, mean_resizing=False)  # the adapter has the rows
     embedding: Any = model.get_input_embeddings()

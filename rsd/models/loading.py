@@ -28,6 +28,7 @@ from rsd.models.bundled import folder_of
 from rsd.models.packed import pack
 from rsd.models.source import Source
 from rsd.placing import MAPS
+from rsd.settings import called
 from rsd.terminal import say
 
 # What a generation config may hold that RSD has no place for, with the values that mean "off".
@@ -71,10 +72,10 @@ def find(role: str, name: str, revision: str | None, *, trust_remote_code: bool,
     base, adapter_name = split(name)
     path = folder_of(base)
     if not (os.path.isdir(path) or gguf.is_gguf(path)) and (path.startswith((".", "/", "~")) or path.count("/") != 1):
-        raise ValueError(f"--{role} {name}: no such directory (and a Hub id has the form owner/name)")
+        raise ValueError(f"{called(role)} {name}: no such directory (and a Hub id has the form owner/name)")
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     adapter = None
-    with reading(f"--{role} {name}"):
+    with reading(f"{called(role)} {name}"):
         if (Path(path) / CONFIG).is_file():  # transformers would load it, unmerged, where peft is installed
             raise ValueError(f"{base} holds a PEFT adapter: name it after its base, as BASE+{base}")
         config = gguf.read(AutoConfig, path) if gguf.is_gguf(path) else AutoConfig.from_pretrained(path, **options)
@@ -179,7 +180,7 @@ def load(source: Source, config: Loading, *, packed: bool = True, parts: int = 1
     quantised: dict[str, Any] = {}
     if source.load_in:
         quantised["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{source.load_in}": True})
-    with reading(f"--{source.role} {source.name}"):
+    with reading(f"{called(source.role)} {source.name}"):
         options: dict[str, Any] = {
             "config": source.config,
             "dtype": getattr(torch, dtype_of(config)),
@@ -248,7 +249,7 @@ def _check_tensors(info: Mapping[str, Any], *, passed_over: bool) -> None:
         keys = sorted(k if isinstance(k, str) else k[0] for k in info[f"{name}_keys"])
         if keys and not (name == "unexpected" and passed_over):
             named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-            way_out = "; --skip-check leaves these out" if name == "unexpected" else ""
+            way_out = f"; {called('skip_check', True)} leaves these out" if name == "unexpected" else ""
             raise ValueError(f"the weights {what} {named}: are they this configuration's?{way_out}")
 
 

@@ -13,6 +13,7 @@ from rsd.config import Loading
 from rsd.models.loading import dtype_of, place_of, reading
 from rsd.models.source import Source
 from rsd.placing import MAPS
+from rsd.settings import called
 
 MOST_ROWS = {"cpu": 32}  # more rows than that no longer pay on a CPU
 MOST_ROWS_ELSEWHERE = 128
@@ -74,7 +75,7 @@ def need_of(source: Source, config: Loading, tokens: int, *, parts: int = 1) -> 
     """
     if not torch.cuda.is_available():
         parts = 1  # they share one memory
-    with reading(f"--{source.role} {source.name}"):
+    with reading(f"{called(source.role)} {source.name}"):
         return need(
             source.config,
             dtype=dtype_of(config),

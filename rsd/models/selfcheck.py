@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rsd.models.kv_cache import CachedModel, TreeMask
+from rsd.settings import called
 
 PROMPTS = (2, 12, 7)  # tokens of each row, the longest not the last
 AFTER = 5  # tokens that are then decoded in each
@@ -57,7 +58,8 @@ def check_decoding(model: PreTrainedModel, name: str) -> None:
     if not apart <= allowed:
         raise ValueError(
             f"{name}: decoded in rows of unequal length, it is {apart:.2g} nats off what it says of each row alone "
-            f"(rounding explains {allowed:.2g}): choose another model, or go on regardless with --skip-check"
+            f"(rounding explains {allowed:.2g}): choose another model, or go on regardless with "
+            + called("skip_check", True)
         )
 
 

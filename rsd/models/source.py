@@ -15,6 +15,7 @@ from rsd.models import kv_cache
 from rsd.models.adapters import Adapter
 from rsd.models.fingerprint import fingerprint
 from rsd.models.limits import chat_template, in_time
+from rsd.settings import called
 
 # The beginning of a thought, or a whole and empty one, that a chat template's prompt ends in.
 THOUGHT = re.compile(r"(?:<think>\s*)?(?:</think>\s*)?\Z")
@@ -162,7 +163,7 @@ class Source:
                 return chat_template(template).render(messages=messages, **given)
         except Exception as e:  # a template is a program
             system = messages[0]["role"] == "system"
-            way_out = "; if it takes no system message, leave system-prompt out" if system else ""
+            way_out = f"; if it takes no system message, leave {called('system_prompt')} out" if system else ""
             said = f"{e}".splitlines()[0] if f"{e}" else type(e).__name__
             raise ValueError(f"the {self.role}'s chat template refuses the prompt: {said}{way_out}") from e
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from rsd.models.kv_cache import CachedModel, TreeMask
 from rsd.models.room import out_of_memory
 from rsd.models.source import Source
+from rsd.settings import called
 
 FOREVER = timedelta(days=365)  # for which a process may have nothing to do: another group has more rows
 
@@ -91,7 +92,7 @@ def together() -> Iterator[None]:
     except (RuntimeError, MemoryError) as e:
         said = f"{e}".splitlines()[0] if f"{e}" else type(e).__name__
         if out_of_memory(e):
-            said = "out of memory: take a smaller --batch-size"
+            said = f"out of memory: take a smaller {called('batch_size')}"
         elif "onnection" in said or "peer" in said:
             said = "one of them is gone"
         raise Broken(f"the processes that hold the teacher: {said}") from e
@@ -104,12 +105,14 @@ def check(source: Source, size: int) -> None:
         ValueError: its heads are no multiple of that, transformers does not say how to divide it, or its weights are
             in a form that cannot be divided.
     """
-    config, name = source.config.get_text_config(), f"--teacher {source.name}"
+    config, name = source.config.get_text_config(), f"{called('teacher')} {source.name}"
     if not getattr(config, "base_model_tp_plan", None):
-        raise ValueError(f"{name}: transformers has no plan to divide a {config.model_type}: leave tensor-parallel out")
+        without = f"leave {called('tensor_parallel')} out"
+        raise ValueError(f"{name}: transformers has no plan to divide a {config.model_type}: {without}")
     heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     if any(n % size for n in heads):
-        raise ValueError(f"{name}: its {heads[0]} heads ({heads[1]} of keys) are no multiple of tensor-parallel {size}")
+        several = f"{called('tensor_parallel')} {size}"
+        raise ValueError(f"{name}: its {heads[0]} heads ({heads[1]} of keys) are no multiple of {several}")
     if source.adapter or source.path.endswith(".gguf") or getattr(source.config, "quantization_config", None):
         raise ValueError(f"{name}: a GGUF file, an adapter or quantised weights cannot be divided: save whole weights")
 

@@ -9,6 +9,7 @@ from rsd.models.source import Source
 from rsd.pair.meeting import meet
 from rsd.pair.prompts import Prompt, notices, render
 from rsd.pair.vocabulary import Vocabulary, token_ids
+from rsd.settings import called
 from rsd.traces.rows import Row
 
 DEFAULT_NEW_TOKENS = 2048
@@ -65,7 +66,7 @@ def pair_up(teacher: Source, student: Source, config: GenerateConfig) -> Pair:
     context = min(teacher.context, student.context)
     if config.max_new_tokens is not None and config.max_new_tokens >= context:
         raise ValueError(
-            f"max-new-tokens {config.max_new_tokens} leaves no room for a prompt in a context of {context} "
+            f"{called('max_new_tokens')} {config.max_new_tokens} leaves no room for a prompt in a context of {context} "
             f"positions: choose less than {context}"
         )
     sampling, lines = sampling_of(config, student)
@@ -83,7 +84,7 @@ def pair_up(teacher: Source, student: Source, config: GenerateConfig) -> Pair:
         vocabulary = vocabulary.without(suppressed)
         lines.append(f"suppressed: {len(suppressed)} tokens, which no trace will hold")
     if student.eos <= suppressed:
-        raise ValueError("suppress holds every token that ends a trace: leave one of them out")
+        raise ValueError(f"{called('suppress')} holds every token that ends a trace: leave one of them out")
     return Pair(
         teacher=teacher,
         student=student,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from rsd.config import GenerateConfig
 from rsd.models.source import DATE, TODAY, Source
 from rsd.pair.vocabulary import DIFFERENT, Vocabulary
+from rsd.settings import called
 from rsd.traces.rows import Row, Rows, found, read_prompt
 from rsd.traces.spool import Spool
 
@@ -40,7 +41,7 @@ def privileged(rows: Rows, config: GenerateConfig) -> Rows:
     column, template = config.teacher_prompt_column, config.teacher_template
     if column is not None:
         if missing := _missing({column}, rows):
-            raise ValueError(f"no column {column} for --teacher-prompt-column: {missing[column]}")
+            raise ValueError(f"no column {column} for {called('teacher_prompt_column')}: {missing[column]}")
         return Rows(rows.ids, lambda i: _from_column(rows[i], column))
     if template is None:
         return rows
@@ -55,10 +56,10 @@ def privileged(rows: Rows, config: GenerateConfig) -> Rows:
         asked = [n.node for n in parsed.find_all((nodes.Test, nodes.Filter)) if n.name in MAY_BE_MISSING]
         names = meta.find_undeclared_variables(parsed) - {"id", "prompt", *bounded.globals}
     except (jinja2.TemplateError, RecursionError) as e:
-        raise ValueError(f"teacher-template: {e}") from e
+        raise ValueError(f"{called('teacher_template')}: {e}") from e
     names -= {node.name for node in asked if isinstance(node, nodes.Name)}
     for name, said in _missing(names, rows).items():
-        raise ValueError(f"teacher-template: no column {name}: {said}")
+        raise ValueError(f"{called('teacher_template')}: no column {name}: {said}")
 
     def fill(row: Row) -> Row:
         if row.error is not None:
@@ -68,7 +69,7 @@ def privileged(rows: Rows, config: GenerateConfig) -> Rows:
             with in_time():
                 text = made.render({**row.columns, **row.asked, "id": row.id, "prompt": last["content"]})
         except Exception as e:  # a row must not be able to end a job
-            return replace(row, error=f"teacher-template: {e}".splitlines()[0])
+            return replace(row, error=f"the teacher's template: {e}".splitlines()[0])
         return replace(row, teacher=[*before, {**last, "content": text}])
 
     tried, first, made_any = 0, "", False
@@ -128,7 +129,7 @@ def notices(config: GenerateConfig, *, teacher: Source, student: Source, vocabul
     if dated and TODAY not in config.chat_template_kwargs:
         lines.append(
             f"notice: the chat template of the {' and the '.join(dated)} prints the date: it reads {DATE} on any day; "
-            f'--chat-template-kwargs \'{{"{TODAY}": "2026-01-31"}}\' sets another'
+            f'{TODAY} in {called("chat_template_kwargs")}, such as "2026-01-31", sets another'
         )
     asked = [{"role": "user", "content": "1 + 1?"}]
     try:
@@ -162,7 +163,7 @@ def render(row: Row, config: GenerateConfig, *, teacher: Source, student: Source
         if ends.endswith(config.completion_prefix.strip()):
             raise ValueError(
                 f"the chat template's prompt ends with {config.completion_prefix.strip()} already: "
-                "leave completion-prefix out"
+                f"leave {called('completion_prefix')} out"
             )
         prefix = student.tokenizer.encode(config.completion_prefix, add_special_tokens=False)
     if own_prompt(config, vocabulary):

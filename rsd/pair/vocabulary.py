@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rsd.config import ONE_VOCABULARY
 from rsd.pair.spelling import Speller
+from rsd.settings import called
 
 # Bytes before a blank from which on a tokenization is taken to stand, whatever follows; and how many of the
 # teacher's tokens are looked at for one.
@@ -187,12 +188,14 @@ def token_ids(tokens: Iterable[str | int], tokenizer: PreTrainedTokenizerBase) -
             try:
                 spelled = tokenizer.encode(token, add_special_tokens=False)
             except TypeError as e:  # bytes of a command line that are no UTF-8
-                raise ValueError(f"suppress: {token!r} is no text") from e
+                raise ValueError(f"{called('suppress')}: {token!r} is no text") from e
             if len(spelled) != 1:
-                raise ValueError(f"suppress: {token!r} is {len(spelled)} tokens of the student, not one")
+                raise ValueError(f"{called('suppress')}: {token!r} is {len(spelled)} tokens of the student, not one")
             ids.add(spelled[0])
         elif 0 <= token < len(tokenizer):
             ids.add(token)
         else:
-            raise ValueError(f"suppress: the student has no token {token}; its ids end at {len(tokenizer) - 1}")
+            raise ValueError(
+                f"{called('suppress')}: the student has no token {token}; its ids end at {len(tokenizer) - 1}"
+            )
     return ids

@@ -5,18 +5,19 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rsd.config import Reading
-from rsd.traces.lines import files_of
-from rsd.traces.readers import stream_rows
+from rsd.settings import called
+from rsd.traces.given import Given, file_of, read
+from rsd.traces.lines import Key, files_of
 from rsd.traces.rows import PROMPT_COLUMNS, digest, found, read_prompt
 from rsd.traces.sidecar import Sidecar
 from rsd.traces.spool import OnDemand, Spool
 from rsd.traces.tokens import of_sidecar
+from rsd.traces.trace import Trace
 
 FORMATS = ("completion", "messages", "conversations", "token_ids")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -76,23 +77,28 @@ class Responses(OnDemand[Response]):
         return self.at(i for i, name in enumerate(self.ids) if chosen(name))
 
 
-def read_responses(path: str | Path, config: Reading, *, named: bool = True) -> Responses:
-    """The responses of a file, with the sidecar that stands beside a file of `rsd generate`.
+def read_responses(source: Given, config: Reading, *, named: bool = True, strict: bool = False) -> Responses:
+    """The responses of a file, or of rows, with what `rsd generate` noted of their tokens: in the sidecar that stands
+    beside its files, and in a `Trace` itself.
 
     Args:
+        source: see `given.read`, and strict, too.
         named: the columns that `config` names are this file's, even if it is also in a known format (our
             own traces keep the other columns of their input, raw responses among them).
 
     Raises:
         ValueError: the file cannot be read, or no row has columns of a known format.
     """
-    rows = _Table(stream_rows(path, split=config.split))
+    name, traces = file_of(source), dict[Key, Trace]()
+    rows = _Table(read(source, split=config.split, strict=strict, traces=traces))
     if not named and any(c in rows.columns for c in FORMATS):
         config = replace(config, prompt_column=None, response_column=None, thinking_column=None)
+    if name is None:
+        return _responses(rows, config, lambda key: traces[key].sidecar() if key in traces else None)
     try:
-        return _responses(rows, config, Sidecar(files_of(path)[0]))
+        return _responses(rows, config, Sidecar(files_of(name)[0]).record)
     except ValueError as e:
-        raise ValueError(f"{path}: {e}") from e
+        raise ValueError(f"{name}: {e}") from e
 
 
 def responses(rows: Iterable[Mapping[str, Any]], config: Reading) -> Responses:
@@ -106,7 +112,7 @@ def responses(rows: Iterable[Mapping[str, Any]], config: Reading) -> Responses:
     Raises:
         ValueError: no row has such columns; the message says what was looked for.
     """
-    return _responses(_Table(rows), config, None)
+    return _responses(_Table(rows), config, lambda _: None)
 
 
 class _Table:
@@ -124,10 +130,10 @@ class _Table:
             yield dict(row)
 
 
-def _responses(table: _Table, config: Reading, sidecar: Sidecar | None) -> Responses:
+def _responses(table: _Table, config: Reading, record: Callable[[Key], Mapping[str, Any] | None]) -> Responses:
     find = _finder(list(table.columns), config)
 
-    def read(row: Mapping[str, Any]) -> tuple[Messages, str, str | None]:
+    def found(row: Mapping[str, Any]) -> tuple[Messages, str, str | None]:
         """Prompt and response of a row, or what is wrong with it."""
         messages: Messages = []
         try:
@@ -147,14 +153,14 @@ def _responses(table: _Table, config: Reading, sidecar: Sidecar | None) -> Respo
     owns = bytearray()
     for i, (given, generation) in enumerate(table.named):
         owns.append(own := isinstance(given, str | int) and not isinstance(given, bool))
-        name = str(given) if own else digest(read(row := table.rows[i])[0] or row)
+        name = str(given) if own else digest(found(row := table.rows[i])[0] or row)
         names.append(name)
         generations.append(generation if type(generation) is int else counts[name])
         counts[name] += 1
 
     def made(i: int) -> Response:
         row = table.rows[i]
-        messages, text, error = read(row)
+        messages, text, error = found(row)
         if config.system_prompt is not None and messages and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": config.system_prompt}, *messages]
         return Response(
@@ -165,16 +171,15 @@ def _responses(table: _Table, config: Reading, sidecar: Sidecar | None) -> Respo
             messages=messages,
             text=text,
             token_ids=None if error else row.get("token_ids"),
-            tokens=_tokens(sidecar, (names[i], generations[i])) if sidecar else None,
+            tokens=_tokens(record((names[i], generations[i]))),
             error=error,
         )
 
     return Responses(names, made, table.rows, table.columns)
 
 
-def _tokens(sidecar: Sidecar, key: tuple[str, int]) -> np.ndarray | None:
+def _tokens(record: Mapping[str, Any] | None) -> np.ndarray | None:
     """A trace's records [T] of `TOKEN`, if there are any."""
-    record = sidecar.record(key)
     with suppress(ValueError, TypeError, LookupError, OverflowError):  # a line that is not ours
         if record is not None:
             # What was written before the trace is a part of its completion, of which nothing is known.
@@ -194,14 +199,15 @@ def _finder(columns: Sequence[str], config: Reading) -> Callable[[Mapping[str, A
         kind = "columns"
     if kind is None:
         raise ValueError(
-            f"no responses: looked for {', '.join(FORMATS)}, {found(columns)}; name yours with --response-column "
-            "(and --prompt-column)"
+            f"no responses: looked for {', '.join(FORMATS)}, {found(columns)}; name yours with "
+            f"{called('response_column')} (and {called('prompt_column')})"
         )
     if prompt is None and kind not in ("messages", "conversations"):
         prompt = next((c for c in PROMPT_COLUMNS if c in columns), None)
         if prompt is None:
             looked = ", ".join(PROMPT_COLUMNS)
-            raise ValueError(f"no prompts: looked for {looked}, {found(columns)}; name yours with --prompt-column")
+            name = called("prompt_column")
+            raise ValueError(f"no prompts: looked for {looked}, {found(columns)}; name yours with {name}")
 
     def find(row: Mapping[str, Any]) -> tuple[Messages, str]:
         turns, text = None, ""

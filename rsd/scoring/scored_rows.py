@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rsd.config import ScoreConfig
-from rsd.files import encode, first_row
+from rsd.files import anew, encode, first_row
 from rsd.models.bundled import folder_of
 from rsd.models.fingerprint import fingerprint
 from rsd.scoring.measure import SetRsr
@@ -22,8 +22,6 @@ from rsd.scoring.verdicts import Judging, unjudged
 from rsd.terminal import BAD, in_lines, joined, paint, say
 from rsd.traces.columns import is_number
 from rsd.traces.totals import answers
-
-AGAIN = "use another -o, or --overwrite to start anew"
 
 
 def named(scoring: Mapping[str, Any]) -> str:
@@ -107,11 +105,11 @@ def lines_before(
             try:
                 row = encode(plain(rows[i]))
             except IndexError as e:
-                raise ValueError(f"{out} holds more rows than the input: {AGAIN}") from e
+                raise ValueError(f"{out} holds more rows than the input: {anew()}") from e
             begins = b"{" if row == b"{}\n" else row.removesuffix(b"}\n") + b", "
             torn = not line.endswith(b"\n")  # by a crash
             if not (line.startswith(begins) or (torn and begins.startswith(line))):
-                raise ValueError(f"{out}, line {i + 1}, is not of the input's row {i + 1}: {AGAIN}")
+                raise ValueError(f"{out}, line {i + 1}, is not of the input's row {i + 1}: {anew()}")
             if not torn:
                 yield i, line, b"{" + line[len(begins) :]
 
@@ -128,7 +126,7 @@ def scored_before(summary: ScoreSummary, todo: Responses, out: Path, judging: Ju
             elif "verified_by" in made:
                 raise ValueError(f"was verified by {made['verified_by']}, and now by none")
         except ValueError as e:
-            raise ValueError(f"{out}, line {i + 1}, {e}: {AGAIN}") from e
+            raise ValueError(f"{out}, line {i + 1}, {e}: {anew()}") from e
         summary.add(row, made)
         done, size = done + 1, size + len(line)
     return done, size

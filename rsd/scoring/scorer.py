@@ -1,21 +1,21 @@
 """Scoring responses under a student: text to ids and steps, the student's log-probs to scores, rows to files."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
 
-from rsd.config import BUNDLED_STUDENT, ScoreConfig, Scoring
+from rsd.config import ScoreConfig, Scoring
 from rsd.models.loading import Source, dtype_of, find, load
 from rsd.models.selfcheck import check_decoding
 from rsd.scoring.measure import measure
 from rsd.scoring.metrics import METRICS
 from rsd.scoring.naturalness import Reader, TokenScores
-from rsd.scoring.responses import Response, responses
+from rsd.scoring.responses import Response
 from rsd.scoring.steps import RULES, split
-from rsd.scoring.verdicts import judged, judging_of
+from rsd.settings import called
 from rsd.traces.columns import is_number
 from rsd.traces.tokens import unknown
 
@@ -241,7 +241,7 @@ def find_student(config: ScoreConfig) -> Source:
     """
     source = find("student", config.student, config.student_revision, trust_remote_code=config.trust_remote_code)
     if not source.tokenizer.is_fast:
-        raise ValueError(f"--student {config.student}: scoring needs a fast tokenizer (a tokenizer.json)")
+        raise ValueError(f"{called('student')} {config.student}: scoring needs a fast tokenizer (a tokenizer.json)")
     return source
 
 
@@ -254,25 +254,5 @@ def load_scorer(config: ScoreConfig) -> Scorer:
     source = find_student(config)
     model = load(source, config)
     if not config.skip_check:
-        check_decoding(model, f"--student {source.name}")
+        check_decoding(model, f"{called('student')} {source.name}")
     return Scorer(source, model, config.scoring(), dtype=dtype_of(config), layout=config.layout())
-
-
-def score(
-    rows: Iterable[Mapping[str, Any]], *, student: str = BUNDLED_STUDENT, **settings: Any
-) -> list[dict[str, Any]]:
-    """The rows, in order, with their scores under a student added (`COLUMNS`), and a verdict where they have an answer
-    and none yet.
-
-    Args:
-        rows: in any format that `responses.responses` reads.
-        student: a directory or Hub id.
-        settings: of `ScoreConfig`, such as `window="20%"`.
-
-    Raises:
-        ValueError: the student cannot be loaded, a setting is out of range, or no row holds a response.
-    """
-    config = ScoreConfig(student=student, **settings)
-    todo = responses(rows, config)
-    scorer = load_scorer(config)
-    return [dict(r.row) | scorer.score(r).columns() for r in judged(todo, judging_of(todo, config))]

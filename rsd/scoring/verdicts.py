@@ -9,6 +9,7 @@ from typing import Any
 from rsd.answers.verifier import Judgement, Verifier, answer_columns, resolve
 from rsd.config import Reading
 from rsd.scoring.responses import Response, Responses
+from rsd.settings import called
 from rsd.traces.rows import answer_of
 
 # What a row that was judged has besides; the last one says by what.
@@ -68,7 +69,9 @@ def must_judge(todo: Responses, config: Reading) -> Judging:
     """
     how = resolve(config.verify)
     if how == "none":
-        raise ValueError("verify none judges nothing: choose auto, boxed, math or your own module:callable")
+        raise ValueError(
+            f"{called('verify', 'none')} judges nothing: choose auto, boxed, math or your own module:callable"
+        )
     return Judging(how=how, columns=_columns(todo, config, how), anew=True)
 
 

@@ -3,17 +3,16 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from rsd.bar import Bar
-from rsd.config import Reading
-from rsd.files import Output, begun, check_outputs, encode
-from rsd.scoring.responses import Responses, responses
-from rsd.scoring.scored_rows import AGAIN, lines_before
-from rsd.scoring.verdicts import Judging, judged, must_judge
+from rsd.files import Output, anew, begun, check_outputs, encode
+from rsd.scoring.responses import Responses
+from rsd.scoring.scored_rows import lines_before
+from rsd.scoring.verdicts import Judging, judged
 from rsd.terminal import BAD, in_lines, joined, paint, say
 from rsd.traces import ours
 from rsd.traces.totals import answers
@@ -51,21 +50,6 @@ class VerifySummary:
         return in_lines(lines)
 
 
-def verify(rows: Iterable[Mapping[str, Any]], **settings: Any) -> list[dict[str, Any]]:
-    """The rows, in order, with a verdict each on the answer of its trace, whatever verdict they had (`COLUMNS`).
-
-    Args:
-        rows: in any format that `responses.responses` reads, beside the right answers.
-        settings: of `config.Reading`, such as `verify="boxed"`.
-
-    Raises:
-        ValueError: a setting is out of range, no row holds a response, or there is no column of answers.
-    """
-    config = Reading(**settings)
-    todo = responses(rows, config)
-    return [dict(r.row) for r in judged(todo, must_judge(todo, config))]
-
-
 def verify_file(todo: Responses, out: str | Path, judging: Judging, *, overwrite: bool = False) -> VerifySummary:
     """Write the rows with their verdicts, in order, each as soon as it is judged; resumes what an earlier run left.
 
@@ -100,7 +84,7 @@ def _before(summary: VerifySummary, todo: Responses, out: Path, judging: Judging
             verdict = judging.read(json.loads(added))
         except (ValueError, RecursionError) as e:
             why = e if isinstance(e, ValueError) and not isinstance(e, json.JSONDecodeError) else "holds no verdict"
-            raise ValueError(f"{out}, line {i + 1}, {why}: {AGAIN}") from e
+            raise ValueError(f"{out}, line {i + 1}, {why}: {anew()}") from e
         summary.add(todo.rows[i], verdict)
         done, size = done + 1, size + len(line)
     return done, size

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rsd.settings import called
 from rsd.traces.columns import is_number, oddity
 from rsd.traces.rows import digest
 
@@ -64,7 +65,7 @@ def choose(
             never writes there.
     """
     if how not in KEEP:
-        raise ValueError(f"keep must be one of {', '.join(KEEP)}, not {how!r}")
+        raise ValueError(f"{called('keep')} must be one of {', '.join(KEEP)}, not {how!r}")
     dropped: dict[str, int] = defaultdict(int)
     kept: list[int] = []
     best: dict[str, tuple[tuple[float, float, str], int]] = {}  # by problem the lowest cost, and whose it is
@@ -93,7 +94,7 @@ def choose(
     if how in BEST:
         column, unknown = BEST[how]
         if kept and not scored:
-            tip = ": score them first, with rsd score or --score" if how == "best-ln" else ""
+            tip = f": score them first, with rsd score or {called('score', True)}" if how == "best-ln" else ""
             raise ValueError(f"no correct row has {column}{tip}")
         if unscored := len(kept) - scored:
             dropped[unknown] += unscored

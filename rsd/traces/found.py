@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from rsd.files import encode, first_row
+from rsd.files import anew, encode, first_row
+from rsd.settings import called
 from rsd.traces.columns import not_ours
 from rsd.traces.filters import is_right
 from rsd.traces.lines import Key, files_of, hash_of, key_of, read_manifest, whole
@@ -75,7 +76,7 @@ def look(
     before = _identity(out, new=new)
     if not _ours(out, torn=before is not None):
         which = "has no manifest" if before is None else "is not what its manifest is of"
-        raise ValueError(f"{out} exists and {which}: it is not this job's; use another -o")
+        raise ValueError(f"{out} exists and {which}: it is not this job's; use another {called('output')}")
     if overwrite:
         return Found()
     differing = [
@@ -84,16 +85,14 @@ def look(
         if before is not None and before.get(k) != identity.get(k)
     ]
     if differing:
-        raise ValueError(
-            f"{out} was made with other settings: {'; '.join(differing)}; use another -o, or --overwrite to start anew"
-        )
+        raise ValueError(f"{out} was made with other settings: {'; '.join(differing)}; {anew()}")
     own_prompts = any(identity.get(k) for k in ("teacher_prompt_column", "teacher_template"))
     found = scan(out, rows, own_prompts=own_prompts, max_fallback_rate=max_fallback_rate, spelled=spelled)
     found.lost = before is None and any(f.is_file() and f.stat().st_size for f in (out, files_of(out)[0]))
     if found.lost and not {str(i) for i in rows.ids} & {key[0] for key in found.done}:
         raise ValueError(
             f"{files_of(out)[1]} is lost, and with it what {out} was made with; no trace of this input is there "
-            "to tell by: use another -o, or --overwrite to start anew"
+            f"to tell by: {anew()}"
         )
     return found
 
@@ -207,10 +206,7 @@ class _Look:
                     self._refuse("prompt of the teacher", key)
 
     def _refuse(self, what: str, key: Key) -> NoReturn:
-        raise ValueError(
-            f"{self.out} holds another {what} for id {key[0]!r} than the input: "
-            "use another -o, or --overwrite to start anew"
-        )
+        raise ValueError(f"{self.out} holds another {what} for id {key[0]!r} than the input: {anew()}")
 
 
 def _identity(out: Path, *, new: bool) -> dict[str, Any] | None:
@@ -227,12 +223,12 @@ def _identity(out: Path, *, new: bool) -> dict[str, Any] | None:
         with suppress(FileNotFoundError):
             text = manifest_file.read_bytes()
             if text.strip(b"\0 \r\n") and (text[: len(HEAD)] != HEAD[: len(text)] or _is_json(text)):
-                raise ValueError(f"{manifest_file} is not a manifest of rsd; use another -o")
+                raise ValueError(f"{manifest_file} is not a manifest of rsd; use another {called('output')}")
         return None
     # Manifests of old do not say whose they are: of an output that is not there yet, they are not.
     named = manifest["settings"].get("output", None if new else out.name)
     if twin.is_file() and named != out.name:
-        raise ValueError(f"{manifest_file} and {sidecar} belong to {twin}: use another -o")
+        raise ValueError(f"{manifest_file} and {sidecar} belong to {twin}: use another {called('output')}")
     return dict(manifest["identity"])
 
 

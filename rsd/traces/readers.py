@@ -9,12 +9,13 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import jsonlines
+import numpy as np
 
 from rsd.strictjson import loads
 
@@ -30,7 +31,7 @@ def read_rows(source: str | Path, *, split: str | None = None) -> list[dict[str,
     return list(stream_rows(source, split=split))
 
 
-def stream_rows(source: str | Path, *, split: str | None = None) -> Rows:
+def stream_rows(source: str | os.PathLike[str], *, split: str | None = None) -> Rows:
     """The rows of a file, of standard input (`-`), or of a data set, each as it is read.
 
     A file is JSONL, or a JSON array of objects, whatever it is called; .parquet and .csv by their names; .gz and .zst
@@ -150,22 +151,32 @@ def _is_id(name: str) -> bool:
 def _plain_rows(name: str, rows: Iterable[Any]) -> Rows:
     for number, row in enumerate(rows, 1):
         try:
-            yield {str(column): _plain(value) for column, value in row.items()}
+            yield {str(column): plain(value, strict=True) for column, value in row.items()}
         except TypeError as e:
             raise ValueError(f"{name}, row {number}: {e}") from e
 
 
-def _plain(value: Any) -> Any:
-    """A table's value as JSON has it: times as texts, numbers of any kind as numbers."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+def plain(value: Any, *, strict: bool) -> Any:
+    """A table's value as JSON has it: times as texts, numbers of any kind as numbers.
+
+    strict: refuse what JSON has nothing for, which stays as it is otherwise.
+
+    Raises:
+        TypeError: see above.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, strict=strict) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v, strict=strict) for v in value]
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):
+        if not value.is_finite():
+            return None
         return int(value) if value == value.to_integral_value() else float(value)
-    if value is not None and not isinstance(value, str | int | float | bool):
+    if strict and value is not None and not isinstance(value, str | int | float | bool):
         raise TypeError(f"a column holds {type(value).__name__}, which is no JSON")
     return value
 

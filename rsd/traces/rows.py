@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any
 
+from rsd.settings import called
 from rsd.strictjson import finite
 from rsd.traces.spool import OnDemand, Spool
 
@@ -90,7 +91,7 @@ def prepare(
     if column is None:
         raise ValueError(
             f"no prompt column: looked for {', '.join(wanted)}, {found(columns, prompt_column)}; "
-            "name yours with --prompt-column"
+            f"name yours with {called('prompt_column')}"
         )
     ids, bad = _ids(given, lambda i: read_prompt(raw[i].get(column), column)[0] or raw[i])
     answers = answer_columns([c for c in columns if c not in ("id", column)])

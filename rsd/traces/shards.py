@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rsd.settings import called
+
 PART = re.compile(r"\.part-([1-9][0-9]{0,5})-of-([1-9][0-9]{0,5})\.jsonl")
 
 
@@ -78,8 +80,8 @@ def launched(together: int = 1) -> Shard | None:
     number, count = (int(rank), int(world)) if several else (0, 1)
     if count % together:
         raise ValueError(
-            f"tensor-parallel {together} is for a launch of so many processes, or a multiple, not of {count}: "
-            f"torchrun --nproc-per-node {together} -m rsd generate ..."
+            f"{called('tensor_parallel')} {together} is for a launch of so many processes, or a multiple, not of "
+            f"{count}: torchrun --nproc-per-node {together} -m rsd generate ..."
         )
     if count == together:
         return None

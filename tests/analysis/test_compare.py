@@ -171,7 +171,7 @@ def test_columns_are_the_baselines(tmp_path):
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        (["a.jsonl"], "needs both BASELINE and CANDIDATE"),
+        (["a.jsonl"], "needs both, BASELINE and CANDIDATE"),
         (["a.jsonl", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         (["a.jsonl", "b.jsonl"], "share no problem"),
         (["a.jsonl", "a.jsonl", "--html", "a.jsonl/folder.html"], "Not a directory"),

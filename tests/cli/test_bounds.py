@@ -62,7 +62,7 @@ def test_a_teacher_template_has_an_end(tiny, tmp_path, monkeypatch, template):
     rows = write(tmp_path / "in.jsonl", [{"id": 1, "prompt": "a"}])
     flags = [*pair(tiny), *FLAGS, "--teacher-template", template]
     result = run(rows, "-o", tmp_path / "out.jsonl", *flags, expect=2)
-    assert "teacher-template: " in result.output and len(result.output.splitlines()) < 4
+    assert "the teacher's template: " in result.output and len(result.output.splitlines()) < 4
 
 
 def test_a_template_without_end_is_an_error_of_its_row(tiny, tmp_path, monkeypatch):
@@ -120,7 +120,7 @@ def test_no_template_makes_anything_huge(how, monkeypatch):
         student.prompt_ids([{"role": "user", "content": "a"}], {})
     assert "\n" not in str(e.value)
     asked = in_memory([Row(1, [{"role": "user", "content": "a"}], {})])
-    with pytest.raises(ValueError, match=r"teacher-template: it (makes more|makes a number|formats)"):
+    with pytest.raises(ValueError, match=r"the teacher's template: it (makes more|makes a number|formats)"):
         privileged(asked, GenerateConfig(teacher_template=HUGE[how]))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

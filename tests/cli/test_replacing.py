@@ -85,9 +85,8 @@ def test_a_copy_under_another_name_stays_when_scores_are_made_anew(folder):
 
 def test_a_write_protected_file_and_folder_are_left_alone(whole):
     # Root may write them: the process gives up being root, once it has what is imported late and only root may read.
-    code = (
-        "import difflib, os, sys, rsd.traces.ours; from rsd.cli import main; os.geteuid() or os.setuid(65534); main()"
-    )
+    code = "import difflib, os, sys, rsd.api, rsd.traces.given, rsd.traces.ours; from rsd.cli import main; "
+    code += "os.geteuid() or os.setuid(65534); main()"
     with tempfile.TemporaryDirectory() as name:  # pytest's folders are of one user alone
         folder = Path(name)
         for file in (*PAIR, "best.jsonl"):

@@ -107,6 +107,26 @@ def test_the_raw_traces_are_what_the_command_makes(tmp_path):
     assert meta["identity"] == json.loads((tmp_path / "raw.meta.json").read_text())["identity"]
 
 
+TYPED = """
+from pathlib import Path
+
+import rsd
+from rsd import ExportConfig, GenerateConfig, ScoreConfig, Trace, TraceGenerator
+
+generator = TraceGenerator(GenerateConfig(seed=1), num_generations=2)
+traces: list[Trace] = generator.run("What is 2+2?")
+texts: list[str] = [trace.text for trace in generator.stream(["What is 2+2?", {"prompt": "?"}])]
+shares: list[float] = [float(trace.from_teacher.mean()) for trace in traces]
+made: list[Trace] = rsd.generate(limit=1, temperature=0.5)
+rows: int = rsd.generate("problems.jsonl", Path("traces.jsonl"), overwrite=True).totals["rows"]
+scores: list[dict[str, object]] = [dict(row) for row in rsd.score(traces, config=ScoreConfig(window="20%"))]
+errors: int = rsd.score("traces.jsonl", "scored.jsonl").errors + rsd.verify("traces.jsonl", "verified.jsonl").errors
+gain: float = rsd.compare("raw.jsonl", traces, html="report.html").metrics["local_naturalness"].delta
+mix: dict[str, int] = rsd.select({"r1": "r1.jsonl", "qwq": traces}, by="ln").mix
+train: int = len(rsd.export(traces, "out.parquet", config=ExportConfig(), format="token-ids").train)
+"""
+
+
 @pytest.mark.slow
 def test_a_wheel_works_outside_the_checkout(tmp_path):
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
@@ -117,6 +137,11 @@ def test_a_wheel_works_outside_the_checkout(tmp_path):
     env = environment() | {"PYTHONPATH": str(tmp_path / "site")}
     where = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert where.stdout.strip() == str(tmp_path / "site" / "rsd" / "bundled" / "teacher")
+    for script, right in ((TYPED, True), (TYPED.replace('run("What is 2+2?")', "run(5)"), False)):
+        (tmp_path / "typed.py").write_text(script)
+        mypy = [sys.executable, "-m", "mypy", "--strict", "typed.py"]
+        checked = subprocess.run(mypy, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert (checked.returncode == 0) is right and ("arg-type" in checked.stdout) is not right, checked.stdout
     made = subprocess.run(
         [sys.executable, "-m", "rsd", "generate", "--limit", "3"], cwd=tmp_path, env=env, capture_output=True, text=True
     )

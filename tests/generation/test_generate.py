@@ -284,7 +284,7 @@ def test_sampling_defaults_come_from_the_student(tiny, tmp_path):
 def test_the_papers_preset(tiny, tmp_path):
     source, out = write(tmp_path / "in.jsonl", PROBLEMS[:1]), tmp_path / "out.jsonl"
     result = run(source, "-o", out, *pair(tiny), "--preset", "paper", expect=2)
-    assert "max-new-tokens 7168 leaves no room for a prompt in a context of 512" in result.output
+    assert "--max-new-tokens 7168 leaves no room for a prompt in a context of 512" in result.output
     run(source, "-o", out, *pair(tiny), "--preset", "paper", "--max-new-tokens", 20)
     identity = files(out)[2]["identity"]
     want = {"temperature": 0.7, "top_p": 0.95, "top_k": 20, "threshold": 0.01, "trials": "5", "accept_top_k": 20}

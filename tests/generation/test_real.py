@@ -123,7 +123,7 @@ def test_gemma_without_a_system_role(folder, tmp_path):
     flags = ["--teacher", strict, "--student", strict, "--system-prompt", "Be brief.", "--dry-run"]
     result = rsd("generate", source, *flags, cwd=tmp_path)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
-    assert "System role not supported; if it takes no system message, leave system-prompt out" in result.stderr
+    assert "System role not supported; if it takes no system message, leave --system-prompt out" in result.stderr
 
 
 @pytest.mark.parametrize("opened", ["teacher", "student"])

@@ -111,14 +111,14 @@ def test_what_cannot_be_divided_is_refused_in_one_line(tmp_path, monkeypatch):
     for other, said in (
         ({"teacher_load_in": "8bit"}, "quantised"),
         ({"compile": True}, "one device"),
-        ({"teacher_device": "cpu"}, "leave its device"),
-        ({"device_map": "auto"}, "leave its device"),
+        ({"teacher_device": "cpu"}, "leave teacher_device"),
+        ({"device_map": "auto"}, "leave teacher_device"),
         ({"teacher": "http://localhost:1/v1", "teacher_model": "m"}, "served|server"),
     ):
         with pytest.raises(ValueError, match=said):
             GenerateConfig(tensor_parallel=2, **other)
     student = str(bundled("student"))
-    with pytest.raises(ValueError, match=r"3 heads \(1 of keys\) are no multiple of tensor-parallel 2"):
+    with pytest.raises(ValueError, match=r"3 heads \(1 of keys\) are no multiple of tensor_parallel 2"):
         TraceGenerator(GenerateConfig(tensor_parallel=2, teacher=student)).find()
     plain = shutil.copytree(bundled("llama"), tmp_path / "plain")
     GPT2Config(vocab_size=768, n_layer=2, n_embd=32, n_head=4).save_pretrained(plain)

@@ -57,7 +57,7 @@ RECURRENT = {
 @pytest.mark.parametrize("kind", RECURRENT)
 def test_recurrent_models_are_refused_by_name_before_they_are_read(kind, tmp_path):
     CONFIG_MAPPING[kind](**RECURRENT[kind]).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=rf"^--teacher .*: cannot be loaded: {kind} has .* layers, whose state"):
+    with pytest.raises(ValueError, match=rf"^teacher .*: cannot be loaded: {kind} has .* layers, whose state"):
         find("teacher", str(tmp_path), None, trust_remote_code=False)
 
 
@@ -72,7 +72,7 @@ def test_recurrent_models_are_refused_by_name_before_they_are_read(kind, tmp_pat
 )
 def test_other_kinds_are_refused_by_name(kind, message, tmp_path):
     CONFIG_MAPPING[kind]().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"^--student .*: cannot be loaded: {message}"):
+    with pytest.raises(ValueError, match=f"^student .*: cannot be loaded: {message}"):
         find("student", str(tmp_path), None, trust_remote_code=False)
 
 

@@ -34,7 +34,7 @@ def refused(folder: Path, **how) -> str:
     with pytest.raises(ValueError) as e:
         loaded(folder, **how)
     said = str(e.value)
-    assert "\n" not in said and said.startswith(f"--student {folder}") and "cannot be loaded" in said
+    assert "\n" not in said and said.startswith(f"student {folder}") and "cannot be loaded" in said
     return said
 
 

@@ -106,8 +106,8 @@ def test_a_device_is_one_device_and_a_map_is_a_map():
     config = GenerateConfig(device_map="auto", student_device="cuda:1")
     assert (config.place_of("teacher"), config.place_of("student")) == ("auto", "cuda:1")
     for wrong, said in (
-        ({"device": "auto"}, "device auto is a map and no device: give device-map auto"),
-        ({"teacher_device": "balanced"}, "give teacher-device-map balanced"),
+        ({"device": "auto"}, 'device auto is a map and no device: give device_map="auto"'),
+        ({"teacher_device": "balanced"}, "give teacher_device_map=.balanced."),
         ({"device": "cpu", "device_map": "auto"}, "give one"),
         ({"student_device": "cpu", "student_device_map": "auto"}, "give one"),
         ({"device_map": "cuda:0"}, "must be auto, balanced"),
@@ -116,7 +116,7 @@ def test_a_device_is_one_device_and_a_map_is_a_map():
     ):
         with pytest.raises(ValueError, match=said):
             GenerateConfig(**wrong)
-    with pytest.raises(ValueError, match="give device-map auto"):
+    with pytest.raises(ValueError, match='give device_map="auto"'):
         ScoreConfig(device="auto")
 
 

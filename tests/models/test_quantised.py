@@ -128,5 +128,5 @@ def test_what_cannot_be_quantised_is_one_line(folder, tiny, tmp_path, monkeypatc
 def test_bitsandbytes_is_asked_for_by_name(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     refused(folder, folder, "4bit and 8bit need bitsandbytes: pip install 'rsd[quantize]'")
-    with pytest.raises(ValueError, match="teacher-load-in must be 4bit or 8bit, not '2bit'"):
+    with pytest.raises(ValueError, match="teacher_load_in must be 4bit or 8bit, not '2bit'"):
         GenerateConfig(teacher_load_in="2bit")

@@ -75,16 +75,16 @@ def other_mask(model):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (by_the_longest_row, r"it is \d[\d.]* nats off what it says of each row alone .* --skip-check$"),
-        (by_the_cache, r"it is \d[\d.]* nats off what it says of each row alone .* --skip-check$"),
+        (by_the_longest_row, r"it is \d[\d.]* nats off what it says of each row alone .* skip_check=True$"),
+        (by_the_cache, r"it is \d[\d.]* nats off what it says of each row alone .* skip_check=True$"),
         (other_mask, r"cannot be decoded in rows of unequal length \(ValueError: too many values"),
     ],
 )
 def test_what_reads_more_than_its_own_row_is_refused(harm, message, dtype):
     model = random_model("llama", layers=3).to(dtype)
     harm(model)
-    with pytest.raises(ValueError, match=f"^--teacher some/model: .*{message}"):
-        check_decoding(model, "--teacher some/model")
+    with pytest.raises(ValueError, match=f"^teacher some/model: .*{message}"):
+        check_decoding(model, "teacher some/model")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_what_reads_more_than_its_own_row_is_refused(harm, message, dtype):
 )
 def test_places_from_the_longest_row_are_refused_before_weights_are_read(kind, message, tmp_path):
     kind(max_position_embeddings=512).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"^--student .*: cannot be loaded: {message}.*: choose another model"):
+    with pytest.raises(ValueError, match=f"^student .*: cannot be loaded: {message}.*: choose another model"):
         find("student", str(tmp_path), None, trust_remote_code=False)
 
 
@@ -145,9 +145,9 @@ def test_the_check_runs_when_a_pair_or_a_scorer_is_loaded_unless_skipped(tmp_pat
 
     turn = Phi3RotaryEmbedding.forward
     monkeypatch.setattr(Phi3RotaryEmbedding, "forward", crooked)
-    with pytest.raises(ValueError, match=r"^--student .*model: .* nats off"):
+    with pytest.raises(ValueError, match=r"^student .*model: .* nats off"):
         TraceGenerator(GenerateConfig(**names)).load()
-    with pytest.raises(ValueError, match=r"^--student .*model: .* nats off"):
+    with pytest.raises(ValueError, match=r"^student .*model: .* nats off"):
         load_scorer(ScoreConfig(student=names["student"]))
     TraceGenerator(GenerateConfig(**names, skip_check=True)).load()
     load_scorer(ScoreConfig(student=names["student"], skip_check=True))
@@ -155,7 +155,7 @@ def test_the_check_runs_when_a_pair_or_a_scorer_is_loaded_unless_skipped(tmp_pat
 
 @pytest.mark.parametrize("kind", ["flash_attention_2", "flex_attention", "paged|sdpa", "kernels-community/flash-attn3"])
 def test_attention_that_reads_no_mask_is_refused(kind):
-    with pytest.raises(ValueError, match="attn-implementation must be sdpa or eager"):
+    with pytest.raises(ValueError, match="attn_implementation must be sdpa or eager"):
         GenerateConfig(attn_implementation=kind)
     model = random_model()
     model.config._attn_implementation_internal = kind  # as a configuration of its own may ask

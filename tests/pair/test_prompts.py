@@ -93,7 +93,7 @@ def test_a_file_can_hold_the_template_and_a_row_without_its_column_is_an_error(t
     run(source, "-o", out, *pair(tiny), *FLAGS, "--teacher-template", f"@{tmp_path}/hint.jinja", expect=1)
     rows = {row["id"]: row for row in read(out)}
     assert rows["p0"]["error"] is None and rows["p1"]["error"] is None
-    assert rows["bare"]["error"] == "teacher-template: 'solution' is undefined"
+    assert rows["bare"]["error"] == "the teacher's template: 'solution' is undefined"
 
 
 @pytest.mark.parametrize("column", ["prompt", "question", "problem", "text", "messages"])
@@ -123,7 +123,10 @@ def test_a_template_that_fails_for_every_row_stops_the_job(tmp_path):
     # One row that it does not fail for, and the others are errors of their own.
     generator = TraceGenerator(GenerateConfig(teacher_template="{{ prompt }} {{ answr }}"))
     rows = generator.prepare([*ROWS, {"id": "good", "problem": "?", "answr": 5}, {"id": "empty", "problem": ""}])
-    assert [row.error for row in rows] == ["teacher-template: 'answr' is undefined"] * 4 + [None, "problem is empty"]
+    assert [row.error for row in rows] == ["the teacher's template: 'answr' is undefined"] * 4 + [
+        None,
+        "problem is empty",
+    ]
     # Where none could be tried there is nothing to say of it.
     assert generator.prepare([{"id": "empty", "problem": ""}])[0].error == "problem is empty"
 
@@ -232,7 +235,7 @@ def test_a_prompt_that_ends_in_an_open_thought(tmp_path):
     (row,) = read(tmp_path / "whole.jsonl")
     assert "<think>" not in row["completion"][0]["content"] and row["one_think_close"] is True
     refused = run(source, "-o", tmp_path / "twice.jsonl", *flags, "--completion-prefix", "<think>", expect=1)
-    assert "leave completion-prefix out" in refused.output
+    assert "leave --completion-prefix out" in refused.output
 
 
 def test_suppressed_tokens_are_in_no_trace(tiny, tmp_path):

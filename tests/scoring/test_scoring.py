@@ -224,7 +224,7 @@ def test_bad_rows_become_error_rows_and_never_a_nan(tmp_path):
         ([{"completion": "a"}], [], "no prompts: looked for prompt"),
         ([{"prompt": "a", "completion": "b"}], ["--response-column", "answer"], "no column answer: found prompt"),
         ([{"prompt": "a", "completion": "b"}], ["--window", "many"], "window must be a number of steps"),
-        ([{"prompt": "a", "completion": "b"}], ["--threshold", "2"], "threshold is a probability"),
+        ([{"prompt": "a", "completion": "b"}], ["--threshold", "2"], "--threshold must be from 0 to 1"),
         ([{"prompt": "a", "completion": "b"}], ["--student", "./nowhere"], "--student ./nowhere: no such directory"),
         ([], [], "holds no rows"),
     ],

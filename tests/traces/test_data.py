@@ -75,7 +75,7 @@ def test_duplicate_ids_are_refused():
 
 
 def test_no_prompt_column_names_those_found():
-    with pytest.raises(ValueError, match="found text, answer; name yours with --prompt-column"):
+    with pytest.raises(ValueError, match="found text, answer; name yours with prompt_column"):
         prepare([{"text": "a", "answer": "b"}])
 
 
