@@ -221,7 +221,9 @@ def check_outputs(
             continue
         known = ours(there)
         if not overwrite:
-            raise ValueError(f"{file} exists: use another -o" + (", or --overwrite to replace it" if known else ""))
+            raise ValueError(
+                f"{file} exists: name another output" + (", or --overwrite to replace it" if known else "")
+            )
         if not known:
             raise ValueError(
                 f"{file} is not a file that this command wrote: it is not overwritten; name another output"

@@ -77,6 +77,12 @@ class Comparison:
     splits: Mapping[str, Mapping[str, Difference]]
     notices: Sequence[str]
 
+    def _repr_html_(self) -> str:
+        """Its scores as a table, in a notebook."""
+        from rsd.analysis.notebook import scores_table
+
+        return scores_table(self)
+
     def ranked(self, name: str = LN) -> list[Pair]:
         """The pairs that have a difference in this metric, the candidate's greatest gain first."""
         known = [p for p in self.pairs if p.deltas[name] is not None]
@@ -312,6 +318,7 @@ def as_json(c: Comparison) -> dict[str, Any]:
     def of(metrics: Mapping[str, Difference]) -> dict[str, Any]:
         return {
             name: {k: [_rounded(x) for x in v] if k == "ci" else _rounded(v) for k, v in asdict(m).items()}
+            | {"ids": m.ids}
             for name, m in metrics.items()
         }
 

@@ -20,6 +20,7 @@ from rsd.terminal import echo, one_line, say
 from rsd.traces.shards import Shard, part_files
 
 if TYPE_CHECKING:
+    from rsd.analysis.tracefile import TraceFile
     from rsd.scoring.responses import Response, Responses
     from rsd.scoring.scored_rows import ScoreSummary
     from rsd.scoring.scorer import Scored, Scorer
@@ -28,11 +29,20 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source", metavar="FILE")
 @click.option("-o", "--output", help="Scored rows [FILE with .scored before its end].")
+@click.option("--html", "html_file", help="Write a report to this file; rows that are scored already are read again.")
 @click.option("--overwrite", is_flag=True, help="Start anew instead of resuming OUTPUT.")
 @click.option("--shard", metavar="I/N", help="Only this share of the rows, 1/N to N/N [RANK and WORLD_SIZE, if set].")
 @flags(ScoreConfig)
 @reported
-def score(source: str, output: str | None, overwrite: bool, shard: str | None, events: Events, **values: Any) -> None:
+def score(
+    source: str,
+    output: str | None,
+    html_file: str | None,
+    overwrite: bool,
+    shard: str | None,
+    events: Events,
+    **values: Any,
+) -> None:
     """Add to every trace in FILE how natural it is for the student.
 
     FILE holds prompt-completion, messages or ShareGPT rows, or any with --prompt-column, --response-column (and
@@ -40,7 +50,7 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
 
     \b
     Examples:
-      rsd score traces.jsonl
+      rsd score traces.jsonl --html report.html
       rsd score s1K-1.1.jsonl --student Qwen/Qwen3-0.6B --window 20% --prompt-column question \\
           --thinking-column deepseek_thinking_trajectory --response-column deepseek_attempt
     """
@@ -51,7 +61,10 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
 
         config = ScoreConfig(**given(values))
         lines_only(output)
-        check_outputs([Output(output, ours.scored if overwrite else None)], inputs=[source])
+        outputs = [Output(output, ours.scored if overwrite else None)]
+        check_outputs(outputs, inputs=[source])
+        if html_file is not None:
+            check_outputs([*outputs, Output(html_file, ours.score_report)], inputs=[source], overwrite=overwrite)
         from rsd.scoring.responses import read_responses
         from rsd.scoring.scored_rows import finished_before
 
@@ -60,30 +73,56 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
             raise ValueError(
                 f"--overwrite with several processes: remove {output} and its parts, if they are not wanted"
             )
+        if share is not None and html_file is not None:
+            raise ValueError("--html with several processes: give it to the same command once more, when all is scored")
         begin(events, "score", config, source=source, output=output, shard=share)
         todo = read_responses(source, config)
-        known = finished_before(todo, Path(output), config) if share is None and not overwrite else None
-        summary = known or _score(todo, output, config, share, overwrite=overwrite)
+        asked = share is None and not overwrite and html_file is None  # a page needs every token's log-prob
+        known = finished_before(todo, Path(output), config) if asked else None
+        summary = known or _score(todo, output, config, share, html_file, source, overwrite=overwrite)
         events.emit("end", **({"rows": summary.rows, "errors": summary.errors} if summary else {}))
     if summary is None:  # another process prints
         return
-    echo(f"{summary.text()}\nwritten to   {one_line(output)}")
+    written = [output, *([html_file] if html_file else [])]
+    echo("\n".join([summary.text(), *(f"written to   {one_line(file)}" for file in written)]))
     sys.exit(1 if summary.errors else 0)
 
 
 def _score(
-    todo: "Responses", output: str, config: ScoreConfig, share: Shard | None, *, overwrite: bool
+    todo: "Responses",
+    output: str,
+    config: ScoreConfig,
+    share: Shard | None,
+    html_file: str | None,
+    source: str,
+    *,
+    overwrite: bool,
 ) -> "ScoreSummary | None":
     quiet()
     from rsd.scoring.job import score_file
     from rsd.scoring.scorer import load_scorer
 
     scorer = load_scorer(on_own_device(config))
-    if share is None:
-        return score_file(scorer, todo, output, overwrite=overwrite)
-    from rsd.scoring.share import score_share
+    if share is not None:
+        from rsd.scoring.share import score_share
 
-    return score_share(scorer, todo, output, share)
+        return score_share(scorer, todo, output, share)
+    if html_file is None:
+        return score_file(scorer, todo, output, overwrite=overwrite)
+    from rsd.analysis.report import write_set_report
+
+    with closing(_trace_file(html_file, scorer)) as traces:
+        kept: list[Scored] = []
+        summary = score_file(scorer, todo, output, overwrite=overwrite, seen=lambda s: kept.append(traces.keep(s)))
+        write_set_report(html_file, kept, source, traces)
+    return summary
+
+
+def _trace_file(html_file: str, scorer: "Scorer") -> "TraceFile":
+    """Where the tokens of a page are until it is written: beside it, where there is room for it."""
+    from rsd.analysis.tracefile import TraceFile
+
+    return TraceFile(place(html_file).parent, lambda token: str(scorer.source.tokenizer.decode([token])))
 
 
 @click.command()
@@ -91,9 +130,15 @@ def _score(
 @click.argument("candidate", required=False)
 @click.option("--html", "html_file", help="Write a report to this file.")
 @click.option("--json", "json_file", help="Write the figures to this file.")
+@click.option("--overwrite", is_flag=True, help="Replace these files.")
 @flags(ScoreConfig)
 def compare(
-    baseline: str | None, candidate: str | None, html_file: str | None, json_file: str | None, **values: Any
+    baseline: str | None,
+    candidate: str | None,
+    html_file: str | None,
+    json_file: str | None,
+    overwrite: bool,
+    **values: Any,
 ) -> None:
     """Compare raw teacher data, BASELINE, with produced traces, CANDIDATE, under the student.
 
@@ -114,7 +159,9 @@ def compare(
             raise ValueError("compare needs both BASELINE and CANDIDATE, or neither for the bundled pair")
         outputs = [(html_file, ours.report), (json_file, ours.figures)]
         inputs = [file for file in (baseline, candidate) if file is not None]
-        check_outputs([Output(file, of) for file, of in outputs if file is not None], inputs=inputs)
+        check_outputs(
+            [Output(file, of) for file, of in outputs if file is not None], inputs=inputs, overwrite=overwrite
+        )
         quiet()
         from rsd.analysis.compare import as_json, summary, table
         from rsd.analysis.compare import compare as compare_traces
@@ -129,16 +176,10 @@ def compare(
                 baseline, candidate = str(bundled("teacher.jsonl")), _bundled_traces(folder)
             sides = [read_responses(baseline, config), read_responses(candidate, config, named=False)]
         scorer = load_scorer(config)
-
-        def decode(token: int) -> str:
-            return str(scorer.source.tokenizer.decode([token]))
-
         with ExitStack() as stack:
             keep = summary
             if html_file:  # only the page shows tokens
-                from rsd.analysis.tracefile import TraceFile
-
-                traces = stack.enter_context(closing(TraceFile(place(html_file).parent, decode)))
+                traces = stack.enter_context(closing(_trace_file(html_file, scorer)))
                 keep = traces.keep
             scored = [_scored(scorer, side, keep) for side in sides]
             comparison = compare_traces(*scored, names=names)

@@ -291,7 +291,7 @@ def test_select_uses_scores_that_are_there(tmp_path, monkeypatch):
         (["unknown.jsonl", "r1.jsonl"], ""),
         (["unknown.jsonl", "same.jsonl"], "no response is known to be correct"),
         (["r1.jsonl", "qwq.jsonl", "-o", "r1.jsonl", "--overwrite"], "is an input itself"),
-        (["r1.jsonl", "qwq.jsonl", "-o", "same.jsonl"], "exists: use another -o"),
+        (["r1.jsonl", "qwq.jsonl", "-o", "same.jsonl"], "exists: name another output"),
         (["r1.jsonl", "qwq.jsonl", "-o", "a"], "a is a folder"),
         (["r1.jsonl", "qwq.jsonl", "-o", "same.jsonl", "--overwrite"], "same.jsonl is not a file that this command"),
     ],

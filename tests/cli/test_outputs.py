@@ -139,7 +139,7 @@ def test_no_test_rows_of_an_earlier_export_stay(folder, kind):
     args = "export", "traces.jsonl", *KEEP, "-o", out
     command(*args, "--test-share", 0.5)
     assert Path(f"new.test.{kind}").exists()
-    assert "exists: use another -o" in command(*args, expect=2)
+    assert "exists: name another output" in command(*args, expect=2)
     command(*args, "--overwrite")
     assert sorted(map(str, Path().glob("new*"))) == sorted(["new.md", out])
     assert "test" not in Path("new.md").read_text().split("---")[1]
