@@ -86,8 +86,3 @@ def page_json(value: Any) -> str:
     """JSON that no HTML parser can take for markup."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)  # ASCII, so line separators are escaped
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def well_formed(text: str) -> str:
-    """Text that UTF-8 can encode: a file name or an id may hold half of a surrogate pair."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

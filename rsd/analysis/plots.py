@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from rsd.analysis.compare import Comparison, Pair, mean
+from rsd.analysis.figures import minus, number
 from rsd.scoring.metrics import LN
 from rsd.scoring.scorer import Scored
 
@@ -16,19 +17,6 @@ POSITIONS = 20
 SURPRISALS = 50  # bins
 MOST = 25.0  # nats; the last bin holds what is above
 SERIES = {1: "b", 2: "ab"}  # the classes of the sides' lines
-
-
-def number(value: float | None, sign: str = "") -> str:
-    """Three significant digits, or all before the point; `sign` "+" for differences."""
-    if value is None or not math.isfinite(value):
-        return "\u2013"
-    if value == 0:
-        return "0"
-    return minus(f"{value:{sign}{'.0f' if 1000 <= abs(value) < 1e6 else '#.3g'}}".rstrip("."))
-
-
-def minus(text: str) -> str:
-    return text.replace("-", "\u2212")
 
 
 class Ranked(NamedTuple):

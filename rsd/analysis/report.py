@@ -5,16 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 
 import rsd.traces.html
 from rsd.analysis.compare import BY_CONSTRUCTION, SHOWN, Comparison, mean
-from rsd.analysis.packed import block, figure, page_json, well_formed
-from rsd.analysis.plots import Plot, Ranked, number, plots, set_plots
+from rsd.analysis.figures import well_formed
+from rsd.analysis.packed import block, figure, page_json
+from rsd.analysis.plots import Plot, Ranked, plots, set_plots
+from rsd.analysis.templates import template
 from rsd.analysis.tracefile import VALUES, TraceFile
-from rsd.analysis.verdict import Tile, correctness, kind, right_share, set_tiles, set_verdict, tiles, verdict
+from rsd.analysis.verdict import Tile, correctness, right_share, set_tiles, set_verdict, tiles, verdict
 from rsd.files import replacing
 from rsd.scoring.metrics import LN, METRICS
 from rsd.scoring.scorer import Scored
@@ -150,40 +151,19 @@ def html_page(contents: Contents, traces: TraceFile, *, tokens: int = TOKENS) ->
     """
     shown = _embedded(contents.problems, tokens)
     index = Index(contents, shown)
-    html = (
-        templates()
-        .get_template("page.html")
-        .generate(
-            p=contents,
-            by_construction=BY_CONSTRUCTION,
-            metrics=METRICS,
-            token_styles=rsd.traces.html.styles(),
-            embedded=len(shown),
-            cut=any(len(side) > GENERATIONS for p in shown for side in p.sides),
-            generations=GENERATIONS,
-            blocks=index.blocks(traces),
-            index=index.json,
-        )
+    html = template("page.html").generate(
+        p=contents,
+        by_construction=BY_CONSTRUCTION,
+        metrics=METRICS,
+        token_styles=rsd.traces.html.styles(),
+        embedded=len(shown),
+        cut=any(len(side) > GENERATIONS for p in shown for side in p.sides),
+        generations=GENERATIONS,
+        blocks=index.blocks(traces),
+        index=index.json,
     )
     for piece in html:
         yield well_formed(piece)
-
-
-def templates() -> Any:
-    """The templates of this package."""
-    import jinja2
-
-    made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters["number"] = number
-    made.filters["kind"] = kind
-    made.filters["fragment"] = lambda key: quote(well_formed(key), safe="")
-    return made
 
 
 def _embedded(problems: Sequence[Problem], tokens: int) -> list[Problem]:

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from rsd.analysis.compare import Comparison, Difference, Pair, bootstrap, mean
-from rsd.analysis.plots import number
+from rsd.analysis.compare import Comparison, Pair, bootstrap, mean
+from rsd.analysis.figures import BESIDE, BETTER, UNCLEAR, WORSE, Difference, kind, number, percent
 from rsd.scoring.metrics import LN, METRICS
 from rsd.scoring.scorer import Scored
 
-# What a difference is, and its class in the styles.
-BETTER, WORSE, UNCLEAR, BESIDE = "better", "worse", "unclear", "beside"
 TILES = (LN, "low_prob_share", "rsr", "scored_tokens")
 
 
@@ -25,16 +23,6 @@ class Tile:
     value: str
     kind: str
     words: str
-
-
-def kind(difference: Difference, better: bool | None) -> str:
-    """Whether a difference is for the better: one whose interval leaves out 0."""
-    if better is None:
-        return BESIDE
-    low, high = difference.ci
-    if low <= 0 <= high:
-        return UNCLEAR
-    return BETTER if (low > 0) == better else WORSE
 
 
 def right_share(traces: Sequence[Scored]) -> float | None:
@@ -81,10 +69,6 @@ def verdict(c: Comparison, right: Difference | None) -> str:
 
 def _scores(count: int) -> str:
     return f"{count} score{'' if count == 1 else 's'}"
-
-
-def percent(share: float | None) -> str:
-    return "not known" if share is None else "0 %" if share == 0 else f"{number(100 * share)} %"
 
 
 WRITTEN: Mapping[str, Callable[[float | None], str]] = {"low_prob_share": percent}  # all others as numbers

@@ -164,7 +164,7 @@ def test_columns_are_the_baselines(tmp_path):
     named = ["--prompt-column", "question", "--response-column", "attempt"]
     command("compare", a, b, *named, "--json", tmp_path / "c.json")
     assert json.loads((tmp_path / "c.json").read_text())["metrics"]["local_naturalness"]["delta"] > 1
-    command("compare", a, a, *named, "--json", tmp_path / "c.json")
+    command("compare", a, a, *named, "--json", tmp_path / "c.json", "--overwrite")
     assert json.loads((tmp_path / "c.json").read_text())["metrics"]["local_naturalness"]["delta"] == 0
 
 

@@ -21,9 +21,9 @@ from pages import (  # noqa: F401 (fixtures)
     texts,
 )
 
-from rsd.analysis import plots
+from rsd.analysis import figures
 from rsd.analysis.compare import BY_CONSTRUCTION, Comparison, compare
-from rsd.analysis.verdict import kind
+from rsd.analysis.figures import kind
 from rsd.scoring.metrics import METRICS
 from rsd.scoring.scorer import Scored
 
@@ -77,7 +77,7 @@ def test_a_worse_score_looks_worse(load, comparison, sides, decode):
 
 
 def number_of(comparison: Comparison, name: str) -> str:
-    return plots.number(comparison.metrics[name].candidate)
+    return figures.number(comparison.metrics[name].candidate)
 
 
 def test_splits_and_errors_are_shown(sides, decode):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import read, rsd
-from outputs import COMMANDS, INPUTS, KEEP, ROWS, command, folder, there, whole  # noqa: F401 (fixtures)
+from outputs import COMMANDS, INPUTS, KEEP, PAIR, ROWS, command, folder, there, whole  # noqa: F401 (fixtures)
 
 from rsd.files import place, write_rows, write_text
 
@@ -180,3 +180,22 @@ def test_an_export_that_fails_between_its_files_mixes_no_rows(folder, monkeypatc
     test = {r["id"] for r in read(Path("new.test.jsonl"))} if Path("new.test.jsonl").exists() else set()
     assert not test & {r["id"] for r in read(Path("new.jsonl"))}
     assert not [p for p in Path().iterdir() if p.name.endswith(".tmp")]
+
+
+def test_a_page_and_figures_are_replaced_when_one_says_so(folder):
+    """As exports are; and by the command that made them alone."""
+    compare, page = ("compare", *PAIR, "--json", "figures.json", "--html", "page.html"), Path("page.html")
+    before = there(folder)
+    assert "exists: name another output, or --overwrite to replace it" in command(*compare, expect=2)
+    assert "exists" in command("compare", *PAIR, "--json", "figures.json", expect=2) and there(folder) == before
+    command(*compare, "--overwrite")
+    score = "score", "raw.jsonl", "-o", "rows.jsonl", "--html"
+    assert "exists: name another output" in command(*score, "page.html", expect=2)
+    assert "is not a file that this command wrote" in command(*score, "page.html", "--overwrite", expect=2)
+    command(*score, "one.html")
+    first = Path("one.html").read_bytes()
+    assert "exists" in command(*score, "one.html", expect=2) and Path("one.html").read_bytes() == first
+    command(*score, "two.html")  # the rows are there: they are read again
+    command(*score, "one.html", "--overwrite")
+    assert Path("one.html").read_bytes() == Path("two.html").read_bytes() == first and page.exists()
+    assert b"<title>rsd score: raw.jsonl" in first
