@@ -5,7 +5,7 @@ import math
 import struct
 import zlib
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ LEVELS = 254  # a log-prob is LEAST (level / LEVELS)^2, so it is off by at most 
 UNKNOWN = 255
 
 
-def levels(logprobs: np.ndarray, *, threshold: float = 0.0) -> bytes:
+def levels(logprobs: np.ndarray, *, threshold: float = 0.0) -> np.ndarray:
     """Log-probs [T], natural log, as a byte each. threshold: a probability of which each stays on its side."""
     exact = logprobs.astype(float)
     known = np.clip(np.nan_to_num(exact, nan=0.0, neginf=LEAST), LEAST, 0)
@@ -26,7 +26,7 @@ def levels(logprobs: np.ndarray, *, threshold: float = 0.0) -> bytes:
     if math.exp(LEAST) < threshold < 1:
         below = math.floor(LEVELS * math.sqrt(math.log(threshold) / LEAST)) + 1  # the first level that is
         made = np.where(known < math.log(threshold), np.maximum(made, below), np.minimum(made, below - 1))
-    return np.where(np.isnan(exact), UNKNOWN, made).astype(np.uint8).tobytes()
+    return np.where(np.isnan(exact), UNKNOWN, made).astype(np.uint8)
 
 
 def packed(s: Scored, decode: Callable[[int], str], columns: Mapping[str, str]) -> tuple[dict[str, Any], bytes]:
@@ -36,7 +36,8 @@ def packed(s: Scored, decode: Callable[[int], str], columns: Mapping[str, str]) 
         decode: the text of one token id, for what the teacher likes best. columns: of its row, to filter by.
 
     The columns [T]: low and high byte of the length of each token's text in UTF-16 units; the levels of the student's
-    log-probs, of those in its window and, if the sidecar knows them, of the teacher's.
+    log-probs; what those in its window add to these, modulo 256; and, if the sidecar knows them, the teacher's.
+    Lists of tokens hold each one's distance from the one before.
     """
     scores = s.token_scores
     if scores is None:
@@ -55,20 +56,28 @@ def packed(s: Scored, decode: Callable[[int], str], columns: Mapping[str, str]) 
         "n": len(ends),
         "right": correct if isinstance(correct, bool) else None,
         "scores": [figure(s.metrics[name]) for name in METRICS],
-        "steps": np.diff(s.steps, prepend=0).tolist(),
+        "steps": _gaps(s.steps),
         "columns": dict(columns),
         "likes": [],
+        "liked": [],
     }
     made = [(lengths & 255).astype(np.uint8).tobytes(), (lengths >> 8).astype(np.uint8).tobytes()]
-    made += [levels(scores.logprobs, threshold=float(s.scoring["threshold"])), levels(scores.local)]
+    student = levels(scores.logprobs, threshold=float(s.scoring["threshold"]))
+    made += [student.tobytes(), (levels(scores.local) - student).tobytes()]  # of which most are small
     if s.tokens is not None:
         likeliest = s.tokens["proposals"]
         differing = np.flatnonzero((likeliest >= 0) & (likeliest != s.tokens["token_ids"]))
-        header["likes"] = [[i, decode(int(likeliest[i]))] for i in differing.tolist()]
-        header["own"] = np.flatnonzero(s.tokens["from_teacher"] == 0).tolist()
-        header["unknown"] = np.flatnonzero(s.tokens["from_teacher"] < 0).tolist()
-        made.append(levels(s.tokens["teacher_logprobs"]))
+        header["likes"], header["liked"] = _gaps(differing), [decode(i) for i in likeliest[differing].tolist()]
+        header["own"] = _gaps(np.flatnonzero(s.tokens["from_teacher"] == 0))
+        header["unknown"] = _gaps(np.flatnonzero(s.tokens["from_teacher"] < 0))
+        made.append(levels(s.tokens["teacher_logprobs"]).tobytes())
     return header, b"".join(made)
+
+
+def _gaps(places: Sequence[int] | np.ndarray) -> list[int]:
+    """Ascending places, each from the one before."""
+    made: list[int] = np.diff(places, prepend=0).tolist()
+    return made
 
 
 def figure(value: float | None) -> float | None:

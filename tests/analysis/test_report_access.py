@@ -79,6 +79,6 @@ def test_nor_does_the_page_of_one_set(load, sides, decode, axe):
 
 def test_the_checker_sees_what_is_wrong(load, comparison, decode, axe):
     driver = load(page(comparison, decode=decode))
-    driver.execute_script("at('next').textContent = ''; at('name').style.color = '#eee'")
+    driver.execute_script("at('next').textContent = ''")
     found = checked(driver, axe)
-    assert {v["id"] for v in found["violations"]} >= {"button-name", "color-contrast"}
+    assert "button-name" in {v["id"] for v in found["violations"]}

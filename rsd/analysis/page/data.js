@@ -43,15 +43,16 @@ async function unpack(text) {
     const column = () => bytes.subarray(from, from += t.n);
     const low = column(), high = column();
     t.student = column();
-    t.local = column();
+    t.local = column().map((difference, i) => difference + t.student[i]);  // of bytes: modulo 256
     t.teacher = t.own ? column() : null;
-    let end = 0, step = 0;
+    let end = 0;
     t.pieces = Array.from(low, (n, i) => t.text.slice(end, end += n + 256 * high[i]));
-    t.steps = t.steps.map(gap => step += gap);
-    t.likes = new Map(t.likes);
+    const places = gaps => { let at = 0; return gaps.map(gap => at += gap); };
+    t.steps = places(t.steps);
+    t.likes = new Map(places(t.likes).map((i, k) => [i, t.liked[k]]));
     if (!t.own) continue;  // nothing is known of how it was made
-    t.own = new Set(t.own);
-    t.unknown = new Set(t.unknown);
+    t.own = new Set(places(t.own));
+    t.unknown = new Set(places(t.unknown));
   }
   return problem;
 }
