@@ -37,11 +37,14 @@ function point(view, i, pinned) {
   box.classList.toggle("pinned", pinned);
   box.hidden = false;
   place();
+  const under = view.spans[i].getClientRects()[0].bottom + 8 - box.getBoundingClientRect().top;
+  if (pinned && getComputedStyle(box).bottom === "8px" && under > 0) scrollBy(0, under);  // the box is at the bottom
 }
 
 function both(level) {
-  const log = logprob(level), below = level === LEVELS ? "≤ " : "";
-  return `p ${below}${number(Math.exp(log))}, log-prob ${below}${number(log)}`;
+  const log = logprob(level), p = Math.exp(log), below = level === LEVELS ? "≤ " : "";
+  const told = p < 0.001 ? p.toExponential(0) : Number(p.toPrecision(2));  // in as many digits as a byte knows
+  return `p ${below}${told}, log-prob ${below}${log.toFixed(log > -1 ? 2 : 1)}`.replace(/-(?=\d)/g, "−");
 }
 
 function move(by) {
