@@ -47,7 +47,7 @@ def minus(text: str) -> str:
 
 
 def percent(share: float | None) -> str:
-    return "not known" if share is None else "0 %" if share == 0 else f"{number(100 * share)} %"
+    return "not known" if share is None else f"{number(100 * share)}\u00a0%"
 
 
 def well_formed(text: str) -> str:

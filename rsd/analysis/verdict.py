@@ -92,7 +92,7 @@ def _tile(label: str, m: Difference, *, better: bool | None, write: Callable[[fl
         what, f"{what}, from {before}"
     )
     if what == BESIDE and m.baseline:
-        words += f" ({number(100 * (m.candidate / m.baseline - 1), '+')} %)"
+        words += f" ({number(100 * (m.candidate / m.baseline - 1), '+')}\u00a0%)"
     return Tile(label=label, value=write(m.candidate), kind=what, words=words)
 
 

@@ -158,8 +158,9 @@ def test_a_link_opens_its_trace(load, comparison, decode):
     shown_problem(driver, wanted.key)
     assert texts(driver, "#prompt") == [wanted.prompt] and texts(driver, "#place") == ["18 of 24"]
     assert texts(driver, "#list [aria-current] bdi") == [wanted.key]
-    top = "return Math.round(document.querySelector('#viewer').getBoundingClientRect().top)"
-    assert driver.execute_script(top) < 200
+    in_sight = """const {top} = document.querySelector('#pair').getBoundingClientRect();
+        return top > -1 && top < innerHeight / 1.5"""
+    assert driver.execute_script(in_sight)
     # Every dot and every name leads on, and the address says where one is.
     for selector, key in (
         ("circle", wanted.key),
@@ -167,12 +168,14 @@ def test_a_link_opens_its_trace(load, comparison, decode):
         ("#list li:nth-child(5) a", comparison.ranked()[4].key),
     ):
         script = "[...document.querySelectorAll(arguments[0])].find(e => e.textContent.startsWith(arguments[1]))"
+        driver.execute_script("scrollTo(0, document.body.scrollHeight)")
         driver.execute_script(
             f"{script}.dispatchEvent(new MouseEvent('click', {{bubbles: true, cancelable: true}}))",
             selector,
             key,
         )
         shown_problem(driver, key)
+        assert driver.execute_script(in_sight), selector
         assert driver.execute_script("return location.hash") == f"#t={quote(key)}"
         assert (
             driver.execute_script("return document.querySelector('#link').getAttribute('href')") == f"#t={quote(key)}"
@@ -249,7 +252,7 @@ def test_the_page_of_one_set(load, sides, decode):
     driver = load(set_page(scored, decode=decode))
     assert driver.title == "rsd score: rsd.jsonl"
     right = sum(s.response.row["is_correct"] for s in sides[1])
-    assert f"{100 * right / 24:.1f} % are right" in texts(driver, "h1")[0] or right == 24
+    assert f"{100 * right / 24:.1f}\u00a0% are right" in texts(driver, "h1")[0] or right == 24
     ranked = sorted(sides[1], key=lambda s: -s.metrics[LN])
     assert listed(driver) == [s.response.id for s in ranked]
     driver.execute_script("document.querySelector('#list a').click()")

@@ -214,7 +214,8 @@ function follow(first) {  // where a fragment leads
   const p = among.find(p => p.key === key);
   if (p) display(p);
   else if (first && !asks.has("from")) display(page.problems[page.story] ?? found[0] ?? errors[0]);
-  if ((p && p !== current) || asks.has("from")) if (!first || location.hash) at("viewer").scrollIntoView({block: "start"});
+  const top = at("pair").getBoundingClientRect().top;  // what a dot or a name leads to is to be seen
+  if ((p || asks.has("from")) && (top < 0 || top > 0.6 * innerHeight)) at("pair").scrollIntoView({block: "start"});
 }
 
 async function download() {
@@ -269,6 +270,10 @@ document.addEventListener("keydown", event => {
   if (event.key === "p" || event.key === "k") turn(-1);
 });
 addEventListener("hashchange", () => follow(false));
+document.addEventListener("click", event => {  // what is shown already is looked for as well
+  const link = event.target.closest("a[href]");
+  if (link?.getAttribute("href") === location.hash) follow(false);
+});
 const wide = matchMedia("(min-width: 68rem)");
 const fold = () => { at("problems").open = wide.matches; };
 wide.addEventListener("change", fold);
