@@ -83,8 +83,8 @@ def score(
         events.emit("end", **({"rows": summary.rows, "errors": summary.errors} if summary else {}))
     if summary is None:  # another process prints
         return
-    written = [output, *([html_file] if html_file else [])]
-    echo("\n".join([summary.text(), *(f"written to   {one_line(file)}" for file in written)]))
+    if html_file is None:
+        echo(f"{summary.text()}\nwritten to   {one_line(output)}")
     sys.exit(1 if summary.errors else 0)
 
 
@@ -114,7 +114,9 @@ def _score(
     with closing(_trace_file(html_file, scorer)) as traces:
         kept: list[Scored] = []
         summary = score_file(scorer, todo, output, overwrite=overwrite, seen=lambda s: kept.append(traces.keep(s)))
+        echo(f"{summary.text()}\nwritten to   {one_line(output)}")  # whatever becomes of the page
         write_set_report(html_file, kept, source, traces)
+        echo(f"written to   {one_line(html_file)}")
     return summary
 
 

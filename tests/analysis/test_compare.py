@@ -146,7 +146,7 @@ def test_the_command_and_its_json(tmp_path):
     assert (made["aligned"], made["missing"], made["new"], made["aligned_by"]) == (7, 1, 1, "prompt")
     assert set(made["metrics"]) == set(METRICS)
     for m in made["metrics"].values():
-        assert set(m) == {"baseline", "candidate", "delta", "ci", "p_value", "ids"}
+        assert set(m) == {"baseline", "candidate", "delta", "ci", "p_value", "ids"} and type(m["ids"]) is int
         assert m["ci"][0] <= m["delta"] <= m["ci"][1] and 0 <= m["p_value"] <= 1
     assert made["metrics"]["global_logprob"]["p_value"] == pytest.approx(2 / 2**7)
     assert len(made["best"]) == len(made["worst"]) == SHOWN

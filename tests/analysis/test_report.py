@@ -91,7 +91,7 @@ def test_splits_and_errors_are_shown(sides, decode):
     candidate[0] = replace(candidate[0], error="the <trace> is empty", metrics={})
     html = page(compare(baseline, candidate, names=NAMES), decode=decode)
     assert "<h2>Right on both sides" in html and "<h2>Wrong on both sides" in html and html.count("<table") == 3
-    assert html.count("<td>69.6 %</td>") == 2  # 16 of the 23 that were scored on both sides
+    assert html.count('">69.6 %</td>') == 2  # 16 of the 23 that were scored on both sides
     assert "the &lt;trace&gt; is empty" in html
 
 

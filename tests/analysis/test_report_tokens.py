@@ -212,8 +212,12 @@ def test_narrow_and_in_print(phone, load, comparison, decode):
         driver.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
         assert driver.execute_script("return document.documentElement.scrollWidth") <= 390
         cut = """return [...document.querySelectorAll('main *, header *')].filter(e =>
-            e.getBoundingClientRect().right > 391 && !e.closest('.scroll')).map(e => e.outerHTML.slice(0, 80))"""
-        assert driver.execute_script(cut) == []
+            e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"""
+        for width in (390, 768):  # no column of a table either
+            device = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+            assert driver.execute_script(cut) == []
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device | {"width": 390})
         script = "return [...document.querySelectorAll('.trace')].map(e => e.getBoundingClientRect().top)"
         tops = driver.execute_script(script)
         assert tops[0] < tops[1]

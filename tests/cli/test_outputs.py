@@ -199,3 +199,9 @@ def test_a_page_and_figures_are_replaced_when_one_says_so(folder):
     command(*score, "one.html", "--overwrite")
     assert Path("one.html").read_bytes() == Path("two.html").read_bytes() == first and page.exists()
     assert b"<title>rsd score: raw.jsonl" in first
+    write_rows([{"id": "a", "prompt": "Why?", "completion": ""}], "bad.jsonl")
+    said = command(
+        "score", "bad.jsonl", "--html", "three.html", expect=2
+    )  # the rows are written, and told of, all the same
+    assert "1 (1 new), 1 of them with an error" in said and "no trace could be scored: the trace is empty" in said
+    assert len(read(Path("bad.scored.jsonl"))) == 1 and not Path("three.html").exists()
