@@ -62,7 +62,7 @@ JOBS = (
     ),
     Job(
         "compare",
-        (("compare", "raw.jsonl", "made.jsonl", "--html", "c.html", "--json", "c.json"),),
+        (("compare", "raw.jsonl", "made.jsonl", "--html", "c.html", "--json", "c.json", "--overwrite"),),
         ("c.html", "c.json"),
         exact=True,
     ),

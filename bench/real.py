@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if name == "rsd":
             continue
         figures = folder / f"{name}.compared.json"
-        rsd("compare", out, folder / "rsd.jsonl", "--student", SMOLLM2, "--json", figures)
+        rsd("compare", out, folder / "rsd.jsonl", "--student", SMOLLM2, "--json", figures, "--overwrite")
         made[f"rsd against {name}"] = json.loads(figures.read_text(encoding="utf-8"))["metrics"]
     rsd("export", folder / "rsd.jsonl", "--keep", "all", "-o", folder / "train.jsonl")
     made["exported"] = len((folder / "train.jsonl").read_text(encoding="utf-8").splitlines())

@@ -126,7 +126,7 @@ def measures(folder: Path, count: int) -> dict[str, Callable[[], Took]]:
         ),
         "score": lambda: rsd("score", out, "-o", scored, "--overwrite", cwd=folder),
         "rescore": lambda: rsd("score", out, "-o", scored, cwd=folder),
-        "compare": lambda: rsd("compare", raw, out, "--html", folder / "page.html", cwd=folder),
+        "compare": lambda: rsd("compare", raw, out, "--html", folder / "page.html", "--overwrite", cwd=folder),
         "select": lambda: rsd(
             "select", scored, scored_twin(scored), "-o", folder / "s.jsonl", "--overwrite", cwd=folder
         ),

@@ -23,9 +23,11 @@ from rsd.traces.filters import KEEP
 if TYPE_CHECKING:
     from rsd.analysis.compare import Comparison
     from rsd.analysis.select import Selection
+    from rsd.analysis.tracefile import TraceFile
     from rsd.dataset.export import Export
     from rsd.generation.summary import Summary
     from rsd.scoring.scored_rows import ScoreSummary
+    from rsd.scoring.scorer import Scorer
     from rsd.scoring.verify import VerifySummary
     from rsd.traces.given import Given
     from rsd.traces.trace import Trace
@@ -219,6 +221,7 @@ def compare(
     *,
     html: File | None = None,
     json: File | None = None,
+    overwrite: bool = False,
     names: tuple[str, str] | None = None,
     shown: "Callable[[Comparison], object]" = lambda _: None,
     config: ScoreConfig | None = None,
@@ -228,7 +231,7 @@ def compare(
 
     Args:
         baseline, candidate: in any format of `score`; by default the bundled pair's.
-        html, json: files for a report, and for the figures.
+        html, json: files for a report, and for the figures. overwrite: replace these.
         names: what the two are called; by default the files' names.
         shown: is given the comparison before the files are written, which may fail.
         settings: of `ScoreConfig`; its columns are the baseline's, and those of a candidate in no known format.
@@ -239,14 +242,14 @@ def compare(
     config = amended(ScoreConfig, config, settings)
     if (baseline is None) != (candidate is None):
         raise ValueError("compare needs both, BASELINE and CANDIDATE, or neither for the bundled pair")
-    from rsd.files import Output, check_outputs, place, write_text
+    from rsd.files import Output, check_outputs, write_text
     from rsd.traces import ours
 
     files = [Output(str(file), of) for file, of in ((html, ours.report), (json, ours.figures)) if file is not None]
-    check_outputs(files, inputs=[file for side in (baseline, candidate) for file in _files(side)])
+    inputs = [file for side in (baseline, candidate) for file in _files(side)]
+    check_outputs(files, inputs=inputs, overwrite=overwrite)
     from rsd.analysis.compare import as_json, summary
     from rsd.analysis.compare import compare as compare_traces
-    from rsd.analysis.tracefile import TraceFile
     from rsd.scoring.job import progress
     from rsd.scoring.responses import read_responses
     from rsd.scoring.scorer import load_scorer
@@ -261,11 +264,7 @@ def compare(
         scorer = load_scorer(config)
         keep, traces = summary, None
         if html is not None:  # only the page shows tokens
-
-            def decode(token: int) -> str:
-                return str(scorer.source.tokenizer.decode([token]))
-
-            traces = stack.enter_context(closing(TraceFile(place(str(html)).parent, decode)))
+            traces = stack.enter_context(closing(trace_file(html, scorer)))
             keep = traces.keep
         own = config.answer_column in sides[1].columns  # the column flags are for the baseline
         hows = [config, config if own else replace(config, answer_column=None)]
@@ -367,6 +366,14 @@ def _files(source: "Given | None") -> list[str]:
     from rsd.traces.given import file_of
 
     return [file for file in (None if source is None else file_of(source),) if file is not None]
+
+
+def trace_file(html: File, scorer: "Scorer") -> "TraceFile":
+    """Where the tokens of a page are until it is written: beside it, where there is room for it."""
+    from rsd.analysis.tracefile import TraceFile
+    from rsd.files import place
+
+    return TraceFile(place(str(html)).parent, lambda token: str(scorer.source.tokenizer.decode([token])))
 
 
 def _bundled(folder: str) -> tuple[File, File]:

@@ -233,7 +233,7 @@ def check_outputs(
         known = ours(there)
         if not overwrite:
             replace = f", or {called('overwrite', True)} to replace it" if known else ""
-            raise ValueError(f"{file} exists: use another {called('output')}{replace}")
+            raise ValueError(f"{file} exists: name another output{replace}")
         if not known:
             raise ValueError(
                 f"{file} is not a file that this command wrote: it is not overwritten; name another output"

@@ -17,7 +17,7 @@ from rsd.cli import main
 ROOT = Path(rsd.__file__).parent
 CONFIGS = (GenerateConfig, ScoreConfig, ExportConfig)
 # Flags of other programs.
-THEIRS = ("--max-logprobs", "--nproc-per-node", "--head")
+THEIRS = ("--max-logprobs", "--nproc-per-node", "--head", "--h")
 
 
 def texts(tree: ast.AST) -> Iterator[str]:
@@ -72,8 +72,7 @@ WRONG = {
     "an output": (
         ["select", "plain.jsonl", "text.jsonl", "-o", "there.jsonl"],
         lambda: rsd.select(["plain.jsonl", "text.jsonl"], "there.jsonl"),
-        "there.jsonl exists: use another {}, or {} to replace it",
-        ("-o", "output"),
+        "there.jsonl exists: name another output, or {} to replace it",
         ("--overwrite", "overwrite=True"),
     ),
     "a want": (

@@ -360,7 +360,7 @@ def test_select_of_traces_is_select_of_their_files(sides, tmp_path):
         made = rsd.select(teachers, tmp_path / "p.jsonl", overwrite=True)
         assert {row["id"]: (row["teacher"], row["local_naturalness"]) for row in made.rows()} == want
         assert read(tmp_path / "p.jsonl") == [json.loads(json.dumps(row)) for row in made.rows()]
-    with pytest.raises(ValueError, match=r"p.jsonl exists: use another output, or overwrite=True to replace it"):
+    with pytest.raises(ValueError, match=r"p.jsonl exists: name another output, or overwrite=True to replace it"):
         rsd.select(traces, tmp_path / "p.jsonl")
     with pytest.raises(ValueError, match="the rows: a row without `teacher`"):
         rsd.select(traces["raw"])

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from rsd.analysis.figures import Difference
+from rsd.analysis.templates import scores_table
 from rsd.scoring.measure import set_rsr
 from rsd.scoring.metrics import LN, METRICS, Figures
 from rsd.scoring.scored_rows import named
@@ -23,22 +25,6 @@ BY_CONSTRUCTION = (
     "better scores of RSD traces show that the threshold works, not that training on them helps. Read length, step "
     "length and correctness beside them: longer steps score better, and a short or wrong trace can look natural."
 )
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One metric over the ids that have it on both sides, each id's generations averaged first.
-
-    delta: candidate - baseline. ci: its 95 % interval, a percentile bootstrap over the ids. p_value: of
-    the two-sided sign test over the ids, ties left out.
-    """
-
-    baseline: float
-    candidate: float
-    delta: float
-    ci: tuple[float, float]
-    p_value: float
-    ids: int
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -76,6 +62,10 @@ class Comparison:
     correct: tuple[float | None, float | None]
     splits: Mapping[str, Mapping[str, Difference]]
     notices: Sequence[str]
+
+    def _repr_html_(self) -> str:
+        """Its scores as a table, in a notebook."""
+        return scores_table(self.names, self.scoring, self.metrics, self.rsr, self.correct)
 
     def ranked(self, name: str = LN) -> list[Pair]:
         """The pairs that have a difference in this metric, the candidate's greatest gain first."""
@@ -318,6 +308,7 @@ def as_json(c: Comparison) -> dict[str, Any]:
     def of(metrics: Mapping[str, Difference]) -> dict[str, Any]:
         return {
             name: {k: [_rounded(x) for x in v] if k == "ci" else _rounded(v) for k, v in asdict(m).items()}
+            | {"ids": m.ids}
             for name, m in metrics.items()
         }
 

@@ -2,36 +2,36 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from rsd.analysis.compare import Comparison, Pair, mean
+from rsd.analysis.figures import minus, number
 from rsd.scoring.metrics import LN
 from rsd.scoring.scorer import Scored
 
+T = TypeVar("T")
 POINTS = 1000  # of the scatter plot
 POSITIONS = 20
 SURPRISALS = 50  # bins
 MOST = 25.0  # nats; the last bin holds what is above
+SERIES = {1: "b", 2: "ab"}  # the classes of the sides' lines
 
 
-def number(value: float | None, sign: str = "") -> str:
-    """Three significant digits, or all before the point; `sign` "+" for differences."""
-    if value is None or not math.isfinite(value):
-        return "\u2013"
-    if value == 0:
-        return "0"
-    return minus(f"{value:{sign}{'.0f' if 1000 <= abs(value) < 1e6 else '#.3g'}}".rstrip("."))
+class Ranked(NamedTuple):
+    """A problem of one set: its Local Naturalness in nats a token, and its mean length in tokens."""
 
-
-def minus(text: str) -> str:
-    return text.replace("-", "\u2212")
+    key: str
+    ln: float
+    tokens: float
 
 
 class Plot:
     """One chart in the pixels of its SVG, whose axes and marks the template draws.
 
-    paths: class and outline. points: x, y and what each is. texts: x, y, anchor and what is written there.
+    paths: class and outline. points: x, y, what each is, and the problem that it leads to. bars: outline, what each
+    is, and the lowest and the highest value of its problems. texts: x, y, anchor and what is written there.
     legend: whether the two sides are told apart in it.
     """
 
@@ -52,7 +52,8 @@ class Plot:
         self.x_ticks = [(self.x(v), label) for v, label in _ticks(*self.x_range)]
         self.y_ticks = [(self.y(v), label) for v, label in _ticks(*self.y_range)]
         self.paths: list[tuple[str, str]] = []
-        self.points: list[tuple[float, float, str]] = []
+        self.points: list[tuple[float, float, str, str]] = []
+        self.bars: list[tuple[str, str, float, float]] = []
         self.texts: list[tuple[float, float, str, str]] = []
 
     def x(self, value: float) -> float:
@@ -72,6 +73,15 @@ class Plot:
         for edge, height in zip(map(self.x, edges[1:].tolist()), map(self.y, heights.tolist()), strict=True):
             path += f"V{height}H{edge}" if height < self.bottom else f"V{height}M{edge} {height}"
         self.paths.append((name, f"{path}V{self.bottom}"))
+
+    def histogram(self, edges: np.ndarray, counts: np.ndarray) -> None:
+        """Bars of whole numbers, each of which leads to its problems."""
+        self.y_ticks = [(self.y(v), f"{v:.0f}") for v, _ in _ticks(*self.y_range) if abs(v - round(v)) < 1e-9]
+        for low, high, count in zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True):
+            if count:
+                outline = f"M{self.x(low)} {self.bottom}V{self.y(count)}H{self.x(high)}V{self.bottom}Z"
+                what = f"{count} problem{'' if count == 1 else 's'}, {number(low)} to {number(high)}"
+                self.bars.append((outline, what, low, high))
 
 
 def _ticks(low: float, high: float) -> list[tuple[float, str]]:
@@ -97,24 +107,40 @@ def plots(c: Comparison, logprobs: Callable[[Scored], np.ndarray]) -> list[Plot]
     Args:
         logprobs: the student's log-probs of a trace's tokens, one entry a token.
     """
+    sides = [[s for p in c.pairs for s in side(p)] for side in (lambda p: p.baseline, lambda p: p.candidate)]
+    made = _of_tokens(sides, float(c.scoring["threshold"]), logprobs)
+    if ranked := c.ranked():
+        made += [_scatter(ranked), _differences(ranked)]
+    return made
 
-    def surprisals(which: int) -> Iterator[np.ndarray]:
-        for p in c.pairs:
-            for s in (p.baseline, p.candidate)[which]:
-                yield -logprobs(s).astype(float)
 
-    sides = [_Curve(surprisals(which)) for which in (0, 1)]
-    most = min(max(*(side.highest for side in sides), 1.0), MOST)
+def set_plots(
+    ranked: Sequence[Ranked], scored: Sequence[Scored], threshold: float, logprobs: Callable[[Scored], np.ndarray]
+) -> list[Plot]:
+    """The charts of one set of traces. ranked: the key, the Local Naturalness and the mean length of each problem."""
+    made = _of_tokens([scored], threshold, logprobs)
+    if ranked:
+        made += [_lengths(ranked), _levels(ranked)]
+    return made
+
+
+def _of_tokens(
+    sides: Sequence[Sequence[Scored]], threshold: float, logprobs: Callable[[Scored], np.ndarray]
+) -> list[Plot]:
+    """The charts that need every token of every side."""
+
+    def surprisals(side: Sequence[Scored]) -> Iterator[np.ndarray]:
+        return (-logprobs(s).astype(float) for s in side)
+
+    curves = [_Curve(surprisals(side)) for side in sides]
+    most = min(max(*(curve.highest for curve in curves), 1.0), MOST)
     edges = np.linspace(0, most, SURPRISALS + 1)
     shares = [
-        sum(np.histogram(np.minimum(v, most), edges)[0] for v in surprisals(which)) / side.counts.sum()
-        for which, side in enumerate(sides)
+        sum(np.histogram(np.minimum(v, most), edges)[0] for v in surprisals(side)) / curve.counts.sum()
+        for side, curve in zip(sides, curves, strict=True)
     ]
-    cut = any(side.highest > most for side in sides)
-    made = [_distribution(edges, shares, float(c.scoring["threshold"]), cut=cut), _positions(sides)]
-    if ranked := c.ranked():
-        made += [_scatter(ranked), _differences(np.array([p.deltas[LN] for p in ranked], dtype=float))]
-    return made
+    cut = any(curve.highest > most for curve in curves)
+    return [_distribution(edges, shares, threshold, cut=cut), _positions(curves)]
 
 
 class _Curve:
@@ -145,11 +171,11 @@ def _distribution(edges: np.ndarray, shares: Sequence[np.ndarray], threshold: fl
         ("surprisal of a token (nats)", 0, most),
         ("share of the tokens", lowest, 0),
         notes=notes,
-        legend=True,
+        legend=len(shares) > 1,
     )
     decades = range(lowest, 1, max(1, round(-lowest / 5)))
     plot.y_ticks = [(plot.y(d), f"{100 * 10.0**d:g} %") for d in decades]
-    for name, share in zip("ab", shares, strict=True):
+    for name, share in zip(SERIES[len(shares)], shares, strict=True):
         plot.steps(name, edges, np.log10(np.maximum(share, 10.0**lowest)))
     if 0 < threshold < 1 and -math.log(threshold) < most:
         at = -math.log(threshold)
@@ -168,9 +194,9 @@ def _positions(sides: Sequence[_Curve]) -> Plot:
         ("relative position in the trace (%)", 0, 100),
         ("mean surprisal (nats)", 0, max(1.05 * max(float(means.max()) for _, means in curves), 0.01)),
         notes=[f"Means over all tokens in each of {POSITIONS} parts."],
-        legend=True,
+        legend=len(curves) > 1,
     )
-    for name, (known, means) in zip("ab", curves, strict=True):
+    for name, (known, means) in zip(SERIES[len(curves)], curves, strict=True):
         plot.line(name, ((known + 0.5) * 100 / POSITIONS).tolist(), means.tolist())
     return plot
 
@@ -179,7 +205,7 @@ def _scatter(ranked: Sequence[Pair]) -> Plot:
     notes = ["Above the diagonal the candidate is the more natural one."]
     if len(ranked) > POINTS:
         notes.append(f"Shown are {POINTS} of {len(ranked)} problems, evenly spaced by their difference.")
-        ranked = [ranked[i] for i in np.linspace(0, len(ranked) - 1, POINTS).round().astype(int)]
+    ranked = _thinned(ranked)
     found = [(mean(p.baseline, LN) or 0.0, mean(p.candidate, LN) or 0.0) for p in ranked]
     low, high = _around(np.array(found))
     plot = Plot(
@@ -190,11 +216,49 @@ def _scatter(ranked: Sequence[Pair]) -> Plot:
     )
     plot.line("mark", [low, high], [low, high])
     for p, (a, b) in zip(ranked, found, strict=True):
-        plot.points.append((plot.x(a), plot.y(b), f"{p.key}: {number(a)} → {number(b)}"))
+        plot.points.append((plot.x(a), plot.y(b), f"{p.key}: {number(a)} → {number(b)}", p.key))
     return plot
 
 
-def _differences(deltas: np.ndarray) -> Plot:
+def _lengths(ranked: Sequence[Ranked]) -> Plot:
+    notes = ["Each dot is a problem."]
+    if len(ranked) > POINTS:
+        notes.append(f"Shown are {POINTS} of {len(ranked)}, evenly spaced by their naturalness.")
+    shown = _thinned(ranked)
+    plot = Plot(
+        "Length and naturalness",
+        ("tokens of a trace", *_around(np.array([p.tokens for p in shown]))),
+        ("Local Naturalness (nats a token)", *_around(np.array([p.ln for p in shown]))),
+        notes=notes,
+    )
+    for p in shown:
+        what = f"{p.key}: {number(p.ln)}, {number(p.tokens)} tokens"
+        plot.points.append((plot.x(p.tokens), plot.y(p.ln), what, p.key))
+    return plot
+
+
+def _levels(ranked: Sequence[Ranked]) -> Plot:
+    values = np.array([p.ln for p in ranked])
+    counts, edges = np.histogram(values, 1 + 2 * min(20, 4 + len(values) // 16), _around(values))
+    plot = Plot(
+        "Local Naturalness of each problem",
+        ("nats a token", float(edges[0]), float(edges[-1])),
+        ("problems", 0, 1.12 * int(counts.max())),
+        notes=["A bar leads to its problems."],
+    )
+    plot.histogram(edges, counts)
+    return plot
+
+
+def _thinned(ranked: Sequence[T]) -> Sequence[T]:
+    """At most POINTS of them, evenly spaced."""
+    if len(ranked) <= POINTS:
+        return ranked
+    return [ranked[i] for i in np.linspace(0, len(ranked) - 1, POINTS).round().astype(int)]
+
+
+def _differences(ranked: Sequence[Pair]) -> Plot:
+    deltas = np.array([p.deltas[LN] for p in ranked], dtype=float)
     low, high = _around(np.append(deltas, 0))
     bins = 1 + 2 * min(20, 4 + len(deltas) // 16)  # odd, so that equal sides are one bar around 0
     counts, edges = np.histogram(deltas, bins, (low, high))
@@ -203,10 +267,9 @@ def _differences(deltas: np.ndarray) -> Plot:
         "Differences in Local Naturalness",
         ("candidate \u2212 baseline (nats a token)", low, high),
         ("problems", 0, 1.12 * int(counts.max())),  # room for the label
-        notes=[f"{gains} gain, {losses} lose, {len(deltas) - gains - losses} are equal."],
+        notes=[f"{gains} gain, {losses} lose, {len(deltas) - gains - losses} are equal. A bar leads to them."],
     )
-    plot.y_ticks = [(plot.y(v), f"{v:.0f}") for v, _ in _ticks(*plot.y_range) if abs(v - round(v)) < 1e-9]
-    plot.steps("bars", edges, counts)
+    plot.histogram(edges, counts)
     top = plot.y_range[1]
     plot.line("mark", [0, 0], [0, top])
     average = float(deltas.mean())

@@ -1,19 +1,33 @@
-"""What a report shows of scored traces, in a file until the page is written: no tokens of theirs stay in memory."""
+"""What a page shows of scored traces, in a file until the page is written: no tokens of theirs stay in memory."""
 
 import json
-import math
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rsd.analysis.compare import summary
-from rsd.scoring.naturalness import TokenScores
+from rsd.analysis.packed import packed
+from rsd.scoring.metrics import COLUMNS
 from rsd.scoring.scorer import Scored
+
+VALUES = 20  # that a column may have at the most to be one to filter by
+LONGEST = 60  # characters of such a value
+NAMES = 100  # of columns
+# Columns with a filter of their own, and those that name a trace.
+NOT_ASKED = {*COLUMNS, "id", "generation", "is_correct", "error", "prompt", "completion", "messages", "conversations"}
+
+
+class Place(NamedTuple):
+    """Where a trace is: its log-probs, and behind them the bytes of its header and of its columns."""
+
+    at: int
+    header: int
+    columns: int
 
 
 class TraceFile:
@@ -23,11 +37,13 @@ class TraceFile:
     """
 
     def __init__(self, folder: Path, decode: Callable[[int], str]) -> None:
-        """folder: where the file lies. decode: the text of one token id, for what the teacher proposed."""
+        """folder: where the file lies. decode: the text of one token id, for what the teacher likes best."""
         folder.mkdir(parents=True, exist_ok=True)
         self.decode = cache(decode)
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by who asked for it)
-        self.places: dict[Scored, tuple[int, int]] = {}  # where a trace begins, and the bytes after its log-probs
+        self.places: dict[Scored, Place] = {}
+        self.values: dict[str, set[str]] = {}  # of the rows' columns, while they are few
+        self.many: set[str] = set()  # columns of which they were not
 
     def close(self) -> None:
         self.file.close()
@@ -36,25 +52,43 @@ class TraceFile:
         """Write a trace, and return what is left of it: what `compare` reads, and what it is found by here."""
         kept = summary(s)
         if s.token_scores is not None:
-            shown = zlib.compress(page_json(_trace(s, s.token_scores, self.decode)).encode("ascii"), 1)
-            self.places[kept] = self.file.tell(), len(shown)
-            self.file.write(s.token_scores.logprobs.astype(np.float32).tobytes())
-            self.file.write(shown)
+            header, columns = packed(s, self.decode, self._values(s.response.row))
+            head, body = zlib.compress(json.dumps(header).encode("ascii"), 1), zlib.compress(columns, 1)
+            self.places[kept] = Place(self.file.tell(), len(head), len(body))
+            self.file.write(s.token_scores.logprobs.astype(np.float32).tobytes() + head + body)
         return kept
 
     def logprobs(self, kept: Scored) -> np.ndarray:
         """float32 [T], natural log: the student's log-prob of each token after all before it."""
-        at, _ = self._place(kept)
-        self.file.seek(at)
+        self.file.seek(self._place(kept).at)
         return np.frombuffer(self.file.read(_size(kept)), dtype=np.float32)
 
-    def shown(self, kept: Scored) -> str:
-        """The trace as JSON, as the page's script reads it."""
-        at, size = self._place(kept)
-        self.file.seek(at + _size(kept))
-        return zlib.decompress(self.file.read(size)).decode("ascii")
+    def shown(self, kept: Scored) -> tuple[dict[str, Any], bytes]:
+        """The trace as of `packed`, of whose columns those are left that a page can filter by."""
+        place = self._place(kept)
+        self.file.seek(place.at + _size(kept))
+        header = json.loads(zlib.decompress(self.file.read(place.header)))
+        few = {name for name, values in self.values.items() if 1 < len(values) <= min(VALUES, len(self.places) // 2)}
+        header["columns"] = {k: v for k, v in header["columns"].items() if k in few}
+        return header, zlib.decompress(self.file.read(place.columns))
 
-    def _place(self, kept: Scored) -> tuple[int, int]:
+    def _values(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """The values of a row that one may filter by, if they turn out to be few."""
+        made = {}
+        for name, value in row.items():
+            if value is None or name in NOT_ASKED or name in self.many:
+                continue
+            seen = self.values.setdefault(name, set())
+            text = str(value) if isinstance(value, str | bool | int) else None
+            if text is None or len(text) > LONGEST or len(seen | {text}) > VALUES or len(self.values) > NAMES:
+                self.many.add(name)
+                del self.values[name]
+            else:
+                made[name] = text
+                seen.add(text)
+        return made
+
+    def _place(self, kept: Scored) -> Place:
         if kept not in self.places:
             raise ValueError(
                 "a report needs the log-probs of every token, not stored scores alone: score the rows anew"
@@ -65,34 +99,3 @@ class TraceFile:
 def _size(kept: Scored) -> int:
     """The bytes of its log-probs."""
     return int(kept.metrics["scored_tokens"] or 0) * np.dtype(np.float32).itemsize
-
-
-def page_json(value: Any) -> str:
-    """JSON that no HTML parser can take for markup."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)  # ASCII, so line separators are escaped
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _trace(s: Scored, scores: TokenScores, decode: Callable[[int], str]) -> dict[str, Any]:
-    """One trace's tokens; log-probs in thousandths, null where there is none."""
-    correct = s.response.row.get("is_correct")
-    made: dict[str, Any] = {
-        "ln": s.metrics["local_naturalness"],
-        "correct": correct if isinstance(correct, bool) else None,
-        "pieces": s.pieces(),
-        "student": _thousandths(scores.logprobs),
-        "local": _thousandths(scores.local),
-        "steps": list(s.steps),
-    }
-    if s.tokens is not None:
-        own = np.flatnonzero(s.tokens["from_teacher"] == 0)
-        made["teacher"] = _thousandths(s.tokens["teacher_logprobs"])
-        made["own"] = own.tolist()
-        made["proposed"] = [decode(i) if i >= 0 else None for i in s.tokens["proposals"][own].tolist()]
-        made["unknown"] = np.flatnonzero(s.tokens["from_teacher"] < 0).tolist()
-    return made
-
-
-def _thousandths(logprobs: np.ndarray) -> list[int | None]:
-    values = np.clip(logprobs.astype(float), -1e9, 0) * 1000
-    return [None if math.isnan(v) else round(v) for v in values.tolist()]

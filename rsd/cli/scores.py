@@ -1,6 +1,7 @@
 """`rsd score`, `rsd compare`, `rsd select`. Heavy imports wait until one runs."""
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +22,33 @@ if TYPE_CHECKING:
     from rsd.analysis.compare import Comparison
     from rsd.scoring.responses import Responses
     from rsd.scoring.scored_rows import ScoreSummary
+    from rsd.scoring.scorer import Scored
     from rsd.scoring.verdicts import Judging
 
 
 @click.command(cls=Command, short_help="Add to traces how natural they are for the student.")
 @click.argument("source", metavar="FILE")
 @option("-o", "--output", group=Group.FILES, metavar="FILE", help="The scored rows [FILE.scored.jsonl].")
+@option(
+    "--html",
+    "html_file",
+    group=Group.FILES,
+    metavar="FILE",
+    help="Write a page of the traces to FILE, for which all are read again.",
+)
 @option("--overwrite", group=Group.FILES, is_flag=True, help="Start anew instead of resuming OUTPUT.")
 @option("--shard", group=Group.PROCESSES, metavar="I/N", help=SHARD)
 @flags(ScoreConfig)
 @reported
-def score(source: str, output: str | None, overwrite: bool, shard: str | None, events: Events, **values: Any) -> None:
+def score(
+    source: str,
+    output: str | None,
+    html_file: str | None,
+    overwrite: bool,
+    shard: str | None,
+    events: Events,
+    **values: Any,
+) -> None:
     """Add to every trace in FILE how natural it is for the student.
 
     FILE holds prompt-completion, messages or ShareGPT rows, or any with --prompt-column, --response-column (and
@@ -39,7 +56,7 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
 
     \b
     Examples:
-      rsd score traces.jsonl
+      rsd score traces.jsonl --html report.html
       rsd score s1K-1.1.jsonl --student Qwen/Qwen3-0.6B --window 20% \\
           --prompt-column question --response-column deepseek_attempt \\
           --thinking-column deepseek_thinking_trajectory
@@ -51,7 +68,10 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
 
         config = ScoreConfig(**given(values))
         lines_only(output)
-        check_outputs([Output(output, ours.scored if overwrite else None)], inputs=[source])
+        outputs = [Output(output, ours.scored if overwrite else None)]
+        check_outputs(outputs, inputs=[source])
+        if html_file is not None:
+            check_outputs([*outputs, Output(html_file, ours.score_report)], inputs=[source], overwrite=overwrite)
         from rsd.scoring.responses import read_responses
         from rsd.scoring.scored_rows import finished_before
         from rsd.scoring.verdicts import judging_of
@@ -61,15 +81,19 @@ def score(source: str, output: str | None, overwrite: bool, shard: str | None, e
             raise ValueError(
                 f"--overwrite with several processes: remove {output} and its parts, if they are not wanted"
             )
+        if share is not None and html_file is not None:
+            raise ValueError("--html with several processes: give it to the same command once more, when all is scored")
         begin(events, "score", config, source=source, output=output, shard=share)
         todo = read_responses(source, config)
         judging = judging_of(todo, config)
-        known = finished_before(todo, Path(output), config, judging) if share is None and not overwrite else None
-        summary = known or _score(todo, output, config, share, judging, overwrite=overwrite)
+        asked = share is None and not overwrite and html_file is None  # a page needs every token's log-prob
+        known = finished_before(todo, Path(output), config, judging) if asked else None
+        summary = known or _score(todo, output, config, share, judging, html_file, source, overwrite=overwrite)
         events.emit("end", **({"rows": summary.rows, "errors": summary.errors} if summary else {}))
     if summary is None:  # another process prints
         return
-    echo(joined([summary.text(), f"written to   {one_line(output)}"], "\n"))
+    if html_file is None:
+        echo(joined([summary.text(), f"written to   {one_line(output)}"], "\n"))
     sys.exit(1 if summary.errors else 0)
 
 
@@ -79,6 +103,8 @@ def _score(
     config: ScoreConfig,
     share: Shard | None,
     judging: "Judging | None",
+    html_file: str | None,
+    source: str,
     *,
     overwrite: bool,
 ) -> "ScoreSummary | None":
@@ -87,11 +113,25 @@ def _score(
     from rsd.scoring.scorer import load_scorer
 
     scorer = load_scorer(on_own_device(config))
-    if share is None:
-        return score_file(scorer, todo, output, judging=judging, overwrite=overwrite)
-    from rsd.scoring.share import score_share
+    if share is not None:
+        from rsd.scoring.share import score_share
 
-    return score_share(scorer, todo, output, share, judging)
+        return score_share(scorer, todo, output, share, judging)
+    if html_file is None:
+        return score_file(scorer, todo, output, judging=judging, overwrite=overwrite)
+    from rsd.analysis.report import write_set_report
+    from rsd.api import trace_file
+
+    with closing(trace_file(html_file, scorer)) as traces:
+        kept: list[Scored] = []
+        summary = score_file(
+            scorer, todo, output, judging=judging, overwrite=overwrite, seen=lambda s: kept.append(traces.keep(s))
+        )
+        # Whatever becomes of the page.
+        echo(joined([summary.text(), f"written to   {one_line(output)}"], "\n"))
+        write_set_report(html_file, kept, source, traces)
+        echo(f"written to   {one_line(html_file)}")
+    return summary
 
 
 @click.command(cls=Command, short_help="Compare raw teacher data with produced traces.")
@@ -99,9 +139,15 @@ def _score(
 @click.argument("candidate", required=False)
 @option("--html", "html_file", group=Group.FILES, metavar="FILE", help="Write a report to FILE.")
 @option("--json", "json_file", group=Group.FILES, metavar="FILE", help="Write the figures to FILE.")
+@option("--overwrite", group=Group.FILES, is_flag=True, help="Replace these files.")
 @flags(ScoreConfig)
 def compare(
-    baseline: str | None, candidate: str | None, html_file: str | None, json_file: str | None, **values: Any
+    baseline: str | None,
+    candidate: str | None,
+    html_file: str | None,
+    json_file: str | None,
+    overwrite: bool,
+    **values: Any,
 ) -> None:
     """Compare raw teacher data, BASELINE, with produced traces, CANDIDATE, under the student.
 
@@ -124,7 +170,8 @@ def compare(
         def shown(comparison: "Comparison") -> None:  # whatever becomes of the files
             echo(table(comparison))
 
-        compare_traces(baseline, candidate, html=html_file, json=json_file, shown=shown, config=config)
+        files: dict[str, Any] = {"html": html_file, "json": json_file, "overwrite": overwrite}
+        compare_traces(baseline, candidate, shown=shown, config=config, **files)
         for file in (json_file, html_file):
             if file:
                 echo(f"written to   {one_line(file)}")

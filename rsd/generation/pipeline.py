@@ -118,6 +118,7 @@ class Pipeline:
             error=finished.error,
             teacher_messages=row.teacher,
             columns=row.columns,
+            decode=self.pair.decode,
         )
 
     def _judge(self, finished: Finished[Wanted]) -> None:

@@ -1,7 +1,7 @@
 """Scoring a file: rows with their scores, in order, resumable, with a progress bar and a summary."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +44,14 @@ def score_file(
     overwrite: bool = False,
     known: Mapping[str, Place] | None = None,
     others: Others | None = None,
+    seen: Callable[[Scored], object] | None = None,
 ) -> ScoreSummary:
     """Write the rows with their scores, in order, each as soon as it is scored; resumes what an earlier run left.
 
     Args:
         judging: how rows are judged; a verdict comes before the scores.
         known: by what `content` says of a row, where a line with scores by the same rules is already.
+        seen: is given every scored trace, in order; those that were scored before are scored again for it.
 
     Raises:
         ValueError: `out` is not what an earlier run over these rows and with these rules left.
@@ -62,6 +64,9 @@ def score_file(
         file.truncate(size)
         if done:
             say(f"resuming {out}: found {done} scored rows, {len(todo) - done} to score")
+        if seen is not None:
+            for response in judged((todo[i] for i in range(done)), judging):
+                seen(scorer.score(response))
         places: dict[int, Place] = {}
         if known:
             contents = ((i, content(unjudged(todo.rows[i], judging))) for i in range(done, len(todo)))
@@ -85,6 +90,8 @@ def score_file(
                 scored = next(made)
                 line = encode(plain(scored.response.row) | scored.columns())
                 summary.add(scored.response.row, scored.columns())
+                if seen is not None:
+                    seen(scored)
             file.write(line)
             file.flush()
         next(made, None)  # closes the bar

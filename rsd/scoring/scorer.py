@@ -17,6 +17,7 @@ from rsd.scoring.responses import Response
 from rsd.scoring.steps import RULES, split
 from rsd.settings import called
 from rsd.traces.columns import is_number
+from rsd.traces.pieces import pieces, token_starts
 from rsd.traces.tokens import unknown
 
 NO_IDS = np.empty(0, dtype=np.int32)
@@ -47,8 +48,7 @@ class Scored:
 
     def pieces(self) -> list[str]:
         """The text of each token; joined, the trace's."""
-        ends = [*self.starts[1:].tolist(), len(self.text)]
-        return [self.text[a:b] for a, b in zip(self.starts.tolist(), ends, strict=True)]
+        return pieces(self.text, self.starts.tolist())
 
     def columns(self) -> dict[str, Any]:
         """What is added to the row."""
@@ -174,24 +174,7 @@ class Scorer:
         return str(self.source.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
     def _starts(self, ids: list[int]) -> list[int]:
-        """The character at which each token begins, by decoding a token with the one before it.
-
-        A character whose bytes are split over several tokens is the first one of all but the first.
-        """
-        # A text may hold the very character that stands for bytes which are none yet.
-        replacement = self.source.tokenizer.encode("\ufffd", add_special_tokens=False)
-        starts, done, begin, end = [], 0, 0, 0  # the text of ids[:end] has `done` characters
-        before, partial = "", 0
-        for i in range(len(ids)):
-            starts.append(done + partial)
-            after = self._decode(ids[begin : i + 1])
-            whole = not after.endswith("\ufffd") or ids[max(0, i + 1 - len(replacement)) : i + 1] == replacement
-            partial = max(0, len(after if whole else after.rstrip("\ufffd")) - len(before))
-            if whole:
-                done, partial = done + partial, 0
-                begin, end = end, i + 1
-                before = self._decode(ids[begin:end])
-        return starts
+        return token_starts(ids, self._decode, self.source.tokenizer.encode("\ufffd", add_special_tokens=False))
 
 
 def token_steps(

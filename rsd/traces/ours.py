@@ -83,8 +83,17 @@ def events(file: Path) -> bool:
 
 def report(file: Path) -> bool:
     """Whether it is the page of a comparison."""
+    return _page(file, b"compare")
+
+
+def score_report(file: Path) -> bool:
+    """Whether it is the page of one scored set."""
+    return _page(file, b"score")
+
+
+def _page(file: Path, command: bytes) -> bool:
     head = _head(file)
-    return head.startswith(b"<!DOCTYPE html>") and b"\n<title>rsd compare: " in head
+    return head.startswith(b"<!DOCTYPE html>") and b"\n<title>rsd " + command + b": " in head
 
 
 def figures(file: Path) -> bool:

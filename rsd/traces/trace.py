@@ -1,11 +1,14 @@
 """One finished trace: its row for training, and its arrays for the sidecar."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from rsd.traces.html import block, escaped, token_spans
+from rsd.traces.pieces import pieces, token_starts
 from rsd.traces.rows import Messages, digest
 from rsd.traces.tokens import TokenColumns, no_tokens, sidecar_columns
 
@@ -42,6 +45,7 @@ class Trace(TokenColumns):
         teacher_logprobs, student_logprobs, from_teacher, accepted, proposals and left_out.
     is_correct: None where it is not known, with verify_error if it could not be found out.
     columns: the input row's other columns, kept. scores: what `rsd generate --score` adds.
+    decode: the text of the student's ids, for a notebook to show single tokens; it does not travel with a trace.
     """
 
     id: str | int
@@ -59,6 +63,10 @@ class Trace(TokenColumns):
     error: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
+    decode: Callable[[list[int]], str] | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "decode"}
 
     @property
     def key(self) -> tuple[str, int]:
@@ -95,6 +103,24 @@ class Trace(TokenColumns):
             **({"teacher_prompt": digest(self.teacher_messages)} if self.teacher_messages else {}),
             **sidecar_columns(self.tokens),
         }
+
+    def _repr_html_(self) -> str:
+        """The trace in a notebook: coloured tokens, where it was made in this process."""
+        known = {True: "right", False: "wrong", None: "not verified"}[self.is_correct]
+        about = f"<b>{escaped(str(self.id))}</b> {escaped(self.error or '') or f'{len(self.tokens)} tokens, {known}'}"
+        if self.decode is None or self.error is not None:
+            return block(token_spans([self.text], [math.nan]), about)
+        tokens = self.tokens[:-1] if self.finish_reason == "stop" else self.tokens
+        ids = [*self.prefix_ids, *tokens["token_ids"].tolist()]
+        first, likeliest = len(self.prefix_ids), tokens["proposals"]
+        differing = np.flatnonzero((likeliest >= 0) & (likeliest != tokens["token_ids"])).tolist()
+        spans = token_spans(
+            pieces(self.text, token_starts(ids, self.decode)),
+            [math.nan] * first + tokens["student_logprobs"].tolist(),
+            own=(first + np.flatnonzero(tokens["from_teacher"] == 0)).tolist(),
+            instead_of={first + i: self.decode([int(likeliest[i])]) for i in differing},
+        )
+        return block(spans, about)
 
 
 def one_think_close(text: str, *, opened: bool = False) -> bool | None:

@@ -1,10 +1,13 @@
 """A comparison of the bundled pair and a browser, for the tests of its page."""
 
+import base64
 import json
 import os
 import re
 import shutil
+import struct
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -15,7 +18,7 @@ import pytest
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.analysis.compare import Comparison, compare
-from rsd.analysis.report import html_report
+from rsd.analysis.report import compared, html_page, of_set
 from rsd.analysis.tracefile import TraceFile
 from rsd.config import ScoreConfig
 from rsd.generation.job import run_job
@@ -79,19 +82,21 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def load(browser, tmp_path) -> Iterator[Callable[[str], Any]]:
+def load(browser, tmp_path) -> Iterator[Callable[..., Any]]:
     """Opens a report; afterwards, that the browser had nothing to say, and asked for nothing but the file."""
     file = tmp_path / "report.html"
 
-    def opened(html: str) -> Any:
+    def opened(html: str, fragment: str = "") -> Any:
         file.write_text(html, encoding="utf-8")
-        browser.get(file.as_uri())
+        browser.get("about:blank")  # so that another fragment alone loads the page anew
+        browser.get(file.as_uri() + fragment)
+        settled(browser)
         return browser
 
     yield opened
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
-    assert {u for u in urls if not u.startswith("data:")} == {file.as_uri()}
+    urls = {m["params"]["request"]["url"].split("#")[0] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    assert {u for u in urls if not u.startswith(("data:", "blob:", "about:"))} == {file.as_uri()}
     assert browser.get_log("browser") == []
 
 
@@ -102,7 +107,13 @@ def page(c: Comparison, *, decode: Callable[[int], str], tokens: int = 300_000) 
             replace(p, baseline=[traces.keep(s) for s in p.baseline], candidate=[traces.keep(s) for s in p.candidate])
             for p in c.pairs
         ]
-        return "".join(html_report(replace(c, pairs=pairs), traces, tokens=tokens))
+        return "".join(html_page(compared(replace(c, pairs=pairs), traces), traces, tokens=tokens))
+
+
+def set_page(scored: list[Scored], *, decode: Callable[[int], str]) -> str:
+    """The page of one scored set."""
+    with tempfile.TemporaryDirectory() as folder, closing(TraceFile(Path(folder), decode)) as traces:
+        return "".join(html_page(of_set([traces.keep(s) for s in scored], "rsd.jsonl", traces), traces))
 
 
 def many(side: list[Scored], count: int) -> list[Scored]:
@@ -115,8 +126,25 @@ def many(side: list[Scored], count: int) -> list[Scored]:
 
 
 def parsed(html: str) -> dict:
-    """What is embedded for the page's script."""
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)[1])
+    """What is embedded for the page's script: its index, and with each problem what its block holds."""
+    index = json.loads(re.search(r'<script type="application/json" id="index">(.*?)</script>', html, re.S)[1])
+    blocks = re.search(r'<script type="text/plain" id="blocks">(.*?)</script>', html, re.S)[1].split()
+    for problem, block in zip(index["problems"], blocks, strict=True):
+        packed = zlib.decompress(base64.b64decode(block))
+        problem |= json.loads(packed[4 : 4 + struct.unpack(">I", packed[:4])[0]])
+    return index
+
+
+def wait(driver, script: str, *arguments: Any) -> Any:
+    """Until a script returns something: what is shown is unpacked first."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(driver, 20).until(lambda d: d.execute_script(script, *arguments))
+
+
+def settled(driver) -> None:
+    """Until the list shows what the controls ask for, and a problem is shown."""
+    wait(driver, "return performance.now() > 0 && current && document.querySelector('#name').textContent !== ''")
 
 
 def texts(driver, selector: str) -> list[str]:
@@ -139,14 +167,21 @@ def choose(driver, selector: str, value: str, event: str) -> None:
 
 
 def listed(driver) -> list[str]:
-    """The ids on this page and all later ones."""
-    found = texts(driver, ".problem h3")
-    for _ in range(20):
-        if driver.execute_script("return document.querySelector('#next').disabled"):
-            return found
-        click(driver, "#next")
-        found += texts(driver, ".problem h3")
-    raise AssertionError("there is always a next page")
+    """The names in the list, all of them."""
+    driver.execute_script("while (listed < found.length) more()")
+    return texts(driver, "#list bdi")
+
+
+def asked(driver, selector: str, value: str, event: str = "change") -> list[str]:
+    """The names in the list after something was chosen."""
+    choose(driver, selector, value, event)
+    driver.execute_async_script("filter().then(arguments[0])")
+    return listed(driver)
+
+
+def shown_problem(driver, name: str) -> None:
+    """Until a problem is the one that is shown."""
+    wait(driver, "return document.querySelector('#name').textContent.toWellFormed() === arguments[0]", name)
 
 
 def number(text: str) -> float:

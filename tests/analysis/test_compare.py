@@ -146,7 +146,7 @@ def test_the_command_and_its_json(tmp_path):
     assert (made["aligned"], made["missing"], made["new"], made["aligned_by"]) == (7, 1, 1, "prompt")
     assert set(made["metrics"]) == set(METRICS)
     for m in made["metrics"].values():
-        assert set(m) == {"baseline", "candidate", "delta", "ci", "p_value", "ids"}
+        assert set(m) == {"baseline", "candidate", "delta", "ci", "p_value", "ids"} and type(m["ids"]) is int
         assert m["ci"][0] <= m["delta"] <= m["ci"][1] and 0 <= m["p_value"] <= 1
     assert made["metrics"]["global_logprob"]["p_value"] == pytest.approx(2 / 2**7)
     assert len(made["best"]) == len(made["worst"]) == SHOWN
@@ -164,7 +164,7 @@ def test_columns_are_the_baselines(tmp_path):
     named = ["--prompt-column", "question", "--response-column", "attempt"]
     command("compare", a, b, *named, "--json", tmp_path / "c.json")
     assert json.loads((tmp_path / "c.json").read_text())["metrics"]["local_naturalness"]["delta"] > 1
-    command("compare", a, a, *named, "--json", tmp_path / "c.json")
+    command("compare", a, a, *named, "--json", tmp_path / "c.json", "--overwrite")
     assert json.loads((tmp_path / "c.json").read_text())["metrics"]["local_naturalness"]["delta"] == 0
 
 
@@ -291,7 +291,7 @@ def test_select_uses_scores_that_are_there(tmp_path, monkeypatch):
         (["unknown.jsonl", "r1.jsonl"], ""),
         (["unknown.jsonl", "same.jsonl"], "no response is known to be correct"),
         (["r1.jsonl", "qwq.jsonl", "-o", "r1.jsonl", "--overwrite"], "is an input itself"),
-        (["r1.jsonl", "qwq.jsonl", "-o", "same.jsonl"], "exists: use another -o"),
+        (["r1.jsonl", "qwq.jsonl", "-o", "same.jsonl"], "exists: name another output"),
         (["r1.jsonl", "qwq.jsonl", "-o", "a"], "a is a folder"),
         (["r1.jsonl", "qwq.jsonl", "-o", "same.jsonl", "--overwrite"], "same.jsonl is not a file that this command"),
     ],

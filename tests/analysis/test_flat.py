@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from pages import parsed
 
 from rsd.analysis.compare import compare
 from rsd.analysis.report import write_report
@@ -30,14 +31,20 @@ def long_traces() -> list[Scored]:
     """A few bundled traces, scored, and each several times as long."""
     scorer = load_scorer(ScoreConfig())
     rows = read_rows(bundled("teacher.jsonl"))[:4]
-    made = []
-    for s in (scorer.score(r) for r in responses(rows, ScoreConfig())):
-        assert s.token_scores is not None
-        of = [np.tile(a, REPEATED) for a in (s.token_scores.logprobs, s.token_scores.local, s.token_scores.ranks)]
-        starts = np.concatenate([s.starts + i * len(s.text) for i in range(REPEATED)])
-        metrics = dict(s.metrics) | {"scored_tokens": len(of[0])}
-        made.append(replace(s, token_scores=TokenScores(*of), starts=starts, text=s.text * REPEATED, metrics=metrics))
-    return made
+    return [repeated(scorer.score(r), REPEATED) for r in responses(rows, ScoreConfig())]
+
+
+def repeated(s: Scored, times: int) -> Scored:
+    """A trace whose tokens are those of another, so many times over."""
+    assert s.token_scores is not None
+    of = [np.tile(a, times) for a in (s.token_scores.logprobs, s.token_scores.local, s.token_scores.ranks)]
+    starts = np.concatenate([s.starts + i * len(s.text) for i in range(times)])
+    steps = [step + i * len(s.token_ids) for i in range(times) for step in s.steps]
+    tokens = None if s.tokens is None else np.tile(s.tokens, times)
+    ids, text = np.tile(s.token_ids, times), s.text * times
+    metrics = dict(s.metrics) | {"scored_tokens": len(ids)}
+    longer = {"starts": starts, "steps": steps, "tokens": tokens, "token_ids": ids, "text": text, "metrics": metrics}
+    return replace(s, token_scores=TokenScores(*of), **longer)
 
 
 def fresh(some: list[Scored], count: int) -> Iterator[Scored]:
@@ -70,7 +77,8 @@ def test_a_page_of_more_traces_takes_no_more_memory(tmp_path):
             tracemalloc.stop()
 
     tokens = 2 * sum(len(s.starts) for s in some) / len(some)  # of a problem
-    assert tokens > 500 and page.stat().st_size > 8 * 10 * tokens
+    held = [t["n"] for p in parsed(page.read_text())["problems"] for side in p["sides"] for t in side]
+    assert tokens > 500 and sum(held) == 8 * tokens
     slope = (peak(120) - peak(30)) / 90  # a problem; the page has all of their tokens
     print(f"{slope:.0f} bytes a problem of {tokens:.0f} tokens")
     assert slope < 8 * tokens  # bytes; a token's log-probs, starts and ranks alone are 16

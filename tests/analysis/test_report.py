@@ -21,7 +21,9 @@ from pages import (  # noqa: F401 (fixtures)
     texts,
 )
 
+from rsd.analysis import figures
 from rsd.analysis.compare import BY_CONSTRUCTION, Comparison, compare
+from rsd.analysis.figures import kind
 from rsd.scoring.metrics import METRICS
 from rsd.scoring.scorer import Scored
 
@@ -29,27 +31,53 @@ from rsd.scoring.scorer import Scored
 def test_summary_is_the_comparison(load, comparison, decode):
     driver = load(page(comparison, decode=decode))
     assert driver.title == "rsd compare: rsd.jsonl against teacher.jsonl"
-    assert BY_CONSTRUCTION in texts(driver, "aside")[0]
-    facts = dict(zip(texts(driver, ".facts dt"), texts(driver, ".facts dd"), strict=True))
+    assert BY_CONSTRUCTION in texts(driver, "header .note")[0]
+    facts = dict(zip(texts(driver, ".about dt"), texts(driver, ".about dd"), strict=True))
     assert facts["Aligned by id"] == "24 problems" and facts["Window"] == "4" and facts["Threshold"] == "0.01"
-    rows = {  # of the first table: those of right and of wrong traces follow
-        cells[0].split("\n")[0]: cells[1:]
-        for cells in driver.execute_script(
-            "return [...document.querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.innerText)).reverse()"
-        )
-    }
+    script = """return [...document.querySelectorAll('tbody tr')].map(r => [
+        r.cells[0].firstChild.textContent.trim(), ...[...r.cells].slice(1).map(c => c.textContent)]).reverse()"""
+    rows = {cells[0]: cells[1:] for cells in driver.execute_script(script)}  # of the first table, the last here
     for name, metric in METRICS.items():
         m, cells = comparison.metrics[name], rows[metric.label]
         assert cells[0] == {True: "↑ higher", False: "↓ lower", None: ""}[metric.better]
         assert [number(c) for c in cells[1:4]] == pytest.approx([m.baseline, m.candidate, m.delta], rel=6e-3, abs=1e-9)
-        assert [number(c) for c in cells[4].split(" to ")] == pytest.approx(m.ci, rel=6e-3, abs=1e-9)
-        assert number(cells[5]) == pytest.approx(m.p_value, rel=6e-3)
-        assert cells[6] == str(m.ids) == "24"
+        assert [number(c) for c in cells[5].split(" to ")] == pytest.approx(m.ci, rel=6e-3, abs=1e-9)
+        assert number(cells[6]) == pytest.approx(m.p_value, rel=6e-3)
+        assert cells[7] == str(m.ids) == "24"
     right = [np.mean([s.response.row["is_correct"] for p in comparison.pairs for s in side(p)]) for side in SIDES]
     assert [number(c) for c in rows["Correct"][1:3]] == pytest.approx([100 * r for r in right], rel=6e-3)
     assert number(rows["RSR of the set"][1]) == pytest.approx(comparison.rsr[0], rel=6e-3)
-    first = rows["Local Naturalness"]
-    assert all(f" {value} " in texts(driver, ".lead")[0] for value in first[1:3])
+    assert "read more naturally" in texts(driver, "h1")[0]
+
+
+def test_a_worse_score_looks_worse(load, comparison, sides, decode):
+    """In words and by its colour, on the tiles and in the tables; turned around, it looks better."""
+
+    def look(driver) -> dict[str, tuple[str, str]]:
+        script = """return [...document.querySelectorAll('.tiles li')].map(li => [
+            li.querySelector('span').textContent, li.querySelector('em').textContent,
+            getComputedStyle(li.querySelector('em')).color])"""
+        return {label: (words, colour) for label, words, colour in driver.execute_script(script)}
+
+    forth = look(driver := load(page(comparison, decode=decode)))
+    said = texts(driver, "h1")[0]
+    kinds = {name: kind(comparison.metrics[name], metric.better) for name, metric in METRICS.items()}
+    better, worse = (list(kinds.values()).count(k) for k in ("better", "worse"))
+    assert f"{better} scores better, {worse} worse" in said and worse == 1 and kinds["rsr"] == "worse"
+    assert forth["RSR"][0].startswith("worse") and forth["Local Naturalness"][0].startswith("better")
+    assert len({forth[name][1] for name in ("RSR", "Local Naturalness", "Tokens")}) == 3
+    assert texts(driver, "td.worse")[1] == "worse" and "RSR" in driver.execute_script(
+        "return document.querySelector('td.worse').parentElement.textContent"
+    )
+    back = look(driver := load(page(compare(sides[1], sides[0], names=NAMES), decode=decode)))
+    assert "read less naturally" in texts(driver, "h1")[0]
+    assert back["RSR"] == ("better, from " + number_of(comparison, "rsr"), forth["Local Naturalness"][1])
+    same = texts(load(page(compare(sides[0], sides[0], names=("a", "b")), decode=decode)), "h1")[0]
+    assert "read alike" in same and "0 scores better, 0 worse" in same and "no clear difference" in same
+
+
+def number_of(comparison: Comparison, name: str) -> str:
+    return figures.number(comparison.metrics[name].candidate)
 
 
 def test_splits_and_errors_are_shown(sides, decode):
@@ -62,18 +90,18 @@ def test_splits_and_errors_are_shown(sides, decode):
     baseline, candidate = map(graded, sides)
     candidate[0] = replace(candidate[0], error="the <trace> is empty", metrics={})
     html = page(compare(baseline, candidate, names=NAMES), decode=decode)
-    assert "Right on both sides" in html and "Wrong on both sides" in html and html.count("<table") == 3
-    assert html.count("<td>69.6 %</td>") == 2  # 16 of the 23 that were scored on both sides
+    assert "<h2>Right on both sides" in html and "<h2>Wrong on both sides" in html and html.count("<table") == 3
+    assert html.count('">69.6 %</td>') == 2  # 16 of the 23 that were scored on both sides
     assert "the &lt;trace&gt; is empty" in html
 
 
 def test_plots_are_valid_and_cover_all(comparison, sides, decode):
-    def plots(c: Comparison, tokens: int = 0) -> list[ElementTree.Element]:
+    def drawn(c: Comparison, tokens: int = 0) -> list[ElementTree.Element]:
         html = page(c, decode=decode, tokens=tokens)
         assert not re.search(r"\b(nan|inf)\b", re.sub(r"<script.*", "", html, flags=re.S))
         return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg viewBox[^>]*role=.*?</svg>", html, re.S)]
 
-    found = plots(comparison)
+    found = drawn(comparison)
     assert [p.get("aria-label") for p in found] == [
         "How surprising the tokens are to the student",
         "Where in the trace they are",
@@ -83,16 +111,17 @@ def test_plots_are_valid_and_cover_all(comparison, sides, decode):
     assert all(len(p.findall("text")) > 6 for p in found)
     titles = [t.text for t in found[2].iter("title")]
     assert {t.split(":")[0] for t in titles} == {p.key for p in comparison.pairs}
+    assert {a.get("href") for a in found[2].iter("a")} == {f"#t={p.key}" for p in comparison.pairs}
     diagonal = found[2].find("path[@class='mark']").get("d")
     assert diagonal == f"M62.0 250.0L428.0 {14.0}"
 
     one = compare(sides[0][:1], sides[1], names=NAMES)
-    assert len(plots(one)) == 4
-    assert len(plots(compare(sides[0], sides[0], names=NAMES))) == 4
+    assert len(drawn(one)) == 4
+    assert len(drawn(compare(sides[0], sides[0], names=NAMES))) == 4
     unknown = [replace(p, deltas=dict.fromkeys(METRICS)) for p in comparison.pairs]
-    assert len(plots(replace(comparison, pairs=unknown, metrics={}))) == 2
+    assert len(drawn(replace(comparison, pairs=unknown, metrics={}))) == 2
 
     many_pairs = compare(many(sides[0], 1100), many(sides[0], 1100), names=NAMES)
-    found = plots(many_pairs)
+    found = drawn(many_pairs)
     assert len(list(found[2].iter("circle"))) == 1000
     assert "Shown are 1000 of 1100 problems" in page(many_pairs, decode=decode, tokens=0)

@@ -20,8 +20,9 @@ COMMANDS = {  # each up to its output's name; inputs first
     "generate": ["generate", "problems.jsonl", *KEEP, "-o"],
     "score": ["score", "raw.jsonl", "--overwrite", "-o"],
     "score, resumed": ["score", "raw.jsonl", "-o"],
-    "compare --json": ["compare", *PAIR, "--json"],
-    "compare --html": ["compare", *PAIR, "--html"],
+    "score --html": ["score", "raw.jsonl", "--overwrite", "-o", "page.jsonl", "--html"],
+    "compare --json": ["compare", *PAIR, "--overwrite", "--json"],
+    "compare --html": ["compare", *PAIR, "--overwrite", "--html"],
     "select": ["select", *PAIR, "--keep-incorrect", "--overwrite", "-o"],
     "export": ["export", "traces.jsonl", "--overwrite", "-o"],
 }

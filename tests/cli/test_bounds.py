@@ -179,6 +179,6 @@ def test_a_page_that_cannot_be_written_costs_neither_table_nor_figures(tmp_path,
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    result = command("compare", a, b, "--html", page, "--json", figures, expect=2)
+    result = command("compare", a, b, "--html", page, "--json", figures, "--overwrite", expect=2)
     assert "local naturalness" in result.output and json.loads(figures.read_text())["aligned"] == 1
     assert page.read_bytes() == before

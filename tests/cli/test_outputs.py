@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import read, rsd
-from outputs import COMMANDS, INPUTS, KEEP, ROWS, command, folder, there, whole  # noqa: F401 (fixtures)
+from outputs import COMMANDS, INPUTS, KEEP, PAIR, ROWS, command, folder, there, whole  # noqa: F401 (fixtures)
 
 from rsd.files import place, write_rows, write_text
 
@@ -139,7 +139,7 @@ def test_no_test_rows_of_an_earlier_export_stay(folder, kind):
     args = "export", "traces.jsonl", *KEEP, "-o", out
     command(*args, "--test-share", 0.5)
     assert Path(f"new.test.{kind}").exists()
-    assert "exists: use another -o" in command(*args, expect=2)
+    assert "exists: name another output" in command(*args, expect=2)
     command(*args, "--overwrite")
     assert sorted(map(str, Path().glob("new*"))) == sorted(["new.md", out])
     assert "test" not in Path("new.md").read_text().split("---")[1]
@@ -180,3 +180,28 @@ def test_an_export_that_fails_between_its_files_mixes_no_rows(folder, monkeypatc
     test = {r["id"] for r in read(Path("new.test.jsonl"))} if Path("new.test.jsonl").exists() else set()
     assert not test & {r["id"] for r in read(Path("new.jsonl"))}
     assert not [p for p in Path().iterdir() if p.name.endswith(".tmp")]
+
+
+def test_a_page_and_figures_are_replaced_when_one_says_so(folder):
+    """As exports are; and by the command that made them alone."""
+    compare, page = ("compare", *PAIR, "--json", "figures.json", "--html", "page.html"), Path("page.html")
+    before = there(folder)
+    assert "exists: name another output, or --overwrite to replace it" in command(*compare, expect=2)
+    assert "exists" in command("compare", *PAIR, "--json", "figures.json", expect=2) and there(folder) == before
+    command(*compare, "--overwrite")
+    score = "score", "raw.jsonl", "-o", "rows.jsonl", "--html"
+    assert "exists: name another output" in command(*score, "page.html", expect=2)
+    assert "is not a file that this command wrote" in command(*score, "page.html", "--overwrite", expect=2)
+    command(*score, "one.html")
+    first = Path("one.html").read_bytes()
+    assert "exists" in command(*score, "one.html", expect=2) and Path("one.html").read_bytes() == first
+    command(*score, "two.html")  # the rows are there: they are read again
+    command(*score, "one.html", "--overwrite")
+    assert Path("one.html").read_bytes() == Path("two.html").read_bytes() == first and page.exists()
+    assert b"<title>rsd score: raw.jsonl" in first
+    write_rows([{"id": "a", "prompt": "Why?", "completion": ""}], "bad.jsonl")
+    said = command(
+        "score", "bad.jsonl", "--html", "three.html", expect=2
+    )  # the rows are written, and told of, all the same
+    assert "1 (1 new), 1 of them with an error" in said and "no trace could be scored: the trace is empty" in said
+    assert len(read(Path("bad.scored.jsonl"))) == 1 and not Path("three.html").exists()

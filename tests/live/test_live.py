@@ -162,7 +162,7 @@ def test_a_page_that_dies_or_hangs_costs_the_job_nothing(end, tmp_path):
                 server.kill()
     assert len(read(tmp_path / "t.jsonl")) == 120
     said = (tmp_path / "log").read_text()
-    assert ("the page of --live is gone; the job goes on" in said) == (end == signal.SIGKILL)
+    assert ("the page of the running job is gone; the job goes on" in said) == (end == signal.SIGKILL)
 
 
 def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path):
