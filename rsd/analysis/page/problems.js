@@ -212,8 +212,8 @@ function follow(first) {  // where a fragment leads
   }
   const among = asks.has("e") ? errors : page.problems, key = asks.get("t") ?? asks.get("e");
   const p = among.find(p => p.key === key);
-  if (p) display(p);
-  else if (first && !asks.has("from")) display(page.problems[page.story] ?? found[0] ?? errors[0]);
+  const shown = p ?? (first && !asks.has("from") ? page.problems[page.story] ?? errors[0] : null);
+  if (shown) display(shown);
   const top = at("pair").getBoundingClientRect().top;  // what a dot or a name leads to is to be seen
   if ((p || asks.has("from")) && (top < 0 || top > 0.6 * innerHeight)) at("pair").scrollIntoView({block: "start"});
 }
