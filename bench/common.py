@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen3Config
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.engine import Engine
 from rsd.decoding.sampling import accept_mask, drafter, row_key, target, warp
 from rsd.decoding.sequence import Request

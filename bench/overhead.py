@@ -17,7 +17,7 @@ from common import machine
 from transformers import DynamicCache, PreTrainedModel
 
 from rsd import GenerateConfig
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.engine import Engine
 from rsd.decoding.sampling import row_key
 from rsd.decoding.sequence import Request

@@ -22,9 +22,10 @@ import torch
 from common import SHAPES, interleaved, ratio, write
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from rsd.config import ScoreConfig, Scoring
+from rsd.config import ScoreConfig
 from rsd.models.loading import load
 from rsd.models.packed import pack
+from rsd.reading import Scoring
 from rsd.scoring.naturalness import Reader
 from rsd.scoring.scorer import find_student
 

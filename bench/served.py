@@ -25,7 +25,8 @@ import torch
 from common import Pair, bundled_pair, interleaved, machine, ratio, write
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.config import BUNDLED_TEACHER, Sampling
+from rsd.acceptance import Sampling
+from rsd.config import BUNDLED_TEACHER
 from rsd.decoding.engine import Engine
 from rsd.decoding.probe import longest_context
 from rsd.decoding.sampling import row_key

@@ -22,7 +22,7 @@ from common import machine
 from overhead import bare_seconds, lockstep_seconds
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.engine import Engine
 from rsd.decoding.sequence import Request
 from rsd.models.packed import pack

@@ -14,8 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, overload
 
-from rsd.config import TIMES, GenerateConfig, Reading, ScoreConfig
+from rsd.config import TIMES, GenerateConfig, ScoreConfig
 from rsd.dataset.config import ExportConfig
+from rsd.reading import Reading
 from rsd.scoring.metrics import BY
 from rsd.settings import amended, check_choice, check_whole, shown
 from rsd.traces.filters import KEEP
@@ -191,7 +192,7 @@ def verify(
     Args:
         output: a .jsonl file for them. Then it resumes what is there, and what is returned is the summary.
         overwrite: start anew instead of resuming.
-        settings: of `config.Reading`, such as `verify="boxed"` or `answer_column="solution"`.
+        settings: of `reading.Reading`, such as `verify="boxed"` or `answer_column="solution"`.
 
     Raises:
         ValueError: a bad setting or source, there is no column of answers, or `output` is of other rows.

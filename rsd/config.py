@@ -1,30 +1,26 @@
 """What a run is asked to do: one frozen, validated dataclass, and the values that models decide."""
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from fractions import Fraction
 from typing import Any, Literal
 
+from rsd.acceptance import Acceptance, Sampling
 from rsd.placing import PairPlacing, Placing
+from rsd.reading import Prompting, Reading, Scoring, check_how
 from rsd.settings import (
     ACCEPTANCE,
     COLUMNS,
-    FILES,
     FREE,
     LOADING,
     MAKE,
     MODELS,
     SAME,
     SAMPLING,
-    SCORES,
     SPEED,
     called,
     check,
     check_share,
     setting,
-    shown,
 )
 
 # The most of a kind that anybody asks for: more is a slip, and would take all memory or all time before it is noticed.
@@ -33,53 +29,6 @@ ONE_VOCABULARY = "the same tokens"  # as manifests say of a pair whose vocabular
 BUNDLED_TEACHER = "bundled-teacher"
 BUNDLED_STUDENT = "bundled-student"
 BUNDLED_LLAMA = "bundled-llama"  # a teacher with another tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """The sampling values in force, for teacher and student alike.
-
-    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off.
-    """
-
-    temperature: float = 0.7
-    top_p: float = 0.95
-    top_k: int = 20
-
-    def __post_init__(self) -> None:
-        check(self)
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"{called('temperature')} must be 0 (greedy) or positive, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"{called('top_p')} must be above 0 and at most 1, not {self.top_p}")
-        if self.top_k < 0:
-            raise ValueError(f"{called('top_k')} must be 0 (off) or positive, not {self.top_k}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Acceptance:
-    """When a proposal of the teacher stands (RSD, arXiv 2509.22230, section 3).
-
-    threshold: a proposal needs at least this student probability; 0 accepts every proposal (the raw
-        teacher), 1 none (the student alone, by definition).
-    threshold_on: the probability that is compared: "raw" is the student's softmax at temperature 1,
-        "sampled" the student's distribution after temperature, top-k and top-p. Greedy always reads raw.
-    trials: draws of the teacher before the student falls back on its own token; `math.inf` is allowed.
-    top_k: the proposal must also be among this many likeliest tokens of the student; 0 is off.
-    """
-
-    threshold: float = 0.01
-    threshold_on: Literal["raw", "sampled"] = "raw"
-    trials: float = 5
-    top_k: int = 0
-
-    def __post_init__(self) -> None:
-        check(self)
-        check_share("threshold", self.threshold)
-        if not (self.trials == math.inf or (self.trials >= 1 and self.trials == int(self.trials))):
-            raise ValueError(f"{called('trials')} must be a whole number of at least 1, or inf, not {self.trials}")
-        if self.top_k < 0:
-            raise ValueError(f"{called('accept_top_k')} must be 0 (off) or positive, not {self.top_k}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,101 +54,6 @@ class Loading(Placing):
     def __post_init__(self) -> None:
         check(self)
         super().__post_init__()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompting:
-    """How a row's prompt is found and rendered."""
-
-    prompt_column: str | None = setting(
-        None,
-        COLUMNS,
-        help="Where the prompt is",
-        unset="prompt, question, problem or messages",
-        resume=FREE,
-        kind="column",
-    )
-    split: str | None = setting(
-        None, FILES, help="Which split of an input that is a data set", unset="train", resume=FREE
-    )
-    system_prompt: str | None = setting(
-        None, COLUMNS, help="Put before prompts that have no system message", resume=SAME
-    )
-    chat_template_kwargs: Mapping[str, Any] = setting(
-        dict, COLUMNS, help="For chat templates, such as '{\"enable_thinking\": true}'", resume=SAME, kind="json"
-    )
-
-
-HOW = r"auto|boxed|math|none|[^\W\d][\w.]*:[^\W\d][\w.]*"  # a value of verify
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading(Prompting):
-    """Where the trace of a row is that exists, and what judges it.
-
-    response_column, thinking_column: see `responses.responses`. verify: see `answers.verifier.Verifier`; "auto" judges
-    rows that have an answer and no verdict yet.
-
-    Raises:
-        ValueError: verify is none of the judges.
-    """
-
-    response_column: str | None = setting(
-        None, COLUMNS, help="Where the trace is", unset="completion, messages or conversations", kind="column"
-    )
-    thinking_column: str | None = setting(
-        None, COLUMNS, help="Where the thinking is, if it is not in the trace", kind="column"
-    )
-    answer_column: str | None = setting(
-        None, COLUMNS, help="Where the right answer is", unset="answer, final_answer or solution", kind="column"
-    )
-    verify: str = setting(
-        "auto", MAKE, help="How answers are judged: auto, boxed, math, none, or your module:callable", kind="how"
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-        check_how(self.verify)
-
-
-def check_how(verify: str) -> None:
-    """Raises ValueError where verify is none of the judges."""
-    if not re.fullmatch(HOW, verify):
-        wanted = "auto, boxed, math, none or your own module:callable"
-        raise ValueError(f"{called('verify')} must be {wanted}, not {shown(verify)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """What a trace is scored by (Local Naturalness, arXiv 2510.03988).
-
-    steps: see `rsd.scoring.steps`. window: a number of steps ("4", as in the paper's first version) or a share of the
-    steps before it, rounded up ("20%", its second version; the rounding is ours).
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    steps: Literal["sentence", "line", "paragraph"] = setting("sentence", SCORES, help="What a step is")
-    window: str = setting(
-        "4", SCORES, help="Steps that a step is read after: 4, or a share of those before it: 20%", kind="window"
-    )
-    weighting: Literal["step", "token"] = setting("step", SCORES, help="What weighs the same in Local Naturalness")
-    threshold: float = setting(0.01, SCORES, help="Student probability below which a token is improbable")
-
-    def __post_init__(self) -> None:
-        check(self)
-        check_share("threshold", self.threshold)
-        percent = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%", self.window)
-        if not (re.fullmatch(r"[0-9]{1,9}", self.window) or (percent and 0 < float(percent[1]) <= 100)):
-            wanted = "a number of steps such as 4, or a share such as 20%"
-            raise ValueError(f"{called('window')} must be {wanted}, not {shown(self.window)}")
-
-    def first(self, step: int) -> int:
-        """The step that the window of step number `step` (from 0) begins with."""
-        if self.window.endswith("%"):
-            return step - math.ceil(Fraction(self.window[:-1]) * step / 100)
-        return max(0, step - int(self.window))
 
 
 MODEL = "Directory, Hub id, GGUF file or BASE+ADAPTER"

@@ -23,7 +23,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.engine import Engine
 from rsd.decoding.proposals import Proposals
 from rsd.decoding.sampling import row_key

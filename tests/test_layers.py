@@ -9,7 +9,19 @@ import rsd
 ROOT = Path(rsd.__file__).parent
 # Modules that lie in no package are below all; the package's face, which shows people what they use, is above all.
 LAYERS = (
-    ("bar", "config", "events", "files", "placing", "settings", "strictjson", "terminal", "version"),
+    (
+        "acceptance",
+        "bar",
+        "config",
+        "events",
+        "files",
+        "placing",
+        "reading",
+        "settings",
+        "strictjson",
+        "terminal",
+        "version",
+    ),
     ("traces",),
     ("models", "answers"),
     ("pair", "scoring"),

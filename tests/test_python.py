@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 import rsd
 from rsd import ExportConfig, GenerateConfig, ScoreConfig, TraceGenerator
-from rsd.config import Reading
 from rsd.models.bundled import bundled
+from rsd.reading import Reading
 from rsd.scoring.responses import read_responses
 from rsd.settings import kinds
 

@@ -7,7 +7,7 @@ import click
 
 from rsd.cli.help import Command, option
 from rsd.cli.options import flags, given, one_line_errors
-from rsd.config import Reading
+from rsd.reading import Reading
 from rsd.settings import Group
 from rsd.terminal import echo, one_line
 

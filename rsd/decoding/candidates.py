@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rsd.config import Sampling
+from rsd.acceptance import Sampling
 
 
 @dataclass(frozen=True, eq=False)

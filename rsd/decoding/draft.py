@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.candidates import bounded, likeliest
 from rsd.decoding.sampling import accept_mask, drafter, draw, least_logprob, warp
 from rsd.models.kv_cache import CachedModel

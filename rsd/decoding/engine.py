@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.block_size import BlockController
 from rsd.decoding.round import Ended, Rounds
 from rsd.decoding.sequence import STATE, Finished, Request, T, TraceSoFar

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsd.config import Sampling
+from rsd.acceptance import Sampling
 from rsd.decoding.candidates import Candidates, bounded, likeliest, placed, union
 from rsd.decoding.draft import Drafts
 from rsd.decoding.partial_tokens import At, Partial, PartialFilter, SplitTokens

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rsd.config import Sampling
+from rsd.acceptance import Sampling
 from rsd.decoding.draft import Drafts
 from rsd.decoding.partial_tokens import AT_BOUNDARY, Partial, PartialFilter
 from rsd.decoding.proposals import Proposals, Proposed

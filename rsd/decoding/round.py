@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.block_size import BlockController
 from rsd.decoding.cuda_graph import DraftLoop
 from rsd.decoding.draft import Drafts, Step, Student

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.candidates import bounded, likeliest
 
 DRAFT, SURVIVE, RESIDUAL, LABEL = range(4)  # what each of a position's four uniforms decides

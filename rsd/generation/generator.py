@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from rsd.answers.verifier import Judgement, Verifier, answer_columns, read_reference, resolve
-from rsd.config import GenerateConfig, Scoring
+from rsd.config import GenerateConfig
 from rsd.decoding.block_size import BlockController
 from rsd.decoding.engine import Engine
 from rsd.decoding.teacher import TOP, LocalTeacher, Teacher
@@ -23,6 +23,7 @@ from rsd.models.source import Source
 from rsd.models.tensor_parallel import Group, Led, together
 from rsd.pair.pair import Pair, pair_up
 from rsd.pair.prompts import own_prompt, privileged
+from rsd.reading import Scoring
 from rsd.scoring.scorer import Scorer
 from rsd.scoring.steps import RULES
 from rsd.settings import amended, called

@@ -21,7 +21,8 @@ from transformers import (
 )
 from transformers.distributed import DistributedConfig
 
-from rsd.config import GenerateConfig, Loading, Sampling
+from rsd.acceptance import Sampling
+from rsd.config import GenerateConfig, Loading
 from rsd.models import gguf, kv_cache
 from rsd.models.adapters import CONFIG, find_adapter, merge, split
 from rsd.models.bundled import folder_of

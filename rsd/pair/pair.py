@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rsd.config import GenerateConfig, Sampling
+from rsd.acceptance import Sampling
+from rsd.config import GenerateConfig
 from rsd.models.loading import sampling_of
 from rsd.models.source import Source
 from rsd.pair.meeting import meet

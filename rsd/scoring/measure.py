@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rsd.config import Scoring
+from rsd.reading import Scoring
 from rsd.scoring.metrics import LN
 
 if TYPE_CHECKING:  # which needs torch

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rsd.config import Reading
+from rsd.reading import Reading
 from rsd.settings import called
 from rsd.traces.given import Given, file_of, read
 from rsd.traces.lines import Key, files_of

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from rsd.config import ScoreConfig, Scoring
+from rsd.config import ScoreConfig
 from rsd.models.loading import Source, dtype_of, find, load
 from rsd.models.selfcheck import check_decoding
+from rsd.reading import Scoring
 from rsd.scoring.measure import measure
 from rsd.scoring.metrics import METRICS
 from rsd.scoring.naturalness import Reader, TokenScores

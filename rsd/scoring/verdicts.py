@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rsd.answers.verifier import Judgement, Verifier, answer_columns, resolve
-from rsd.config import Reading
+from rsd.reading import Reading
 from rsd.scoring.responses import Response, Responses
 from rsd.settings import called
 from rsd.traces.rows import answer_of

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.block_size import CHOICES, BlockController
 from rsd.decoding.cuda_graph import DraftLoop
 from rsd.decoding.engine import Engine

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pairs import USUAL, decode, random_model, requests, spelled_vocabulary, table_model, twin_vocabulary
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding import teacher as passes
 from rsd.decoding.candidates import likeliest, placed, union
 from rsd.decoding.engine import Engine

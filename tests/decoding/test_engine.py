@@ -19,7 +19,7 @@ from pairs import (
     twin_vocabulary,
 )
 
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.engine import Engine
 from rsd.decoding.sampling import target
 from rsd.models.attention import unfold

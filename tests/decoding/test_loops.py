@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jobs import by_key, files, run
 from pairs import decode, table_model
 
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.loops import EVERY, SPAN, TIMES, loops
 
 GREEDY = Sampling(temperature=0.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pairs import decode, fits, random_model, spelled_vocabulary, table_model
 
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.sampling import accept_mask, target, warp
 
 # The teacher has the ids 0 to 4. Two spellings begin alike, one goes on where another ends, one repeats a piece.

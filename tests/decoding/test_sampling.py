@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pairs import proposed
 from scipy.stats import chisquare, kstest
 
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.sampling import accept_mask, drafter, draw, rejection_sample, row_key, target, uniforms, warp
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0)

@@ -55,7 +55,7 @@ SCRIPT = """
 import resource, sys, torch
 sys.path.append({tests!r})
 from pairs import decode, random_model, requests, twin_vocabulary
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.engine import Engine
 torch.set_num_threads(1)
 from transformers import Qwen3Config, AutoModelForCausalLM

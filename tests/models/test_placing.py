@@ -12,7 +12,7 @@ from pairs import PLAIN, decode, full_logprobs, random_model, spelled_vocabulary
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rsd import GenerateConfig, ScoreConfig
-from rsd.config import Sampling
+from rsd.acceptance import Sampling
 from rsd.models.bundled import bundled
 from rsd.models.loading import dtype_of, find, moved_parts, one_model
 from rsd.models.memory import ALL_GPUS, Need, estimate, need

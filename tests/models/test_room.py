@@ -8,7 +8,7 @@ import pytest
 import torch
 from pairs import decode, random_model, requests, spelled_vocabulary
 
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.cuda_graph import DraftLoop
 from rsd.decoding.engine import Engine
 

@@ -8,7 +8,7 @@ from real import tokenizer
 from test_real_vocabularies import without
 from transformers import PreTrainedModel
 
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.pair.meeting import meet
 from rsd.pair.vocabulary import Vocabulary
 

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.config import Acceptance, Sampling
+from rsd.acceptance import Acceptance, Sampling
 from rsd.models.bundled import bundled
 from rsd.pair.meeting import meet
 from rsd.pair.vocabulary import TeacherContext

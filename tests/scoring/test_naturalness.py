@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, MistralConfig
 
 import rsd.scoring.naturalness
-from rsd.config import Scoring
+from rsd.reading import Scoring
 from rsd.scoring.measure import measure
 from rsd.scoring.naturalness import LOGITS, Reader, documents
 
