@@ -9,7 +9,6 @@ import os
 import select
 import stat
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import Field, replace
@@ -300,8 +299,6 @@ def quiet() -> None:
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-    # Its models are given a cache by the name that all versions from 5.16 on know.
-    warnings.filterwarnings("ignore", ".*past_key_values.* is deprecated", FutureWarning)
 
 
 def _told(message: str, code: int) -> None:

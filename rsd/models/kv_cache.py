@@ -7,6 +7,7 @@ overwritten before a query can see it.
 """
 
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ from rsd.models import attention
 GROW = 256  # slots: the buffers grow in such steps, so that short traces cost little memory
 PREFILL = 512  # columns of one prefill pass: bounds the attention mask
 OTHER = "choose another model"
+
+# A model is given its cache by the name that all versions of transformers from 5.16 on know.
+warnings.filterwarnings("ignore", ".*past_key_values.* is deprecated", FutureWarning)
 
 
 class TreeMask(NamedTuple):
