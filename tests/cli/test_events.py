@@ -104,7 +104,7 @@ def test_an_error_is_an_event_too(source, tmp_path):
     assert made.returncode == 2 and names(told)[-1] == "error" and told[-1]["code"] == 2
     assert "max-new-tokens" in told[-1]["message"]
     wrong = ["--max-new-tokens", "9999999", "--metrics-file", file]
-    assert "rsd: max-new-tokens" in run(source, "-o", tmp_path / "t.jsonl", *wrong, expect=2).output
+    assert "rsd: --max-new-tokens" in run(source, "-o", tmp_path / "t.jsonl", *wrong, expect=2).output
     assert names(read(file)) == ["start", "error"]
 
 
