@@ -79,7 +79,7 @@ def test_a_users_module_may_be_called_as_a_library_is(littered):
 def test_a_folder_that_the_user_names_is_searched(tmp_path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "checks.py").write_text("def judge(text, row):\n    return True\n")
-    assert "No module named 'checks'" in judged(tmp_path, "checks:judge")
+    assert "ModuleNotFoundError: No module named" in judged(tmp_path, "checks:judge")
     path = f"{environment().get('PYTHONPATH', '')}:{tmp_path / 'theirs'}"
     assert "correct=True" in judged(tmp_path, "checks:judge", PYTHONPATH=path)
 

@@ -183,7 +183,7 @@ def test_all_architectures_can_be_divided_and_each_process_keeps_its_share_of_th
 def test_a_pass_that_fails_in_one_process_is_no_lack_of_memory_that_fewer_rows_would_mend():
     # The lead alone cannot try again: the others wait in the midst of the pass. So the job ends, and goes on later.
     for raised, said in (
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: take a smaller --batch-size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: take a smaller batch_size"),
         (MemoryError(), "out of memory"),
         (RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:44676."), "one of them is gone"),
     ):
