@@ -33,6 +33,7 @@ def generate(folder, *flags, **env):
     return files(folder / "out.jsonl")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["boxed", "math", "auto"])
 def test_nothing_in_the_current_directory_is_run(littered, how):
     # Numbers are compared in the job itself; what only laws make equal is asked of the judge.

@@ -92,6 +92,7 @@ def test_pushed_to_the_hub(traces, tmp_path):
         assert "hf_secret" not in text
 
 
+@pytest.mark.slow
 def test_a_hub_that_refuses_costs_nothing(traces, tmp_path):
     with Hub(deny=True) as hub:
         result = push(hub, tmp_path, "-o", "out.jsonl")

@@ -52,6 +52,7 @@ def test_the_problems_are_held_out_and_distinct():
     assert not any(next(training).held_out for _ in range(2000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threshold", "least", "most"), [(0, 0.9, 1.0), (1, 0.3, 0.7)])
 def test_the_models_are_as_good_as_said(threshold, least, most):
     # Greedy, 504 problems that neither has seen: the teacher (threshold 0) and the student (1) alone.

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import pytest
 from conftest import environment, read, write
 from jobs import run, same_rows
 
@@ -32,6 +33,7 @@ def test_datasets_map_makes_the_commands_rows(tmp_path, monkeypatch):
     assert same_rows(made.to_list(), read(tmp_path / "t.jsonl"))
 
 
+@pytest.mark.slow
 def test_the_recipe_for_several_processes_makes_the_commands_rows(tmp_path):
     found = re.search(r"<!-- datasets -->\n```python\n(.+?)```", RECIPES.read_text(encoding="utf-8"), re.S).group(1)
     assert sum(bool(line.strip()) for line in found.splitlines()) <= 10

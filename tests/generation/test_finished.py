@@ -81,6 +81,7 @@ def test_errors_are_tried_again(tiny, tmp_path, no_torch):
     assert needs_torch(rsd(*args, cwd=tmp_path, env=no_torch))
 
 
+@pytest.mark.slow
 def test_a_scored_file_says_so_without_torch_and_any_other_is_looked_at(tmp_path, no_torch):
     rows = [{"id": i, "prompt": f"{i} and 5?", "completion": f"<think>\n{i}+5={i + 5}.\n</think>"} for i in range(4)]
     write(tmp_path / "t.jsonl", rows)

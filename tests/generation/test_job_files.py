@@ -40,6 +40,7 @@ def cut(out: Path, lines: int) -> None:
         file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:lines]))
 
 
+@pytest.mark.slow
 def test_a_second_start_beside_the_first_changes_nothing(tiny, tmp_path):
     source, out = (
         write(tmp_path / "in.jsonl", [*PROBLEMS, *({"id": i, "problem": f"{i}?"} for i in range(60))]),

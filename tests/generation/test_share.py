@@ -146,6 +146,7 @@ def launch(count: int, *args: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_a_launch_of_which_one_process_is_killed_goes_on_with_others(job, alone, tmp_path):
     slow = ["--batch-size", "1", "--block-size", "1"]
     process = launch(2, *job, *slow)

@@ -71,6 +71,7 @@ def test_two_processes_that_hold_the_teacher_make_what_one_makes(teacher, proces
     assert out.count("rows         48") == 1 and err.count("vocabularies:") == 1  # one process prints
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_in_one_process_when_one_of_those_that_hold_the_teacher_was_killed(tmp_path):
     write(tmp_path / "in.jsonl", ROWS)
     run(tmp_path / "in.jsonl", "-o", tmp_path / "want.jsonl")

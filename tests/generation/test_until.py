@@ -92,6 +92,7 @@ def test_any_number_of_generations_begins_at_once(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_rows_do_not_depend_on_what_runs_together(tmp_path):
     source = write(tmp_path / "in.jsonl", PROBLEMS)
     every = tmp_path / "all.jsonl"

@@ -138,6 +138,7 @@ def test_a_killed_job_takes_its_page_along_and_goes_on_with_it(tmp_path):
         assert made(url)["totals"]["rows"] >= before["totals"]["rows"]
 
 
+@pytest.mark.slow
 def test_who_stops_a_job_is_told_of_it_on_the_page(tmp_path):
     with job(tmp_path, *LONG) as (process, url):
         before = made(url)
@@ -148,6 +149,7 @@ def test_who_stops_a_job_is_told_of_it_on_the_page(tmp_path):
         assert (after["phase"], after["message"]) == ("stopped", "stopped") and process.wait() == 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_page_that_dies_or_hangs_costs_the_job_nothing(end, tmp_path):
     write(tmp_path / "in.jsonl", read_rows(bundled("problems.jsonl"))[:60])
@@ -186,6 +188,7 @@ def asked(url: str, path: str, *, method: str = "GET", hosts: list[str]) -> tupl
     return answer.status, answer.read(), dict(answer.getheaders())
 
 
+@pytest.mark.slow
 def test_it_answers_this_machine_alone_and_gives_no_files_to_anyone(tmp_path):
     with job(tmp_path, *LONG) as (process, url):
         made(url)
@@ -242,6 +245,7 @@ def test_what_cannot_be_followed_is_refused_before_models_load(tmp_path):
     assert "live:" not in run("-o", tmp_path / "t.jsonl", "--live", "0", "--dry-run").output
 
 
+@pytest.mark.slow
 def test_the_parts_of_several_processes_are_counted_together(tmp_path):
     rows = read_rows(bundled("problems.jsonl"))[:16]
     write(tmp_path / "in.jsonl", rows)

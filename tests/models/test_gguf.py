@@ -113,6 +113,7 @@ def bundled_like(folder, root):
     return teacher if teacher.exists() else save_model(teacher, SPECIALS, width=288, seed=2, base=BASE)
 
 
+@pytest.mark.slow
 def test_scores_by_a_file_are_those_by_its_folder(pair, tmp_path):
     rows = [{"prompt": "2 plus 2?", "completion": "It is 4.\nSo 4."}]
     source = write(tmp_path / "in.jsonl", rows)

@@ -83,6 +83,7 @@ def test_tables_hold_more_than_json(tmp_path):
         read_rows(tmp_path / "t.parquet")
 
 
+@pytest.mark.slow
 def test_data_sets(tmp_path):
     datasets.Dataset.from_list(PROBLEMS).save_to_disk(tmp_path / "one")
     assert read_rows(tmp_path / "one") == PROBLEMS
