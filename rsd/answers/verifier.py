@@ -155,7 +155,7 @@ def resolve(how: str) -> str:
 def answer_columns(columns: Collection[str], how: str, named: str | None) -> tuple[str, ...]:
     """Which of a file's columns have the reference answers: in each row the first that is not empty counts.
 
-    None if none is needed, or with "auto" if there is none.
+    Empty if none is needed, or with "auto" if there is none.
 
     Raises:
         ValueError: there is none, and one was asked for.

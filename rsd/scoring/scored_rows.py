@@ -92,8 +92,8 @@ def content(row: Mapping[str, Any]) -> str:
 
 def lines_before(
     rows: Sequence[Mapping[str, Any]], out: Path, plain: Callable[[Mapping[str, Any]], Mapping[str, Any]]
-) -> Iterator[tuple[int, bytes, bytes]]:
-    """Of each whole line that `out` holds already: its number from 0, the line, and what of it comes after its row.
+) -> Iterator[tuple[Mapping[str, Any], bytes, bytes]]:
+    """Of each whole line that `out` holds already: the row that it is of, the line, and what of it comes after the row.
 
     plain: a row without what is added to it.
 
@@ -103,30 +103,30 @@ def lines_before(
     with open(out, "rb") as file:
         for i, line in enumerate(file):
             try:
-                row = encode(plain(rows[i]))
+                of = rows[i]
             except IndexError as e:
                 raise ValueError(f"{out} holds more rows than the input: {anew()}") from e
+            row = encode(plain(of))
             begins = b"{" if row == b"{}\n" else row.removesuffix(b"}\n") + b", "
             torn = not line.endswith(b"\n")  # by a crash
             if not (line.startswith(begins) or (torn and begins.startswith(line))):
                 raise ValueError(f"{out}, line {i + 1}, is not of the input's row {i + 1}: {anew()}")
             if not torn:
-                yield i, line, b"{" + line[len(begins) :]
+                yield of, line, b"{" + line[len(begins) :]
 
 
 def scored_before(summary: ScoreSummary, todo: Responses, out: Path, judging: Judging | None) -> tuple[int, int]:
     """How many of the rows `out` holds, and how many bytes these take; they are added to the summary."""
     done = size = 0
-    for i, line, added in lines_before(todo.rows, out, lambda row: plain(unjudged(row, judging))):
+    for row, line, added in lines_before(todo.rows, out, lambda row: plain(unjudged(row, judging))):
         try:
             made = scores_of(added, summary.scoring)
-            row = todo.rows[i]
             if judging and judging.wants(row):
                 row = judging.read(made)
             elif "verified_by" in made:
                 raise ValueError(f"was verified by {made['verified_by']}, and now by none")
         except ValueError as e:
-            raise ValueError(f"{out}, line {i + 1}, {e}: {anew()}") from e
+            raise ValueError(f"{out}, line {done + 1}, {e}: {anew()}") from e
         summary.add(row, made)
         done, size = done + 1, size + len(line)
     return done, size

@@ -79,12 +79,13 @@ def verify_file(todo: Responses, out: str | Path, judging: Judging, *, overwrite
 def _before(summary: VerifySummary, todo: Responses, out: Path, judging: Judging) -> tuple[int, int]:
     """How many of the rows `out` holds, and how many bytes these take; they are added to the summary."""
     done = size = 0
-    for i, line, added in lines_before(todo.rows, out, judging.plain):
+    for row, line, added in lines_before(todo.rows, out, judging.plain):
         try:
             verdict = judging.read(json.loads(added))
         except (ValueError, RecursionError) as e:
             why = e if isinstance(e, ValueError) and not isinstance(e, json.JSONDecodeError) else "holds no verdict"
-            raise ValueError(f"{out}, line {i + 1}, {why}: {anew()}") from e
-        summary.add(todo.rows[i], verdict)
+            raise ValueError(f"{out}, line {done + 1}, {why}: {anew()}") from e
+        summary.add(row, verdict)
+        summary.errors += todo[done].error is not None
         done, size = done + 1, size + len(line)
     return done, size

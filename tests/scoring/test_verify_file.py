@@ -99,6 +99,8 @@ def test_what_cannot_be_judged_is_not_known_and_says_why(tmp_path):
     assert [r["is_correct"] for r in made] == [True, None, None, None]
     assert "no answer that can be read" in made[1]["verify_error"] and made[3]["verify_error"] == "prompt is empty"
     assert "not judged   2 rows" in result.stdout
+    again = command("verify", tmp_path / "in.jsonl", expect=1)  # nothing is left to do, and as little is right
+    assert "rows         4 (0 new)" in again.stdout and read(tmp_path / "in.verified.jsonl") == made
 
 
 def test_a_killed_run_goes_on(tmp_path):
