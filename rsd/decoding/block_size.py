@@ -1,42 +1,63 @@
-"""How many tokens to draft a round: from what rounds have cost, and how far drafts have survived.
+"""How far a round drafts, and which drafts the teacher reads: from what passes cost, and how drafts stand.
 
-A round of k drafts costs k student steps and one teacher pass of k columns, and commits
-1 + s1 + s1 s2 + ... tokens (k terms; s the survival of each draft after those before it). Where a pass
-over k columns costs little more than one over a single column (one row; a GPU), long blocks win; where
-it costs k times as much (many rows on a CPU), lockstep does. So nothing is assumed: both are measured.
+A round has a column for the next token of every row, and one more behind each draft; a column commits a token if
+all drafts before it stand. One step of the student makes a column more of every row, and a column of the teacher's
+pass costs more or less: next to nothing for one row or on a GPU, nearly as much as the first for many rows on a CPU.
+Nothing is assumed about that: it is measured.
+
+How likely a draft is to stand is known before the teacher speaks, row by row. It stands if u < r(x) / d(x), and its
+uniform u is known, since noise belongs to a position; how r(x) / d(x) is distributed is learned, by the probability
+that the student gives x. (The idea is this project's.) A column is asked for where its chance of committing a token
+is at least the tokens that its time makes elsewhere; a step more is drafted where all such columns together pay for
+it. What is committed is a function of a row's context and noise, so that none of this changes a trace.
 """
 
+import math
 from collections import Counter, deque
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-CHOICES = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24])
-REMEMBER = 15  # rounds whose median is the cost of a choice
-COLD = 0.6  # what the first round of a choice is taken to cost when warm: it allocates, compiles, captures
-DOUBT = 0.08  # how far a cost may be below its median if it was measured once; shrinks with the root of the rounds
-MARGIN = 0.05  # by which a block must be better than lockstep: never to be slower counts more than a little
-FADE = 0.998  # how much of the rounds that a cost remainders on is left a round later, so that it is measured again
-FORGET = 0.99  # the same for the survival of drafts
+LONGEST = 24  # columns of a row
+REMEMBER = 15  # passes whose median is what their size costs
+COLD = 0.6  # what the first pass of a size is taken to cost when warm: it allocates, compiles, captures
+# Share of an average column that one more is taken to cost as long as that is not measured; and for how many passes
+# this counts then.
+CHEAP, PRIOR = 0.05, 0.2
+FADE = 0.998  # how much of the passes that a cost stands on is left a pass later, so that it is measured again
+FORGET = 0.99  # the same for how drafts stand
+RECENT = 0.95  # and for the rate of rounds
+MARGIN = 0.05  # by which more than lockstep must be better: never to be slower counts more than a little
+SURE, EVEN = 16, 16  # bins: of the student's probability of a draft, and of uniforms
+GUESS, STRANGE = (
+    0.75,
+    0.25,
+)  # of drafts, and of others than the student's, that are taken to stand before any were judged
+STREAKS = (1, 4, 8, 16, 32)  # how long a text has gone as it did before, in tokens
 
 
 class BlockController:
-    """Chooses the block length of every round, and keeps statistics of all of them.
+    """Chooses how far every round drafts and what the teacher reads, and keeps statistics of all rounds.
 
-    It begins in lockstep and climbs while that pays. A choice never changes a trace.
+    It begins in lockstep.
 
     Args:
-        fixed: always this block length.
+        fixed: always so many columns of each row.
     """
 
     def __init__(self, fixed: int | None = None) -> None:
         self.fixed = fixed
-        self.longest = max(fixed or 0, int(CHOICES[-1]))
+        self.longest = fixed or 2 * LONGEST  # as many looked up as drafted
         self.begin()
-        # Drafts verified by position in the block, and of these the ones after which a row goes on.
-        self._recent = np.zeros((2, self.longest))
-        self._costs: dict[int, dict[int, _Cost]] = {}
+        self.step, self.teacher = Seconds(), Seconds()
+        self._rates: dict[int, np.ndarray] = {}  # tokens and seconds of the last rounds, by the number of rows
+        self._drafts = Standing()
+        # Tokens that were looked up and judged, and of these what stood: all; where the student would draft others.
+        self._followed = np.zeros((2, len(STREAKS)))
+        self._others = np.zeros((2, SURE, 4))
+        self._recent = np.zeros((2, self.longest))  # drafts judged by position, and those after which a row went on
+        self._last = 1
 
     def begin(self) -> None:
         """Begin new statistics; what was learned stays."""
@@ -45,36 +66,84 @@ class BlockController:
         self.blocks: Counter[int] = Counter()
         self.row_rounds = self.tokens = self.most_rows = 0
 
-    def choose(self, rows: int) -> int:
-        """The block length of the next round of `rows` live rows."""
-        if self.fixed is not None:
+    def most(self) -> int:
+        """Columns that the next round has at the most; it climbs in steps."""
+        return self.fixed or min(LONGEST, 2 * self._last + 1)
+
+    def plan(self, rows: int) -> int:
+        """Columns of the next round of `rows` rows, where its drafts are only looked at when all are made."""
+        if self.fixed:
             return self.fixed
-        if not self._costs:
+        if not self.teacher.known:
             return 1
-        # With a new number of rows, what was best for the nearest one is measured first.
-        kind = min(self._costs, key=lambda other: abs(other - _kind(rows)))
-        costs = self._costs[kind]
-        measured = np.array(sorted(costs))
-        least = np.array([costs[k].least() for k in measured])
-        # What was never measured is taken to be cheap, so that it is tried where it could be best: fewer
-        # drafts at their share of the cost, more of them at half the last slope. (Up to four at no slope:
-        # going from one column to two can cost more than from two to eight.)
-        seconds = np.interp(CHOICES, measured, least)
-        seconds = np.where(measured[0] > CHOICES, least[0] * CHOICES / measured[0], seconds)
-        if measured[-1] >= 4 and len(measured) > 1:
-            slope = (least[-1] - least[-2]) / (measured[-1] - measured[-2]) / 2
-            seconds += max(slope, 0) * np.maximum(CHOICES - measured[-1], 0)
-        rate = self.expected()[CHOICES - 1] / seconds
-        rate[2 * measured[-1] < CHOICES] = 0  # climbs in steps
+        columns = np.arange(1, self.most() + 1)
+        seconds = columns * self.step(rows) + [self.teacher(n * rows) for n in columns.tolist()]
+        rate = self.expected()[: len(columns)] / seconds
         rate[0] *= 1 + MARGIN
-        return int(CHOICES[rate.argmax()])
+        return int(rate.argmax()) + 1
 
     def expected(self) -> np.ndarray:
-        """Tokens that a round of 1, 2, ... drafts is expected to commit to a row."""
-        verified, went_on = self._recent
-        pooled = (went_on.sum() + 4) / (verified.sum() + 5)
-        goes_on = (went_on + 4 * pooled) / (verified + 4)
+        """Tokens that a round of 1, 2, ... columns is expected to commit to a row."""
+        judged, went_on = self._recent
+        pooled = (went_on.sum() + 4 * GUESS) / (judged.sum() + 4)
+        goes_on = (went_on + 4 * pooled) / (judged + 4)
         return np.concatenate([[1.0], goes_on[:-1]]).cumprod().cumsum()
+
+    def chance(self, sure: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """How likely drafts are to stand.
+
+        Args:
+            sure: the student's probabilities of them. uniform: those that decide it.
+        """
+        return self._drafts.chance(sure, uniform)
+
+    def chance_looked_up(self, sure: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """The same for tokens that were looked up, where the student would have drafted others."""
+        judged, stood = self._others[:, _bin(sure), (uniform * 4).astype(np.int64)]
+        return (stood + 2 * STRANGE) / (judged + 2)
+
+    def look_up(self, rows: int, streak: int) -> int:
+        """How many tokens are worth looking up for a row whose text has gone as before for `streak` tokens.
+
+        Each costs a column of the student's, and saves a step, or makes a better draft, if it stands.
+        """
+        if self.fixed is not None or not self.step.known:
+            return 0
+        judged, stood = self._followed[:, np.searchsorted(STREAKS, streak, side="right") - 1]
+        chance = (stood + 4 * GUESS) / (judged + 4)
+        worth = self.step.slope(rows) * rows / self.step(rows)
+        if worth >= chance:
+            return 0
+        return min(LONGEST - 1, int(math.log(max(worth, 1e-3)) / math.log(min(chance, 0.995))))
+
+    def goes_on(self, reach: np.ndarray) -> bool:
+        """Whether another column pays.
+
+        Args:
+            reach: [R], how likely it is to commit a token of each row.
+        """
+        if self.fixed is not None or not self.teacher.known:
+            return self.fixed is not None
+        rate, rows = self.rate(len(reach)), len(reach)
+        gain = np.maximum(reach - rate * self.teacher.slope(rows), 0).sum()
+        return bool(gain > rate * self.step(rows))
+
+    def counts(self, reach: np.ndarray) -> np.ndarray:
+        """How many columns of each row the teacher is asked for, int64 [R].
+
+        Args:
+            reach: [R, K], how likely each is to commit a token; never rising, and 1 in the first one.
+        """
+        if self.fixed is not None:
+            return np.full(len(reach), reach.shape[1])
+        least = self.rate(len(reach)) * self.teacher.slope(len(reach)) if self.teacher.known else 0.0
+        return np.maximum((reach > max(least, 0.02)).sum(1), 1)
+
+    def rate(self, rows: int) -> float:
+        """Tokens a second that rounds make: what they lately made, or what lockstep would."""
+        lockstep = rows / (self.step(rows) + self.teacher(rows))
+        tokens, seconds = self._rates.get(_kind(rows), (0.0, 0.0))
+        return max(lockstep * (1 + MARGIN), tokens / seconds if seconds else 0.0)
 
     @property
     def tokens_per_round(self) -> float:
@@ -82,18 +151,29 @@ class BlockController:
         return self.tokens / max(self.row_rounds, 1)
 
     def learn(
-        self, *, seconds: float, verified: np.ndarray, survived: np.ndarray, ends: np.ndarray, tokens: int
+        self,
+        *,
+        drafting: float,
+        verifying: float,
+        steps: int,
+        columns: int,
+        verified: np.ndarray,
+        survived: np.ndarray,
+        ends: np.ndarray,
+        tokens: int,
     ) -> None:
         """Take down one round.
 
         Args:
-            seconds: wall time of the round.
-            verified, survived, ends: bool [R, K]: drafts that were verified with all before them standing;
-                those that stood; those whose token ended the trace.
+            drafting, verifying: seconds of `steps` steps of the student, 0 if these were not like others; and of the
+                rest, with a pass of the teacher over `columns` columns.
+            verified, survived, ends: bool [R, K]: columns that were asked for, with all drafts before them standing;
+                those whose draft stood; those whose token ended the trace.
             tokens: committed by all rows together.
         """
         rows, block = verified.shape
         self.blocks[block] += 1
+        self._last = block
         self.row_rounds += rows
         self.most_rows = max(self.most_rows, rows)
         self.tokens += tokens
@@ -102,16 +182,45 @@ class BlockController:
         self._recent *= FORGET
         self._recent[0, :block] += verified.sum(0)
         self._recent[1, :block] += (survived & ~ends).sum(0)
-        costs = self._costs.setdefault(_kind(rows), {})
-        for cost in costs.values():
-            cost.weight *= FADE
-        costs.setdefault(block, _Cost()).add(seconds)
+        if steps:
+            self.step.add(rows, drafting / steps)
+        self.teacher.add(columns, verifying)
+        made = self._rates.setdefault(_kind(rows), np.zeros(2))
+        made *= RECENT
+        made += tokens, drafting + verifying
+
+    def judged(self, sure: np.ndarray, ratio: np.ndarray) -> None:
+        """Drafts of which the teacher has spoken.
+
+        Args:
+            sure: the student's probabilities of them. ratio: r(x) / d(x), at most 1.
+        """
+        self._drafts.add(sure, ratio)
+
+    def judged_looked_up(
+        self, streak: np.ndarray, other: np.ndarray, sure: np.ndarray, uniform: np.ndarray, stood: np.ndarray
+    ) -> None:
+        """Tokens that were looked up, of which the teacher has spoken.
+
+        Args:
+            streak: how long each row's text had gone as before. other: bool, the student would have drafted another
+                token. sure, uniform: as of `chance`. stood: bool.
+        """
+        self._followed *= FORGET
+        at = np.searchsorted(STREAKS, streak, side="right") - 1
+        np.add.at(self._followed[0], at, 1.0)
+        np.add.at(self._followed[1], at[stood], 1.0)
+        self._others *= FORGET
+        sure, uniform, stood = sure[other], uniform[other], stood[other]
+        bins = _bin(sure), (uniform * 4).astype(np.int64)
+        np.add.at(self._others[0], bins, 1.0)
+        np.add.at(self._others[1], bins, stood.astype(float))
 
     def statistics(self) -> dict[str, Any]:
         """Totals of all rounds since `begin`, as JSON values.
 
-        rounds, row_rounds (a round of 8 rows is 8), tokens committed, rounds by block size, and by a
-        draft's position in its block how many were verified and how many survived.
+        rounds, row_rounds (a round of 8 rows is 8), tokens committed, rounds by the columns of their longest row, and
+        by a draft's position in its block how many were verified and how many survived.
         """
         longest = int(np.count_nonzero(self.verified))
         return {
@@ -124,28 +233,102 @@ class BlockController:
         }
 
 
+class Standing:
+    """How r(x) / d(x) of drafts is distributed, by the student's probability of x."""
+
+    def __init__(self) -> None:
+        self.seen = np.zeros((SURE, EVEN + 1))  # by the ratio; those of 1 apart
+        self._chance: np.ndarray | None = None
+
+    def add(self, sure: np.ndarray, ratio: np.ndarray) -> None:
+        self.seen *= FORGET
+        np.add.at(self.seen, (_bin(sure), (ratio * EVEN).astype(np.int64)), 1.0)
+        self._chance = None
+
+    def chance(self, sure: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        if self._chance is None:
+            # Of a uniform's own bin half is taken to be above it.
+            above = self.seen[:, ::-1].cumsum(1)[:, ::-1]
+            above = (above[:, 1:] + above[:, :-1]) / 2
+            of_all = (above.sum(0) + 4 * GUESS) / (self.seen.sum() + 4)
+            self._chance = (above + 4 * of_all) / (self.seen.sum(1, keepdims=True) + 4)
+        return self._chance[_bin(sure), (uniform * EVEN).astype(np.int64)]
+
+
+def _bin(sure: np.ndarray) -> np.ndarray:
+    """Bins of probabilities, narrower where drafts stand."""
+    return np.minimum(sure * sure * SURE, SURE - 1).astype(np.int64)
+
+
+class Seconds:
+    """What passes over so many columns cost."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, _Cost] = {}
+        self._points: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # columns, seconds, passes
+
+    @property
+    def known(self) -> bool:
+        return bool(self._sizes)
+
+    def add(self, columns: int, seconds: float) -> None:
+        for cost in self._sizes.values():
+            cost.weight *= FADE
+        self._sizes.setdefault(round(2 * math.log2(columns)), _Cost()).add(columns, seconds)
+        self._points = None
+
+    def _known(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self._points is None:
+            costs = [self._sizes[size] for size in sorted(self._sizes)]
+            points = np.array([[c.columns, c.typical(), min(c.weight, REMEMBER)] for c in costs]).T
+            self._points = points[0], points[1], points[2]
+        return self._points
+
+    def __call__(self, columns: int) -> float:
+        """Seconds of a pass over so many columns."""
+        at, seconds, _ = self._known()
+        if columns <= at[0]:
+            return float(max(seconds[0] - (at[0] - columns) * self.slope(columns), seconds[0] * columns / at[0]))
+        if columns >= at[-1]:
+            return float(seconds[-1] + (columns - at[-1]) * self.slope(columns))
+        return float(np.interp(columns, at, seconds))
+
+    def slope(self, columns: int) -> float:
+        """Seconds of one column more, from so many columns on."""
+        at, seconds, weight = self._known()
+        nearest = int(np.abs(at - columns).argmin())
+        average = seconds[nearest] / at[nearest]
+        some = at >= columns / 2
+        more = weight * (at > 1.2 * columns)
+        evidence, slope = float(more.sum()), 0.0
+        if evidence and some.sum() > 1:
+            x, y, w = at[some], seconds[some], weight[some]
+            x, y = x - np.average(x, weights=w), y - np.average(y, weights=w)
+            slope = float((w * x * y).sum() / (w * x * x).sum())
+        slope = min(max(slope, 0.0), average)
+        return (evidence * slope + PRIOR * CHEAP * average) / (evidence + PRIOR)
+
+
 def _kind(rows: int) -> int:
     """Numbers of rows that cost about the same are measured together: 1, 2, 3-4, 5-8, 9-16, ..."""
     return (rows - 1).bit_length()
 
 
 class _Cost:
-    """Seconds of the last rounds of one choice, and how many rounds they still count for."""
+    """Seconds of the last passes of one size, and how many passes they still count for."""
 
     def __init__(self) -> None:
         self.first: float | None = None
         self.seconds: deque[float] = deque(maxlen=REMEMBER)
-        self.weight = 0.0
+        self.columns = self.weight = 0.0
 
-    def add(self, seconds: float) -> None:
+    def add(self, columns: int, seconds: float) -> None:
         self.weight += 1
+        self.columns += (columns - self.columns) / min(self.weight, REMEMBER)
         if self.first is None:
             self.first = seconds
         else:
             self.seconds.append(seconds)
 
-    def least(self) -> float:
-        """What the choice may cost at the least, as far as is known."""
-        if not self.seconds:
-            return COLD * (self.first or 0.0)
-        return median(self.seconds) * (1 - min(DOUBT / self.weight**0.5, 0.9))
+    def typical(self) -> float:
+        return median(self.seconds) if self.seconds else COLD * (self.first or 0.0)

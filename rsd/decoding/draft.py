@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,14 +15,15 @@ from rsd.pair.vocabulary import Vocabulary
 
 
 class Step(NamedTuple):
-    """A draft of every row, and what the student says in its place.
+    """What the student drafts in N places, mostly one of every row, and what it says there.
 
-    token: int64 [R]. logprobs: [R, V], log-softmax over the full width at temperature 1. sound: [R], finite where
-    the logits are. Where a filter leaves few candidates also these: ids [R, C] and p [R, C], and where the
-    acceptance asks for it `sampling.least_logprob`, [R, 1].
+    token: int64 [N]. sure: its log-prob [N], at temperature 1. logprobs: [N, V], log-softmax over the full width at
+    temperature 1. sound: [N], finite where the logits are. Where a filter leaves few candidates also these: ids [N, C]
+    and p [N, C], and where the acceptance asks for it `sampling.least_logprob`, [N, 1].
     """
 
     token: Tensor
+    sure: Tensor
     logprobs: Tensor
     sound: Tensor
     ids: Tensor | None = None
@@ -56,15 +58,29 @@ class Student:
 
     def step(self, token: Tensor, at: Tensor, length: int, uniform: Tensor) -> tuple[Tensor, ...]:
         """Read `token` [R] at `at` [R, 1] and draft the next one: the fields of a `Step`."""
-        logits = self.model(token[:, None], at, length)[:, 0].float()
+        return self.drafted(self.model(token[:, None], at, length)[:, 0], uniform)
+
+    def steps(self, token: Tensor, at: Tensor, uniforms: Tensor, length: int) -> list[tuple[Tensor, ...]]:
+        """Several steps, with uniforms [R, K], as `cuda_graph.DraftLoop` repeats them."""
+        made = []
+        for j in range(uniforms.shape[1]):
+            made.append(self.step(token, at + j, length + j, uniforms[:, j]))
+            token = made[-1][0]
+        return made
+
+    def drafted(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, ...]:
+        """The fields of a `Step`, of logits [N, V] and a uniform for each."""
+        logits = logits.float()
         logprobs = logits.log_softmax(-1)
         if not self.few:
-            return draw(self.over_all(logprobs).d, uniform), logprobs, logprobs.amax(-1)
+            token = draw(self.over_all(logprobs).d, uniform)
+            return token, logprobs.gather(-1, token[:, None])[:, 0], logprobs, logprobs.amax(-1)
         ids, p = likeliest(self._allowed(logits), self.sampling)
         known, least = logprobs.gather(-1, ids), least_logprob(logprobs, self.acceptance)
         d = drafter(p, accept_mask(known, p, self.acceptance, self.sampling, least))
-        drafted = ids.gather(-1, draw(d, uniform)[:, None])[:, 0]
-        return drafted, logprobs, known.amax(-1), ids, p, *(() if least is None else (least,))
+        place = draw(d, uniform)[:, None]
+        token, sure = ids.gather(-1, place)[:, 0], known.gather(-1, place)[:, 0]
+        return token, sure, logprobs, known.amax(-1), ids, p, *(() if least is None else (least,))
 
     def _allowed(self, logits: Tensor) -> Tensor:
         """The logits of the student's own tokens, without what is never to be said; mostly no copy."""
@@ -78,31 +94,89 @@ class Student:
         return Over(mask, p, drafter(p, mask), logprobs)
 
 
+class Pass(NamedTuple):
+    """A step, and where it drafted, int64 [N]: in which columns of which rows; None for all rows in turn, which have
+    had as many steps before."""
+
+    step: Step
+    rows: np.ndarray | None
+    columns: np.ndarray
+
+
 class Drafts:
     """A block of drafts of some rows.
 
-    tokens: int64 [R, K]. sound: [R, K], finite where the student's logits are. candidates: ids and p, [R, K, C] each,
-    of what the student may say there, if these are few.
+    tokens: int64 [R, K], what the student drafts before it is told otherwise. told: the drafts themselves, as many as
+    the teacher reads of each row. given: the same, int64 [R, K], where they are not the student's, but looked up.
+    sound: [R, K], finite where the student's logits are. candidates: ids and p, [R, K, C] each, of what the student may
+    say there, if these are few. Where nothing was drafted all of them are 0.
     """
 
-    def __init__(self, student: Student, steps: Sequence[Step]) -> None:
-        self.student, self.steps = student, steps
-        self.tokens, self.sound = _stacked([s.token for s in steps]), _stacked([s.sound for s in steps])
-        ids, p, least = ([getattr(s, name) for s in steps] for name in ("ids", "p", "least"))
-        self.candidates = (_stacked(ids), _stacked(p)) if student.few else None
-        self.least = None if steps[0].least is None else _stacked(least)
+    def __init__(
+        self,
+        student: Student,
+        passes: Sequence[Pass],
+        told: Sequence[list[int]],
+        *,
+        given: Tensor | None = None,
+        first: int = 0,
+    ) -> None:
+        """first: the rows are those from this one on."""
+        self.student, self.passes, self.told, self.given, self.first = student, passes, told, given, first
+        self.block = max(map(len, told))
+        self.even = all(p.rows is None for p in passes)
+        self.tokens, self.sound = self._grid("token"), self._grid("sound")
+        self.candidates = (self._grid("ids"), self._grid("p")) if student.few else None
+        self.least = None if passes[0].step.least is None else self._grid("least")
+
+    def _grid(self, name: str) -> Tensor:
+        """What the steps have of this name, [R, K, ..]."""
+        return self._placed([getattr(p.step, name)[self._mine(p)] for p in self._passes()])
+
+    def _passes(self) -> Sequence[Pass]:
+        return self.passes[: self.block] if self.even else self.passes
+
+    def _mine(self, one: Pass) -> slice | Tensor:
+        """Which places of a pass are in these rows and columns."""
+        if one.rows is None:
+            return slice(self.first, self.first + len(self.told))
+        return torch.from_numpy(self._here(one.rows, one.columns).nonzero()[0]).to(one.step.token.device)
+
+    def _here(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return (rows >= self.first) & (rows < self.first + len(self.told)) & (columns < self.block)
+
+    def _at(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The rows and columns of these places."""
+        here, device = self._here(rows, columns), self.student.model.device
+        return torch.from_numpy(rows[here] - self.first).to(device), torch.from_numpy(columns[here]).to(device)
+
+    def _placed(self, parts: Sequence[Tensor]) -> Tensor:
+        """What each pass has in its places, [R, K, ..]."""
+        if self.even:
+            return torch.stack(list(parts), 1) if len(parts) > 1 else parts[0].unsqueeze(1)
+        made = parts[0].new_zeros(len(self.told), self.block, *parts[0].shape[1:])
+        for one, part in zip(self.passes, parts, strict=True):
+            if one.rows is not None:
+                made[self._at(one.rows, one.columns)] = part
+        return made
 
     def of(self, rows: slice) -> "Drafts":
-        """Those of some rows."""
-        if (rows.start, rows.stop) == (0, len(self.tokens)):
+        """Those of some rows, with as many columns."""
+        if (rows.start, rows.stop) == (0, len(self.told)):
             return self
-        return Drafts(self.student, [Step(*(x[rows] for x in step if x is not None)) for step in self.steps])
+        given = None if self.given is None else self.given[rows]
+        made = Drafts(self.student, self.passes, self.told[rows], given=given, first=rows.start)
+        return made
 
     def over(self, ids: Tensor | None, p: Tensor | None) -> Over:
         """Over candidates [R, K, C] with p as `Proposed` has them; over all tokens where these are None."""
         if ids is None or p is None:
-            return self.student.over_all(_stacked([s.logprobs for s in self.steps]))
-        logprobs = torch.stack([s.logprobs.gather(-1, ids[:, j]) for j, s in enumerate(self.steps)], 1)
+            return self.student.over_all(self._grid("logprobs"))
+        parts = []
+        for j, one in enumerate(self._passes()):
+            wanted = ids[:, j] if one.rows is None else ids[self._at(one.rows, one.columns)]
+            parts.append(one.step.logprobs[self._mine(one)].gather(-1, wanted))
+        logprobs = self._placed(parts)
         mask = accept_mask(logprobs, p, self.student.acceptance, self.student.sampling, self.least)
         return Over(mask, p, drafter(p, mask), logprobs)
 
@@ -110,14 +184,16 @@ class Drafts:
         """Of (row, draft, token), whether the token could stand there."""
         if not places:
             return []
+        said = [(*self._place(i, j), token) for i, j, token in places]
         if not self.student.few:
-            return [bool(self.student.over_all(self.steps[j].logprobs[i]).mask[token]) for i, j, token in places]
-        said = [(self.steps[j], i, token) for i, j, token in places]
-        logprobs = torch.stack([step.logprobs[i, token] for step, i, token in said])
-        p = torch.stack([(step.p[i] * (step.ids[i] == token)).sum() for step, i, token in said])  # type: ignore[index]
-        least = None if self.least is None else torch.cat([step.least[i] for step, i, _ in said])  # type: ignore[index]
+            return [bool(self.student.over_all(step.logprobs[n]).mask[token]) for step, n, token in said]
+        logprobs = torch.stack([step.logprobs[n, token] for step, n, token in said])
+        p = torch.stack([(step.p[n] * (step.ids[n] == token)).sum() for step, n, token in said])  # type: ignore[index]
+        least = None if self.least is None else torch.cat([step.least[n] for step, n, _ in said])  # type: ignore[index]
         return (accept_mask(logprobs, p, self.student.acceptance, self.student.sampling, least) > 0).tolist()
 
-
-def _stacked(several: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(several), 1) if len(several) > 1 else several[0].unsqueeze(1)
+    def _place(self, row: int, column: int) -> tuple[Step, int]:
+        if self.even:
+            return self.passes[column].step, self.first + row
+        there = [(one.step, (one.rows == self.first + row) & (one.columns == column)) for one in self.passes]
+        return next((step, int(found.argmax())) for step, found in there if found.any())

@@ -110,9 +110,8 @@ class Engine:
                 if not rows.live:
                     return
                 live = rows.state[: len(rows.live)]
-                block = self.blocks.choose(len(live))
-                rows.reserve(int(live["done"].max()) + block)
-                ended = self.rounds.round(live, rows.records, block)
+                rows.reserve(int(live["done"].max()) + self.blocks.longest)
+                ended = self.rounds.round(live, rows.records)
             except (RuntimeError, MemoryError) as e:
                 if not out_of_memory(e):
                     raise
@@ -164,7 +163,7 @@ class Engine:
                 row, (student, teacher), at = rows.ready[0]
                 ours, theirs = row.read(self.vocabulary)
                 self.student.copy_row(student, at, slot)
-                self.rounds.proposer.place_row(slot, theirs, row.partial, row.ids, prefilled=teacher, at=at)
+                self.rounds.place_row(slot, row, theirs, prefilled=teacher, at=at)
                 done = len(row.tokens)
                 rows.state[slot] = row.request.key, done, row.request.max_new_tokens, len(ours) - 1, ours[-1]
                 rows.reserve(done)

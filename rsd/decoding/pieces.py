@@ -83,7 +83,7 @@ class Units:
         """What comes to the proposal mass of tokens that the teacher spells, by place."""
         if not self.units:
             return {}
-        units, banned = self._wanted(pool, accepts, output), self._banned(pool, output, before, drafts)
+        units, banned = self._wanted(pool, accepts, drafts), self._banned(pool, before, drafts)
         if not units and not banned:
             return {}
         wanted = {at: [*units.get(at, ()), *banned.get(at, ())] for at in sorted({*units, *banned})}
@@ -139,7 +139,7 @@ class Units:
                 more[token] = more.get(token, 0.0) - chance
         return Correction(more, said, never, 1 - sum(total[path] for path in _nearest(banned)))
 
-    def _wanted(self, pool: Candidates, accepts: Accepts, output: TeacherOutput) -> dict[At, list[Pieces]]:
+    def _wanted(self, pool: Candidates, accepts: Accepts, drafts: Sequence[Sequence[int]]) -> dict[At, list[Pieces]]:
         """The units whose mass matters: their first piece has some, and the token or this piece could stand; and
         those whose spelling goes on from one of these."""
         if pool.ids is None:
@@ -149,7 +149,7 @@ class Units:
             likely = (self.leads[known] & (pool.masses > NEGLIGIBLE)).any(-1)
         asked: list[tuple[int, int, Pieces]] = []
         for i, j in likely.nonzero().tolist():
-            if output.at[i, j] >= 0:
+            if j < len(drafts[i]):
                 heads = pool.among(i, j, self.by_head)
                 asked += [(i, j, u) for t, mass in heads.items() if mass > NEGLIGIBLE for u in self.by_head[t]]
         if not asked:
@@ -169,17 +169,16 @@ class Units:
         return wanted
 
     def _banned(
-        self, pool: Candidates, output: TeacherOutput, before: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]]
+        self, pool: Candidates, before: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]]
     ) -> dict[At, list[Pieces]]:
         """What the teacher does not go on with, having begun a spelling and said something else."""
         banned: dict[At, list[Pieces]] = {}
         for i, row in enumerate(drafts):
             for j in range(len(row)):
-                if output.at[i, j] >= 0 and (ends := self.open([*before[i], *row[:j]])):
-                    for end in ends:
-                        ways = {end[0]} if len(end) > 1 else {end[0], *self.merged[end[0]]}
-                        if sum(pool.among(i, j, ways).values()) > NEGLIGIBLE:
-                            banned.setdefault((i, j), []).append(end)
+                for end in self.open([*before[i], *row[:j]]):
+                    ways = {end[0]} if len(end) > 1 else {end[0], *self.merged[end[0]]}
+                    if sum(pool.among(i, j, ways).values()) > NEGLIGIBLE:
+                        banned.setdefault((i, j), []).append(end)
         return banned
 
     def open(self, tokens: Sequence[int]) -> list[Pieces]:
@@ -217,7 +216,7 @@ class Units:
                     ahead = {pieces for pieces in ahead if len(pieces) == min(map(len, ahead))}
                 for pieces in sorted(ahead):
                     node = trees[at[0]].looks.get((at[1], pieces))
-                    if node is not None and (n := output.at[at[0], node]) >= 0:
+                    if node is not None and (n := output.beside[at[0], node]) >= 0:
                         found[at, pieces] = output.logits[n]
                     else:
                         asked.setdefault(at[0], []).append((at, pieces))

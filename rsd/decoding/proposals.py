@@ -36,9 +36,8 @@ class Proposed:
 
     ids: the candidates [R, K, C], None for all tokens; q, p: the teacher's and the student's distribution over them, p
     None if these are all. coverage [R, K]: the share of what the teacher may say that is tokens of the student's.
-    sound [R, K]: finite where the teacher's logits are.
-    rows: whose drafts these are. reached [R]: how many of a row's drafts the teacher has read up to. errors: rows that
-    it cannot read, and why.
+    sound [R, K]: finite where the teacher's logits are. Where a row has fewer drafts than K, what stands is of others.
+    rows: whose drafts these are. errors: rows that the teacher cannot read, and why.
     """
 
     def __init__(
@@ -51,21 +50,26 @@ class Proposed:
         logits: Tensor,
         total: Tensor,
         top: Tensor,
+        index: Tensor,
         to_teacher: "ToTeacher",
         output: TeacherOutput,
     ) -> None:
-        """logits: [R, K, V_teacher]. total: their log-sum-exp. top: the index of the largest one."""
+        """logits: [N, V_teacher]. total: their log-sum-exp. top: the index of the largest one. index: int64 [R, K],
+        which of the N stand where."""
         self.ids, self.q, self.p, self.coverage = ids, q, p, coverage
-        self._logits, self._total, self._to_teacher = logits, total, to_teacher
-        self.sound = logits.gather(-1, top[..., None])[..., 0] - total
-        rows, block = total.shape
-        self.rows = slice(output.first, output.first + rows)
-        self.reached = (output.at[:, :block] >= 0).sum(1)
+        self._logits, self._total, self._index, self._to_teacher = logits, total, index, to_teacher
+        self.sound = (logits.gather(-1, top[:, None])[:, 0] - total)[index]
+        self.rows = slice(output.first, output.first + len(index))
         self.errors: Mapping[int, str] = output.errors
 
     def place(self, tokens: Tensor) -> Tensor:
         """Where tokens [R, K], candidates all of them, are among these."""
         return tokens if self.ids is None else (self.ids == tokens[..., None]).int().argmax(-1)
+
+    def place_if_any(self, tokens: Tensor) -> Tensor:
+        """The same of any tokens, -1 of those that are no candidates."""
+        places = self.place(tokens)
+        return torch.where(self.token(places) == tokens, places, -1)
 
     def token(self, places: Tensor) -> Tensor:
         return places if self.ids is None else self.ids.gather(-1, places[..., None])[..., 0]
@@ -79,7 +83,7 @@ class Proposed:
     def logprobs(self, tokens: Tensor) -> Tensor:
         """The teacher's log-probs of the student's tokens [R, K], NaN where it has no such token."""
         ids, known = self._to_teacher(tokens)
-        theirs = self._logits.gather(-1, ids.clamp_max(self._logits.shape[-1] - 1)[..., None])[..., 0] - self._total
+        theirs = self._logits[self._index, ids.clamp_max(self._logits.shape[-1] - 1)] - self._total[self._index]
         return torch.where(known, theirs, torch.nan)
 
 
@@ -156,9 +160,19 @@ class Proposals:
             output: what the teacher says of these rows' contexts, `trees`.
             recent: the student's last tokens of each row, before its drafts; partials: where the teacher is there.
         """
-        logits = _at(output.logits, output.at[:, : drafts.tokens.shape[1]]).to(drafts.tokens.device).float()
-        drafted = drafts.tokens.tolist()
-        pool = self.pool(logits)
+        rows, block = drafts.tokens.shape
+        device, drafted = drafts.tokens.device, drafts.told
+        logits, index = output.logits.to(device).float(), _index(output.at, block)
+        whole = len(logits) == index.size and (index.ravel() == np.arange(index.size)).all()
+        if not whole and not self.few:  # all tokens are candidates: no more of them than needed
+            logits, index, whole = logits[torch.from_numpy(index.ravel()).to(device)], _all(rows, block), True
+        places = torch.from_numpy(index).to(device)
+        said = self.pool(logits)
+
+        def grid(x: Tensor) -> Tensor:
+            return x.unflatten(0, (rows, block)) if whole else x[places]
+
+        pool = Candidates(None if said.ids is None else grid(said.ids), grid(said.masses))
         mass = self.mass(pool)
         corrections = self.units.corrections(pool, drafts.accepts, teacher, trees, output, recent, drafted)
         where, mixed = None, {}
@@ -172,16 +186,17 @@ class Proposals:
         covered = q.sum(-1, keepdim=True)
         q = q / covered.clamp_min(torch.finfo(covered.dtype).tiny)
         coverage = covered if total is None else torch.where(total > 0, covered / total, 1.0)
-        top = pool.masses.argmax(-1, keepdim=True)
-        top = (top if pool.ids is None else pool.ids.gather(-1, top))[..., 0]
+        top = said.masses.argmax(-1, keepdim=True)
+        top = (top if said.ids is None else said.ids.gather(-1, top))[:, 0]
         proposed = Proposed(
             ids,
             q,
             p,
             coverage[..., 0],
             logits=logits,
-            total=teacher.total(logits.flatten(0, 1), top.flatten()).view(top.shape),
+            total=teacher.total(logits, top),
             top=top,
+            index=places,
             to_teacher=self.to_teacher,
             output=output,
         )
@@ -241,9 +256,12 @@ def _columns(added: Added, shape: torch.Size) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ids), torch.from_numpy(masses)
 
 
-def _at(logits: Tensor, index: np.ndarray) -> Tensor:
-    """Logits [N, V] by their index [R, K]; any of them where it is -1. No copy where it is all of them in turn."""
-    rows, block = index.shape
-    if len(logits) == rows * block and (index.ravel() == np.arange(index.size)).all():
-        return logits.view(rows, block, -1)
-    return logits[torch.from_numpy(index).to(logits.device)]
+def _index(at: np.ndarray, block: int) -> np.ndarray:
+    """Places [R, K] in logits; any of them where there is none, and K is `block`."""
+    index = np.zeros((len(at), block), dtype=np.int64)
+    index[:, : at.shape[1]] = np.maximum(at, 0)
+    return index
+
+
+def _all(rows: int, block: int) -> np.ndarray:
+    return np.arange(rows * block).reshape(rows, block)

@@ -31,7 +31,7 @@ class Proposer:
         self.partials: list[Partial] = [AT_BOUNDARY] * rows
         self.recent: list[list[int]] = [[]] * rows  # the student's last tokens, as far as they may begin a spelling
         # Of the drafts that it was asked about last: these, their contexts, and by row where it is in their midst.
-        self._drafted: list[list[int]] = []
+        self._drafted: Sequence[list[int]] = []
         self._trees: list[TokenTree] = []
         self._where: list[tuple[PartialFilter | None, int]] = []
 
@@ -43,19 +43,24 @@ class Proposer:
         self.contexts[row], self.partials[row] = context, partial
         self.recent[row] = list(ids[-self.proposals.units.longest :])
 
+    def in_ours(self, ids: Sequence[int]) -> list[int]:
+        """The teacher's ids in the student's, -1 where that has none."""
+        several, table = self.proposals.split.teacher_to_student, self.proposals.table.numpy(force=True)
+        known = table[np.minimum(np.array(ids, dtype=np.int64), len(table) - 1)].tolist()
+        return [ours for theirs, one in zip(ids, known, strict=True) for ours in several.get(theirs, (one,))]
+
     def move_row(self, row: int, to: int) -> None:
         self.teacher.move_row(row, to)
         self.contexts[to], self.partials[to], self.recent[to] = self.contexts[row], self.partials[row], self.recent[row]
 
     def propose(self, drafts: Drafts) -> Iterator[Proposed]:
         """The teacher's proposals before each draft, of some neighbouring rows after the other."""
-        block = drafts.tokens.shape[1]
-        self._drafted, self._trees, self._where = drafts.tokens.tolist(), [], []
+        self._drafted, self._trees, self._where = drafts.told, [], []
         for context, row in zip(self.contexts, self._drafted, strict=False):
             self._trees.append(TokenTree(self.vocabulary, context, row))
             self.proposals.units.look_ahead(self._trees[-1], row)
-        for output in self.teacher.logits(self._trees, block):
-            for part in self._parts(output, block):
+        for output in self.teacher.logits(self._trees):
+            for part in self._parts(output, drafts.tokens.shape[1]):
                 rows = slice(part.first, part.first + len(part.at))
                 proposed, where = self.proposals.read(
                     part,
@@ -74,7 +79,8 @@ class Proposer:
         if not self.proposals.few:
             rows = max(1, WIDE // (4 * block * self.vocabulary.width))
         for first in range(0, len(output.at), rows):
-            yield output._replace(at=output.at[first : first + rows], first=output.first + first)
+            mine = slice(first, first + rows)
+            yield output._replace(at=output.at[mine], beside=output.beside[mine], first=output.first + first)
 
     def full(self, tokens: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """Where the next token would be beyond the teacher's context, bool [R, K].
@@ -82,13 +88,12 @@ class Proposer:
         Args:
             tokens: int64 [R, K], the drafts, or what replaced one. kept: int64 [R], how many of them stand.
         """
-        block = tokens.shape[1]
-        ends = np.array([[*(node.end for node in t.nodes[1:block]), t.after.end] for t in self._trees])
-        replaced = (tokens != np.array(self._drafted)) & (np.arange(block) < kept[:, None])
-        for i in replaced.any(1).nonzero()[0].tolist():
+        ends = np.zeros(tokens.shape, dtype=np.int64)
+        for i, (tree, drafts) in enumerate(zip(self._trees, self._drafted, strict=True)):
+            ends[i, : len(drafts)] = [*(node.end for node in tree.nodes[1:]), tree.after.end]
             j = int(kept[i]) - 1
-            spelled = self.vocabulary.student_to_teacher.get(int(tokens[i, j]), (0,))
-            ends[i, j] = self._trees[i].nodes[j].end + len(spelled)
+            if j >= 0 and (token := int(tokens[i, j])) != drafts[j]:  # it was replaced
+                ends[i, j] = tree.nodes[j].end + len(self.vocabulary.student_to_teacher.get(token, (0,)))
         return ends > self.teacher.context
 
     def commit(self, tokens: np.ndarray, count: np.ndarray) -> None:

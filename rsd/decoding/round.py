@@ -1,14 +1,13 @@
 """One round for all live rows: draft, verify, commit. It knows the student's ids only, never text.
 
-The student drafts a block of tokens one by one, leaving its distribution at every position; the teacher
-reads the block in one pass; what survives is committed (`sampling.rejection_sample`). A block of one is
-lockstep: one step of each model a token. Rows advance by different amounts, and nothing is moved to roll
-back (`kv_cache`).
+The student drafts a block of tokens, leaving its distribution at every position (`drafting`); the teacher reads of each
+row's block what is likely to stand, in one pass; what survives is committed (`sampling.rejection_sample`). A block of
+one is lockstep: one step of each model a token. Rows advance by different amounts, and nothing is moved to roll back
+(`kv_cache`).
 """
 
-import time
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +16,16 @@ from torch import Tensor
 from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.block_size import BlockController
 from rsd.decoding.cuda_graph import DraftLoop
-from rsd.decoding.draft import Drafts, Step, Student
+from rsd.decoding.draft import Drafts, Student
+from rsd.decoding.drafting import Drafting
+from rsd.decoding.lookup import LookUp
 from rsd.decoding.loops import EVERY, REACH, loops
 from rsd.decoding.proposer import Proposer
-from rsd.decoding.sampling import DRAFT, rejection_sample, target, uniforms
+from rsd.decoding.sampling import rejection_sample, target
+from rsd.decoding.sequence import TraceSoFar
 from rsd.decoding.teacher import Teacher
 from rsd.models.kv_cache import CachedModel
-from rsd.pair.vocabulary import Vocabulary
+from rsd.pair.vocabulary import TeacherContext, Vocabulary
 from rsd.traces.tokens import TOKEN
 
 Ended = list[tuple[int, str, str | None]]  # rows that ended, how, and what went wrong
@@ -33,14 +35,14 @@ class Verified(NamedTuple):
     """What verifying makes of R rows' K drafts, on the host.
 
     tokens: records [R, K] of `TOKEN`: the drafts, and in place of the first of a row that falls what replaces it.
-    survived: int64 [R], how many stand before that. reached: int64 [R], how many the teacher could read up to.
-    sound: bool [R, K], both models' logits are finite. errors: rows that the teacher cannot read, and why.
+    survived: int64 [R], how many stand before that. sound: bool [R, K], both models' logits are finite. ratio: [R, K],
+    r / d of what the student drafted. errors: rows that the teacher cannot read, and why.
     """
 
     tokens: np.ndarray
     survived: np.ndarray
-    reached: np.ndarray
     sound: np.ndarray
+    ratio: np.ndarray
     errors: Mapping[int, str]
 
 
@@ -67,6 +69,7 @@ class Rounds:
         self.acceptance, self.blocks, self.loop_check = acceptance, blocks, loop_check
         self.stops = np.isin(np.arange(vocabulary.width), list(eos))
         self.loop = DraftLoop(self.student.step, student, capture=True) if graphs else None
+        self.seen: list[LookUp | None] = [None] * rows  # what each row has read, to look drafts up in
 
     def drop_caches(self, rows: int) -> None:
         """Free what both models have read, and have room for `rows` rows from now on."""
@@ -75,42 +78,37 @@ class Rounds:
         self.student.model.drop(rows)
         self.proposer.teacher.drop(rows)
 
+    def place_row(self, row: int, so_far: TraceSoFar, context: TeacherContext, *, prefilled: Any, at: int) -> None:
+        """Row `row` becomes row `at` of what the teacher prefilled: its context, and the trace so far."""
+        self.proposer.place_row(row, context, so_far.partial, so_far.ids, prefilled=prefilled, at=at)
+        if self.blocks.fixed is None:
+            request = so_far.request
+            theirs = self.proposer.in_ours(request.teacher_prompt)
+            self.seen[row] = LookUp([theirs, [*request.student_prompt, *so_far.ids]])
+
     def move_row(self, row: int, to: int) -> None:
         self.student.model.copy_row(self.student.model, row, to)
         self.proposer.move_row(row, to)
+        self.seen[to] = self.seen[row]
 
-    def round(self, state: np.ndarray, records: np.ndarray, block: int) -> Ended:
-        """Draft, verify, commit `block` tokens at the most: advances `state` [R] and `records` [R, T].
+    def round(self, state: np.ndarray, records: np.ndarray) -> Ended:
+        """Draft, verify, commit: advances `state` [R] and `records` [R, T].
 
         Args:
             state: of `sequence.STATE`. records: of `TOKEN`; a row holds what was committed before.
 
         Returns the rows that ended. Nothing is advanced if it raises.
         """
-        started = time.perf_counter()
-        positions = state["done"][:, None] + np.arange(block)
-        noise = torch.from_numpy(uniforms(state["key"], positions)).to(self.student.model.device)
-        drafts = self.draft(state, noise)
-        verified = self.verify(drafts, noise)
-        return self.commit(state, records, verified, started)
+        drafting = self.draft(state)
+        return self.commit(state, records, self.verify(drafting.drafts, drafting.noise), drafting)
 
-    def draft(self, state: np.ndarray, noise: Tensor) -> Drafts:
-        """The student drafts a block of every row, one token after the other: x ~ d.
-
-        Args:
-            noise: float64 [R, K, 4], from `uniforms`.
-        """
-        read = torch.from_numpy(np.stack([state["pending"], state["length"]])).to(noise.device)
-        token, at = read[0], read[1][:, None]
-        reach = int(state["length"].max()) + 1
-        if self.loop is not None:
-            steps = [Step(*step) for step in self.loop(token, at, noise[..., DRAFT], reach)]
-        else:
-            steps = []
-            for j in range(noise.shape[1]):
-                steps.append(Step(*self.student.step(token, at + j, reach + j, noise[:, j, DRAFT])))
-                token = steps[-1].token
-        return Drafts(self.student, steps)
+    def draft(self, state: np.ndarray) -> Drafting:
+        seen, rows = self.seen[: len(state)], len(state)
+        streaks = [one.streak if one else 0 for one in seen]
+        ahead = [one.ahead(self.blocks.look_up(rows, one.streak)) if one and one.streak else [] for one in seen]
+        return Drafting(
+            self.student, self.blocks, state, stops=self.stops, ahead=ahead, streaks=streaks, loop=self.loop
+        )
 
     def verify(self, drafts: Drafts, noise: Tensor) -> Verified:
         """Keep drafts while they survive, each with min(1, r / d), and draw what replaces the first that falls.
@@ -119,13 +117,13 @@ class Rounds:
         """
         rows, block = drafts.tokens.shape
         made = []
-        reached = np.zeros(rows, dtype=np.int64)
         errors: dict[int, str] = {}
         for proposed in self.proposer.propose(drafts):
             mine, chance = drafts.of(proposed.rows), noise[proposed.rows]
             student = mine.over(proposed.ids, proposed.p)
             goal = target(proposed.q, student.p, student.mask, self.acceptance.trials)
-            verdict = rejection_sample(proposed.place(mine.tokens), student.d, goal, chance)
+            given = None if mine.given is None else proposed.place_if_any(mine.given)
+            verdict = rejection_sample(proposed.place(mine.tokens), student.d, goal, chance, given=given)
             tokens = proposed.token(verdict.tokens)
             kept = {
                 "token_ids": tokens,
@@ -137,23 +135,23 @@ class Rounds:
                 "left_out": (1 - proposed.coverage).clamp(0, 1),
                 "survived": verdict.survived[:, None].expand_as(tokens),
                 "sound": proposed.sound + mine.sound,
+                "ratio": verdict.ratio,
             }
             made.append(torch.stack([x.double() for x in kept.values()]))  # exact for ids; one transfer carries all
-            reached[proposed.rows] = proposed.reached
             errors |= proposed.errors
         columns = dict(zip(kept, torch.cat(made, 1).cpu().numpy(), strict=True))
         records = np.empty((rows, block), dtype=TOKEN)
         for name in TOKEN.names or ():
             records[name] = columns[name]
         survived = columns["survived"][:, 0].astype(np.int64)
-        return Verified(records, survived, reached, np.isfinite(columns["sound"]), errors)
+        return Verified(records, survived, np.isfinite(columns["sound"]), columns["ratio"], errors)
 
-    def commit(self, state: np.ndarray, records: np.ndarray, verified: Verified, started: float) -> Ended:
+    def commit(self, state: np.ndarray, records: np.ndarray, verified: Verified, drafting: Drafting) -> Ended:
         """Keep what survived and what replaced the next one, up to a row's end; both models read on from there."""
         tokens = verified.tokens["token_ids"]
         column = np.arange(tokens.shape[1])
         # The first draft that falls is replaced, and ends the block.
-        kept = np.minimum(verified.survived + 1, verified.reached)
+        kept = np.minimum(verified.survived + 1, drafting.counts)
         valid = column < kept[:, None]
         position = state["done"][:, None] + column
         stops = self.stops[tokens]
@@ -172,13 +170,17 @@ class Rounds:
         state["done"] += count
         state["length"] += count
         self.proposer.commit(tokens, count)
+        for seen, row, n in zip(self.seen, tokens.tolist(), count.tolist(), strict=False):
+            if seen:
+                seen.say(row[:n])
         state["done"][broken] = 0  # nothing of a broken row is kept
-        self.blocks.learn(
-            seconds=time.perf_counter() - started,
-            verified=valid,
+        drafting.learn(
+            valid,
+            tokens,
+            verified.ratio,
             survived=valid & (column < verified.survived[:, None]),
             ends=ends,
-            tokens=int(count.sum()),
+            committed=int(count.sum()),
         )
         made: Ended = []
         for i in (ended | broken).nonzero()[0].tolist():

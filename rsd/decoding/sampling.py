@@ -160,21 +160,29 @@ class Verdict(NamedTuple):
     tokens: Tensor  # int64 [R, K]
     survived: Tensor  # int64 [R], 0 .. K
     from_teacher: Tensor  # bool [R, K], the label drawn from its posterior
+    ratio: Tensor  # [R, K], r(x) / d(x) of the student's draws, at most 1
 
 
-def rejection_sample(drafts: Tensor, d: Tensor, goal: Target, noise: Tensor) -> Verdict:
+def rejection_sample(drafts: Tensor, d: Tensor, goal: Target, noise: Tensor, *, given: Tensor | None = None) -> Verdict:
     """Keep drafts while they survive; replace the first that does not by a draw from (r - d)+.
 
-    Speculative sampling (Leviathan et al., arXiv 2211.17192, theorem 3.5) with r as the target.
+    Speculative sampling (Leviathan et al., arXiv 2211.17192, theorem 3.5) with r as the target. So the token of a
+    position is a function of its context and its noise: whatever was drafted, and by whom, stands where it is that
+    token, which is r(x) of the time. That is why drafts may be looked up, left out or chosen by their uniforms.
 
     Args:
         drafts: int64 [R, K], drawn from d.
         d, goal.r, goal.by_teacher: [R, K, V].
         noise: float64 [R, K, 4], from `uniforms`.
+        given: int64 [R, K], what was drafted where these are not the draws from d; -1 for what cannot stand.
     """
     at = drafts[..., None]
-    falls = noise[..., SURVIVE] * d.gather(-1, at)[..., 0] >= goal.r.gather(-1, at)[..., 0]
-    if drafts.shape[1] == 1:  # lockstep: the first draft that may fall is the only one
+    theirs, ours = goal.r.gather(-1, at)[..., 0], d.gather(-1, at)[..., 0]
+    falls = noise[..., SURVIVE] * ours >= theirs
+    if given is not None:
+        tokens = _replaced(drafts, falls, d, goal.r, noise[..., RESIDUAL])
+        survived = (tokens == given).long().cumprod(-1).sum(-1)
+    elif drafts.shape[1] == 1:  # lockstep: the first draft that may fall is the only one
         survived = (~falls[:, 0]).long()
         tokens = _replaced(drafts, falls, d, goal.r, noise[..., RESIDUAL])
     else:
@@ -191,11 +199,12 @@ def rejection_sample(drafts: Tensor, d: Tensor, goal: Target, noise: Tensor) -> 
         tokens = drafts.scatter(1, last, tokens)
     at = tokens[..., None]
     by_teacher = goal.by_teacher.gather(-1, at) > noise[..., LABEL, None] * goal.r.gather(-1, at)
-    return Verdict(tokens, survived, by_teacher[..., 0])
+    ratio = (theirs / ours.clamp_min(torch.finfo(ours.dtype).tiny)).clamp_max(1)
+    return Verdict(tokens, survived, by_teacher[..., 0], ratio)
 
 
 def _replaced(drafts: Tensor, falls: Tensor, d: Tensor, r: Tensor, u: Tensor) -> Tensor:
-    """Drafts [R, 1], those that fall replaced by a draw from the residual of d and r [R, 1, V]."""
+    """Drafts [R, K], those that fall replaced by a draw from the residual of d and r [R, K, V]."""
     other = draw((r - d).clamp_min_(0), u)
     # r = d but for rounding leaves no residual; then the draft stands after all.
     return torch.where(falls & (r.gather(-1, other[..., None])[..., 0] > 0), other, drafts)

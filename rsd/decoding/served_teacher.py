@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsd.decoding.teacher import LOGITS, TOP, Node, TeacherOutput, TokenTree
+from rsd.decoding.teacher import LOGITS, TOP, Node, TeacherOutput, TokenTree, table
 from rsd.settings import called
 from rsd.terminal import one_line
 
@@ -88,16 +88,18 @@ class ServedTeacher:
         """They are log-probs already; -inf where the server did not tell."""
         return logits.new_zeros(logits.shape[:-1])
 
-    def logits(self, trees: Sequence[TokenTree], block: int) -> Iterator[TeacherOutput]:
-        said = self._answers(trees, [tree.nodes for tree in trees])
-        rows = max(1, LOGITS // (4 * self.width * max(len(tree.nodes) for tree in trees)))
+    def logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]:
+        said = self._answers(trees, [[*tree.nodes, *tree.beside] for tree in trees])
+        beside = [len(tree.beside) for tree in trees]
+        rows = max(1, LOGITS // (4 * self.width * max(count for count, _ in said)))
         for first in range(0, len(trees), rows):
-            yield self._output(range(first, min(first + rows, len(trees))), said[first : first + rows])
+            mine = range(first, min(first + rows, len(trees)))
+            yield self._output(mine, said[first : first + rows], beside[first : first + rows])
 
     def more_logits(
         self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]
     ) -> TeacherOutput:
-        return self._output(rows, self._answers(trees, nodes))
+        return self._output(rows, self._answers(trees, nodes), [0] * len(rows))
 
     def _answers(self, trees: Sequence[TokenTree], nodes: Sequence[list[Node]]) -> list[Answers]:
         """What the server says of the rows' nodes, or of a row why it says nothing."""
@@ -106,13 +108,13 @@ class ServedTeacher:
         answers = self._wait(self._all(prompts))
         return [(len(mine), answer) for mine, answer in zip(prompts, answers, strict=True)]
 
-    def _output(self, rows: Sequence[int], said: Sequence[Answers]) -> TeacherOutput:
-        counts = [count for count, _ in said]
-        logprobs = np.full((sum(counts), self.width), -np.inf, dtype=np.float32)
-        at = np.full((len(said), max(counts)), -1)
-        errors, n = {}, 0
-        for i, (row, (count, answer)) in enumerate(zip(rows, said, strict=True)):
-            at[i, :count] = np.arange(n, n + count)
+    def _output(self, rows: Sequence[int], said: Sequence[Answers], beside: Sequence[int]) -> TeacherOutput:
+        """beside: how many of a row's answers, the last ones, are not of its drafts."""
+        logprobs = np.full((sum(count for count, _ in said), self.width), -np.inf, dtype=np.float32)
+        at, besides, errors, n = [], [], {}, 0
+        for row, (count, answer), others in zip(rows, said, beside, strict=True):
+            at.append(range(n, n + count - others))
+            besides.append(range(n + count - others, n + count))
             if isinstance(answer, str):
                 errors[row] = answer
                 logprobs[n : n + count] = np.nan
@@ -120,7 +122,7 @@ class ServedTeacher:
                 for j, (ids, values) in enumerate(answer):
                     logprobs[n + j, ids] = values
             n += count
-        return TeacherOutput(torch.from_numpy(logprobs), at, rows[0], errors)
+        return TeacherOutput(torch.from_numpy(logprobs), table(at), table(besides), rows[0], errors)
 
     def _wait(self, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
         """Run `work` in a thread that has a loop of its own: the caller's may be running one already."""

@@ -10,9 +10,6 @@ from torch import Tensor
 from rsd.models.kv_cache import CachedModel, TreeMask
 from rsd.pair.vocabulary import ContextEdit, TeacherContext, Vocabulary
 
-# From so many rows on, a row reads no more columns a round than a block has, and waits if it needs more (its next
-# token may be spelled in several pieces): widening the pass for all rows would cost more than the one row's wait.
-WAIT_FROM = 16
 PIECE = 1 << 20  # logits that are summed up at once on a CPU
 # Bytes of logits, in float32, that one pass may leave: rows beyond that are read in another one. A CPU has no use
 # for passes so wide; on a GPU they are what makes a pass cheap.
@@ -32,15 +29,17 @@ class TokenTree:
     """The contexts of a row's drafts, as the teacher reads them.
 
     paths: its ids; each path but the first begins as the one before it does, for `forks` ids.
-    nodes: before each draft, then others that the teacher is asked for. after: behind the last draft.
-    looks: of the others which node it is, by a draft's position and the pieces that follow there.
+    nodes: before each draft. after: behind the last one. beside: others that the teacher is asked for.
+    looks: which of these it is, by a draft's position and the pieces that follow there.
     edits: what each draft changes.
     """
 
     def __init__(self, vocabulary: Vocabulary, context: TeacherContext, drafts: Sequence[int]) -> None:
         work = TeacherContext(context.ids, context.fixed)
         self.paths, self.forks = [work.ids], [0]
-        self.after, self.nodes = Node(0, len(work.ids)), []
+        self.after = Node(0, len(work.ids))
+        self.nodes: list[Node] = []
+        self.beside: list[Node] = []
         self.looks: dict[tuple[int, tuple[int, ...]], int] = {}
         self.edits: list[ContextEdit] = []
         for token in drafts:
@@ -64,8 +63,8 @@ class TokenTree:
     def look(self, draft: int, nodes: Sequence[tuple[tuple[int, ...], Node]]) -> None:
         """Ask for what follows some pieces in a draft's place."""
         for pieces, node in nodes:
-            self.looks[draft, pieces] = len(self.nodes)
-            self.nodes.append(node)
+            self.looks[draft, pieces] = len(self.beside)
+            self.beside.append(node)
 
     def ids(self, node: Node) -> list[int]:
         return [*self.paths[node.path][: node.end], *node.more]
@@ -74,13 +73,14 @@ class TokenTree:
 class TeacherOutput(NamedTuple):
     """What a teacher says of contexts.
 
-    logits: float [N, V_teacher]. at: int64 [R, P], which of the N belongs to a row's node; -1 where the
-        teacher has not read it (a row that has to wait), or there is none. first: the rows are those from this
-        one on. errors: rows that it cannot read, whose logits are NaN, and why.
+    logits: float [N, V_teacher]. at: int64 [R, K], which of the N belongs to a row's node; -1 where there is none.
+        beside: the same of the other nodes. first: the rows are those from this one on. errors: rows that it cannot
+        read, whose logits are NaN, and why.
     """
 
     logits: Tensor
     at: np.ndarray
+    beside: np.ndarray
     first: int = 0
     errors: Mapping[int, str] = {}
 
@@ -90,9 +90,9 @@ class Teacher(Protocol):
 
     context: how many ids it can read. prefill: what it made of prompts, for copy_row, which puts one of them in
     a row's place. logits: of all rows, some neighbouring ones after the other, so that the logits of all need not
-    exist at once; more_logits: once more of some of these rows, other nodes. total: the log-sum-exp of logits, of
-    which `top` is the index of one that is not -inf. keep: what a row's context has become, which is like the
-    paths up to `start` at least.
+    exist at once; more_logits: once more of some of these rows, other nodes than the trees have. total: the
+    log-sum-exp of logits, of which `top` is the index of one that is not -inf. keep: what a row's context has become,
+    which is like the paths up to `start` at least.
     """
 
     context: int
@@ -103,7 +103,7 @@ class Teacher(Protocol):
 
     def move_row(self, row: int, to: int) -> None: ...
 
-    def logits(self, trees: Sequence[TokenTree], block: int) -> Iterator[TeacherOutput]: ...
+    def logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]: ...
 
     def more_logits(
         self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]
@@ -150,42 +150,31 @@ class LocalTeacher:
         said = [x.log_softmax(-1).gather(-1, i) for x, i in zip(logits.split(rows), at.split(rows), strict=True)]
         return (logits.gather(-1, at) - (torch.cat(said) if len(said) > 1 else said[0]))[:, 0]
 
-    def logits(self, trees: Sequence[TokenTree], block: int) -> Iterator[TeacherOutput]:
-        most = block if len(trees) >= WAIT_FROM else None
-        columns, nodes = [], []
+    def logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]:
+        columns, nodes, beside = [], [], []
         for row, tree in enumerate(trees):
-            held, reached = self.held[row], block
-            while True:  # as many drafts as there is room for
-                path, end, _ = tree.nodes[reached - 1]
-                made = _Columns(tree, path, min(held, tree.common(0, path)), end)
-                if most is None:  # what is asked beside may be the path's next ids
-                    made.reach(max((p.end for p in tree.nodes if p.path == path), default=end))
-                index = [made.column(p) for p in tree.nodes[:reached]]
-                if most is None or made.width <= most or reached == 1:
-                    break
-                reached -= 1
-            if most is not None and made.width > most:  # it waits
-                made = _Columns(tree, path, made.start, made.start + most)
-                index = []
-            index += [-1] * (block - len(index))
-            index += [made.on_path(p) for p in tree.nodes[block:]]
+            path, end, _ = tree.nodes[-1]
+            made = _Columns(tree, path, min(self.held[row], tree.common(0, path)), end)
+            # What is asked beside may be the path's next ids.
+            made.reach(max((p.end for p in (*tree.nodes, *tree.beside) if p.path == path), default=end))
+            nodes.append([made.column(p) for p in tree.nodes])
+            beside.append([made.column(p) for p in tree.beside])
             columns.append(made)
-            nodes.append(index)
             self.fed[row] = path, made.end
         for some in self._groups([made.width for made in columns]):
             mine = slice(some.start, some.stop)
-            said = self._read(columns[mine], nodes[mine], some if len(some) < len(columns) else None)
-            yield said._replace(first=some.start)
+            rows = some if len(some) < len(columns) else None
+            yield self._read(columns[mine], nodes[mine], beside[mine], rows)._replace(first=some.start)
 
     def _groups(self, widths: Sequence[int]) -> Iterator[range]:
         """Neighbouring rows that are read in one pass, as many as may leave their logits."""
         columns = (LOGITS if self.model.device.type == "cpu" else LOGITS_ELSEWHERE) // (4 * self.width)
-        first, widest = 0, 0
+        first, together = 0, 0
         for row, width in enumerate(widths):
-            widest = max(widest, width)
-            if row > first and (row + 1 - first) * widest > columns:
+            together += width
+            if row > first and together > columns:
                 yield range(first, row)
-                first, widest = row, width
+                first, together = row, width
         yield range(first, len(widths))
 
     def more_logits(
@@ -194,11 +183,18 @@ class LocalTeacher:
         fed = [self.fed[row] for row in rows]
         columns = [_Columns(tree, path, end, end) for tree, (path, end) in zip(trees, fed, strict=True)]
         index = [[made.column(p) for p in more] for made, more in zip(columns, nodes, strict=True)]
-        return self._read(columns, index, rows)
+        return self._read(columns, index, [[] for _ in rows], rows)
 
-    def _read(self, columns: "list[_Columns]", nodes: list[list[int]], rows: Sequence[int] | None) -> TeacherOutput:
-        """One pass. A row with fewer columns than another repeats its last one in place."""
-        width = max(made.width for made in columns)
+    def _read(
+        self,
+        columns: "list[_Columns]",
+        nodes: list[list[int]],
+        beside: list[list[int]],
+        rows: Sequence[int] | None,
+    ) -> TeacherOutput:
+        """One pass. nodes, beside: by row, after which of its columns they are."""
+        widths = [made.width for made in columns]
+        width = max(widths)
         ids = np.empty((len(columns), width), dtype=np.int64)
         at = np.array([[made.start, made.end - made.start] for made in columns])
         for i, made in enumerate(columns):
@@ -217,11 +213,11 @@ class LocalTeacher:
         else:
             reach = int(positions.max()) + 1
         both = torch.from_numpy(np.stack([ids, positions])).to(self.model.device)
-        logits = self.model(both[0], both[1], reach, tree=mask, rows=rows)
-        most = max(map(len, nodes))
-        index = np.array([[*p, *[-1] * (most - len(p))] for p in nodes])
-        index += np.where(index >= 0, np.arange(len(index))[:, None] * width, 0)
-        return TeacherOutput(logits.flatten(0, 1), index)
+        counts = None if min(widths) == width else widths
+        logits = self.model(both[0], both[1], reach, tree=mask, rows=rows, counts=counts)
+        first = np.cumsum([0, *widths[:-1]])[:, None]
+        at, besides = (np.where(index >= 0, index + first, -1) for index in (table(nodes), table(beside)))
+        return TeacherOutput(logits if counts else logits.flatten(0, 1), at, besides)
 
     def keep(self, row: int, tree: TokenTree, ids: list[int], start: int) -> None:
         path, end = self.fed[row]
@@ -230,6 +226,12 @@ class LocalTeacher:
         while n < end and held[n] == ids[n]:
             n += 1
         self.held[row] = n
+
+
+def table(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Rows of numbers, int64 [R, P], filled up with -1."""
+    most = max(map(len, rows))
+    return np.array([[*row, *[-1] * (most - len(row))] for row in rows], dtype=np.int64).reshape(len(rows), most)
 
 
 class _Columns:

@@ -1,6 +1,7 @@
 """Attention of a few columns to long rows of a cache, as transformers' models call it."""
 
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,21 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "rsd"
 FEW = 32  # columns up to which a forward is a decoding step
+
+
+class Ragged(NamedTuple):
+    """Rows that have unlike numbers of columns, N together, of which a forward has no padding.
+
+    padded: int64 [R, W], which of the N stands in a row's place; those that fill it up are its last one.
+    real: int64 [N], of the R * W places those that are no filling, in the order of the N.
+    """
+
+    padded: Tensor
+    real: Tensor
+
+
+# The forward that is running has a batch of one row, with the columns of all: attention alone tells them apart.
+RAGGED: ContextVar[Ragged | None] = ContextVar("RAGGED", default=None)
 
 
 def attend(
@@ -27,7 +43,25 @@ def attend(
     The groups are folded into the query axis. On a CPU the fused kernel is best for few rows of one
     column, two plain products for all else. A prefill, a model that adds something to the scores of each
     head, or one used by others (without a mask or with a boolean one) goes to transformers' SDPA.
+
+    Where the forward is ragged, the queries are [1, heads, N, size]; they are spread over their rows for this.
     """
+    if (ragged := RAGGED.get()) is not None:
+        spread = query[0].index_select(1, ragged.padded.flatten()).unflatten(1, ragged.padded.shape).transpose(0, 1)
+        out, _ = _attend(module, spread, key, value, attention_mask, scaling, **kwargs)
+        return out.flatten(0, 1).index_select(0, ragged.real)[None], None
+    return _attend(module, query, key, value, attention_mask, scaling, **kwargs)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     rows, heads, width, size = query.shape
     plain = kwargs.get("position_bias") is None and kwargs.get("softcap") is None
     if attention_mask is None or attention_mask.dtype == torch.bool or width > FEW or not plain:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rsd.models import attention
+from rsd.models.attention import RAGGED, Ragged
 
 GROW = 256  # slots: the buffers grow in such steps, so that short traces cost little memory
 PREFILL = 512  # columns of one prefill pass: bounds the attention mask
@@ -57,14 +58,18 @@ class RowCache:
         self._reach = (0, 0)
         self._rows: Tensor | None = None
         self._first = 0
+        self._ragged: Ragged | None = None
 
-    def write_at(self, slots: Tensor, length: int, rows: Tensor | None = None, first: int = 0) -> None:
+    def write_at(
+        self, slots: Tensor, length: int, rows: Tensor | None = None, first: int = 0, ragged: Ragged | None = None
+    ) -> None:
         """Direct the next forward: columns to `slots` [R, W], queries read slots below `length`.
 
         Args:
             rows: int64 [R], whose columns these are; those from `first` on if not given.
+            ragged: the forward has these of the columns alone, in a batch of one.
         """
-        self._first = first
+        self._first, self._ragged = first, ragged
         self.reserve(length)
         self._reach = (slots.shape[0], length)
         self._positions = slots
@@ -102,8 +107,14 @@ class RowCache:
                 if self._rows is None
                 else self._rows.to(keys.device)
             )
-            row_heads = (row[:, None] * len(heads) + heads)[..., None] * self.slots
-            self._index[kind] = (row_heads + self._positions.to(keys.device)[:, None, :]).flatten()
+            slots = self._positions.to(keys.device)
+            if self._ragged is None:
+                row_heads = (row[:, None] * len(heads) + heads)[..., None] * self.slots
+                self._index[kind] = (row_heads + slots[:, None, :]).flatten()
+            else:
+                real = self._ragged.real.to(keys.device)
+                row = row.repeat_interleave(slots.shape[1])[real]
+                self._index[kind] = ((row * len(heads) + heads[:, None]) * self.slots + slots.flatten()[real]).flatten()
         index = self._index[kind]
         # A ragged block repeats a row's last column; equal writes to one slot do no harm.
         k, v = self.layers[layer]
@@ -221,6 +232,7 @@ class CachedModel:
             raise ValueError(f"attention by {model.config._attn_implementation} reads no masks: choose sdpa or eager")
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(attention.NAME)
+        self.packs = model.config._attn_implementation == attention.NAME
         # Models of mixed layers take one mask a kind; others take one mask, windowed if they have a window.
         self.kinds = sorted(set(kinds)) if kinds else None
         self.window: int = getattr(config, "sliding_window", None) or sys.maxsize
@@ -238,30 +250,52 @@ class CachedModel:
         last_only: bool = False,
         tree: TreeMask | None = None,
         rows: Sequence[int] | None = None,
+        counts: Sequence[int] | None = None,
     ) -> Tensor:
         """Logits of `ids` [R, W] at `positions` [R, W], read against the rows' first `length` slots.
 
         Args:
             tree: columns that are not in the slots of their positions.
             rows: whose columns these are; the first R if not given. A range of neighbouring ones costs no copy.
+            counts: how many columns each row has, at least one; the others repeat its last one. They cost nothing
+                but where attention is not ours.
 
-        Returns [R, W, V], or [R, 1, V] of the last column alone.
+        Returns [R, W, V], or [R, 1, V] of the last column alone; with `counts` [N, V], of the N columns in turn.
         """
         neighbours = rows is None or isinstance(rows, range)
         some = None if neighbours else torch.tensor(rows, device=self.device)
         first = rows.start if isinstance(rows, range) else 0
-        self.cache.write_at(positions if tree is None else tree.slot, length, some, first)
-        step = self.step if neighbours else self.model  # not worth compiling for
-        out = step(
-            input_ids=ids,
-            # A block may reach past the context, with drafts that are not committed.
-            position_ids=positions if length <= self.context else positions.clamp_max(self.context - 1),
-            attention_mask=self._masks(positions, length, tree),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=int(last_only),
-        )
-        return out.logits
+        step = self.step if neighbours and counts is None else self.model  # not worth compiling for
+        # A block may reach past the context, with drafts that are not committed.
+        place = positions if length <= self.context else positions.clamp_max(self.context - 1)
+        masks = self._masks(positions, length, tree)
+        ragged = None if counts is None else self._ragged(ids.shape[1], counts)
+        packed = ragged if self.packs else None
+        if packed is not None:
+            ids, place = (x.flatten()[packed.real][None] for x in (ids, place))
+        self.cache.write_at(positions if tree is None else tree.slot, length, some, first, packed)
+        running = RAGGED.set(packed)
+        try:
+            out = step(
+                input_ids=ids,
+                position_ids=place,
+                attention_mask=masks,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=int(last_only),
+            )
+        finally:
+            RAGGED.reset(running)
+        if ragged is None:
+            return out.logits
+        return out.logits[0] if packed is not None else out.logits.flatten(0, 1)[ragged.real]
+
+    def _ragged(self, width: int, counts: Sequence[int]) -> Ragged:
+        of = torch.tensor(counts)[:, None]
+        columns = torch.arange(width)
+        real = (columns < of).flatten().nonzero()[:, 0]
+        padded = of.cumsum(0) - of + torch.minimum(columns, of - 1)
+        return Ragged(padded.to(self.device), real.to(self.device))
 
     def copy_row(self, source: "CachedModel", row: int, to: int) -> None:
         """Row `to` becomes what row `row` of `source` (it may be this one) has read."""

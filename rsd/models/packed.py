@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-LEAST = 1 << 15  # weights below which a layer is all call overhead and stays as it is
+LEAST = 100_000  # weights below which a layer is all call overhead and stays as it is
 
 
 class PackedLinear(nn.Module):
@@ -22,7 +22,7 @@ class PackedLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, self.bias, "none", [], "")
 
 
 @torch.no_grad()

@@ -136,11 +136,12 @@ class Led(CachedModel):
         last_only: bool = False,
         tree: TreeMask | None = None,
         rows: Sequence[int] | None = None,
+        counts: Sequence[int] | None = None,
     ) -> Tensor:
         tensors = torch.stack([ids, positions, *(tree or ())]).cpu().numpy()
-        self.group.tell("read", self.name, tensors, length, last_only, rows)
+        self.group.tell("read", self.name, tensors, length, last_only, rows, counts)
         with together():
-            return super().__call__(ids, positions, length, last_only=last_only, tree=tree, rows=rows)
+            return super().__call__(ids, positions, length, last_only=last_only, tree=tree, rows=rows, counts=counts)
 
     def copy_row(self, source: CachedModel, row: int, to: int) -> None:
         self.group.tell("copy", self.name, source.name, row, to)  # type: ignore[attr-defined]
@@ -173,12 +174,11 @@ def follow(group: Group, load: Callable[[], PreTrainedModel]) -> None:
             name, rows = args
             models[name] = CachedModel(model, rows)
         elif what == "read":
-            name, tensors, length, last_only, some = args
+            name, tensors, length, last_only, some, counts = args
             ids, positions, *tree = torch.from_numpy(tensors).to(models[name].device)
+            mask = TreeMask(*tree) if tree else None
             with together():
-                models[name](
-                    ids, positions, length, last_only=last_only, tree=TreeMask(*tree) if tree else None, rows=some
-                )
+                models[name](ids, positions, length, last_only=last_only, tree=mask, rows=some, counts=counts)
         elif what == "copy":
             name, source, row, to = args
             models[name].copy_row(models[source], row, to)
