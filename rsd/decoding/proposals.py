@@ -147,6 +147,7 @@ class Proposals:
         *,
         teacher: Teacher,
         trees: Sequence[TokenTree],
+        drafted: Sequence[Sequence[int]],
         recent: Sequence[Sequence[int]],
         partials: Sequence[Partial],
     ) -> "tuple[Proposed, PartialFilter | None]":
@@ -154,10 +155,10 @@ class Proposals:
 
         Args:
             output: what the teacher says of these rows' contexts, `trees`.
+            drafted: the drafts' tokens, which the host has already: to ask for them again would wait for the pass.
             recent: the student's last tokens of each row, before its drafts; partials: where the teacher is there.
         """
         logits = _at(output.logits, output.at[:, : drafts.tokens.shape[1]]).to(drafts.tokens.device).float()
-        drafted = drafts.tokens.tolist()
         pool = self.pool(logits)
         mass = self.mass(pool)
         corrections = self.units.corrections(pool, drafts.accepts, teacher, trees, output, recent, drafted)

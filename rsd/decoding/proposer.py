@@ -62,6 +62,7 @@ class Proposer:
                     drafts.of(rows),
                     teacher=self.teacher,
                     trees=self._trees[rows],
+                    drafted=self._drafted[rows],
                     recent=self.recent[rows],
                     partials=self.partials[rows],
                 )
