@@ -122,10 +122,10 @@ PARTS: dict[str, Callable[[Results, argparse.Namespace], None]] = {
 
 
 def started(part: str, limit: float, args: argparse.Namespace) -> None:
-    """Run a part in a process of its own, which is ended when its time has long been over."""
+    """Run a part in a process of its own, which is ended when its time is over."""
     child = subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--here", part], start_new_session=True)
     try:
-        code = child.wait(limit * 1.1 + 5)
+        code = child.wait(limit)
     except subprocess.TimeoutExpired:
         code = None
     finally:  # it and what it has started
@@ -163,3 +163,7 @@ def main() -> None:
         return
     for part in args.part:
         started(part, args.limit or LIMITS[part], args)
+
+
+if __name__ == "__main__":
+    main()
