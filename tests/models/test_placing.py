@@ -154,6 +154,7 @@ def test_processes_that_hold_a_teacher_together_take_a_part_of_it_each():
     assert many[1].row - few[1].row == (many[0].row - few[0].row) // 2
 
 
+@pytest.mark.gpu
 @two_gpus
 @pytest.mark.parametrize(
     "where",
