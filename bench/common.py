@@ -72,9 +72,9 @@ def bundled_pair(tokens: int = 40) -> Pair:
     return Pair("bundled", teacher, student, plain, vocabulary, prompts, tokens, tokenizers=tokenizers)
 
 
-def _qwen3(hidden: int, layers: int, heads: int, inner: int) -> Qwen3Config:
+def _qwen3(hidden: int, layers: int, heads: int, inner: int, vocab: int = 16384) -> Qwen3Config:
     return Qwen3Config(
-        vocab_size=16384,
+        vocab_size=vocab,
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -89,6 +89,7 @@ def _qwen3(hidden: int, layers: int, heads: int, inner: int) -> Qwen3Config:
 
 
 SHAPES: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "tiny": lambda: (_qwen3(192, 3, 4, 256, 1024), _qwen3(160, 1, 2, 128, 1024)),  # shows that a script runs
     # 364M and 27M parameters.
     "planted": lambda: (_qwen3(1024, 28, 16, 2816), _qwen3(512, 6, 8, 576)),
     # Qwen2.5-7B and Qwen3-0.6B.
@@ -137,8 +138,8 @@ class Planted:
         configs = SHAPES[shape]()
         self.teacher, self.student = (self._model(c, device, dtype) for c in configs)
         self.width = min(c.vocab_size for c in configs)
-        self.embedding = torch.nn.functional.normalize(torch.randn(self.width, RANK), dim=-1)
-        self.tables = torch.randn(2, self.width, RANK)
+        self.embedding = torch.nn.functional.normalize(torch.randn(self.width, RANK), dim=-1).to(device)
+        self.tables = torch.randn(2, self.width, RANK).to(device)
         self._plant(self.student, self.tables[0])
         student_width = configs[1].vocab_size
         self.vocabulary = Vocabulary(shared=torch.ones(student_width), own=torch.zeros(student_width))
@@ -167,7 +168,7 @@ class Planted:
         return math.cos(angle) * self.tables[0] + math.sin(angle) * self.tables[1]
 
     def _agreement(self, angle: float, sampling: Sampling, acceptance: Acceptance) -> float:
-        last = self.embedding[torch.arange(0, self.width, self.width // 256)] * SHARPNESS
+        last = self.embedding[:: self.width // 256] * SHARPNESS
         ours, theirs = last @ self.tables[0].T, last @ self._turned(angle).T
         p = warp(ours, sampling)
         stands = accept_mask(ours.log_softmax(-1), p, acceptance, sampling)
@@ -187,10 +188,11 @@ class Planted:
         self._plant(self.teacher, self._turned(low))
         draws = torch.Generator().manual_seed(1)
         prompts = torch.randint(self.width, (64, self.context), generator=draws).tolist()
-        packed = copy.deepcopy(self.teacher), copy.deepcopy(self.student)
-        for model in packed:
-            pack(model)
-        plain = self.teacher, self.student
+        plain = packed = self.teacher, self.student
+        if self.teacher.device.type == "cpu":  # nothing is packed elsewhere, where a copy might not even fit
+            packed = copy.deepcopy(self.teacher), copy.deepcopy(self.student)
+            for model in packed:
+                pack(model)
         return Pair(f"{self.name}, b = {b}", *packed, plain, self.vocabulary, prompts, tokens, batches=1)
 
 

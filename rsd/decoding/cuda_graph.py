@@ -91,23 +91,34 @@ class _Fixed:
 
     def record(self) -> None:
         """Capture the step. It is run some times before, as capturing asks for; what that writes into the
-        cache lies at or above each row's length, and is written again."""
+        cache lies at or above each row's length, and is written again.
+
+        Raises:
+            RuntimeError: it cannot be captured, mostly since it waits for the GPU in its midst (a router that looks
+                at what it chose). That is found out before: a capture that is broken off leaves torch's random
+                numbers and its memory behind as if it still went on.
+        """
         token, at = self.token.clone(), self.at.clone()
+        mode = torch.cuda.get_sync_debug_mode()
         with torch.cuda.device(token.device):
             here, side = torch.cuda.current_stream(), torch.cuda.Stream()
-            side.wait_stream(here)
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    self.token.copy_(token)
-                    self.at.copy_(at)
-                    self._step()
-            here.wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph):
+                side.wait_stream(here)
+                with torch.cuda.stream(side):
+                    for last in (False, False, True):
+                        torch.cuda.set_sync_debug_mode("error" if last else mode)
+                        self.token.copy_(token)
+                        self.at.copy_(at)
+                        self._step()
+                torch.cuda.set_sync_debug_mode(mode)  # the capture itself waits before it begins
+                graph = torch.cuda.CUDAGraph()
+                # What other threads of the process do on a GPU meanwhile is none of its business.
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                     self._step()
             finally:
+                torch.cuda.set_sync_debug_mode(mode)
                 torch.cuda.set_stream(here)  # one that fails leaves its own stream the current one
+                here.wait_stream(side)
                 self.token.copy_(token)
                 self.at.copy_(at)
         self.graph = graph

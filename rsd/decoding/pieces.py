@@ -40,7 +40,7 @@ class Units:
         table: Tensor,
         pool: Callable[[Tensor], Candidates],
     ) -> None:
-        self.table, self.pool = table, pool
+        self.table, self.pool = table.cpu().numpy(), pool  # looked up token by token: on the host
         sampled = vocabulary.own.numpy() == 0
         spelled = {s: pieces for s, pieces in vocabulary.student_to_teacher.items() if sampled[s]}
         self.units: dict[Pieces, int] = {pieces: s for s, pieces in spelled.items() if len(pieces) > 1}

@@ -119,7 +119,10 @@ def estimate(*models: Need, tokens: int, rows: int | None, one: bool = False) ->
 
 
 def _together(models: Sequence[Need]) -> list[Need]:
-    """The same with places that have nothing in common."""
+    """The same with places that have nothing in common: `cuda` and the number of that GPU are one."""
+    if torch.cuda.is_available():
+        one = f"cuda:{torch.cuda.current_device()}"
+        models = [replace(n, place=one) if n.place == "cuda" else n for n in models]
     if all(n.place not in MAPS for n in models):
         return list(models)
     if not torch.cuda.is_available():

@@ -442,6 +442,7 @@ def test_compiled_traces_are_the_eager_ones():
         assert f.token_ids.tolist() == want[i].token_ids.tolist()
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_gpu_makes_the_traces_of_the_cpu(compile):

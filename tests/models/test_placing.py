@@ -131,12 +131,16 @@ def test_one_model_in_both_roles_is_one_where_it_is_in_one_place():
 def test_models_on_several_gpus_share_what_these_have(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**9, 10**9))
     teacher, student = Need("auto", 2 * 10**9, 10**7), Need("cuda:0", 6 * 10**8, 10**7)
     made = estimate(teacher, student, tokens=10, rows=None)
     assert made.rows == 50 and f"4 GB free on {ALL_GPUS}" in made.text  # (0.9 * 4 - 2.6) / 0.02
     made = estimate(Need("cuda:0", 7 * 10**8, 10**7), Need("cuda:1", 10**8, 10**7), tokens=10, rows=None)
     assert made.rows == 20 and "1 GB free on cuda:0, 1 GB free on cuda:1" in made.text
+    # Two names of one GPU, which has its memory once.
+    made = estimate(Need("cuda", 7 * 10**8, 10**7), Need("cuda:1", 10**8, 10**7), tokens=10, rows=None)
+    assert made.rows == 5 and made.text.endswith("(1 GB free on cuda:1)")
     assert dtype_of(GenerateConfig(device_map="auto")) == "bfloat16"
 
 
@@ -150,6 +154,7 @@ def test_processes_that_hold_a_teacher_together_take_a_part_of_it_each():
     assert many[1].row - few[1].row == (many[0].row - few[0].row) // 2
 
 
+@pytest.mark.gpu
 @two_gpus
 @pytest.mark.parametrize(
     "where",

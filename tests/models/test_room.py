@@ -121,7 +121,7 @@ def test_a_capture_that_fails_ends_no_job(memory, undisturbed, monkeypatch):
     broken = [0]
 
     class Capture:
-        def __init__(self, _):
+        def __init__(self, *_, **__):
             pass
 
         def __enter__(self):
@@ -143,6 +143,8 @@ def test_a_capture_that_fails_ends_no_job(memory, undisturbed, monkeypatch):
         "Stream": lambda: stream,
         "current_stream": lambda: stream,
         "set_stream": lambda _: None,
+        "get_sync_debug_mode": lambda: 0,
+        "set_sync_debug_mode": lambda _: None,
         "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
         "graph": Capture,
     }.items():
