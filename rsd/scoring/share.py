@@ -76,7 +76,7 @@ def score_share(
     return made
 
 
-def places(shard: Shard, rows: int) -> array[int]:
+def places(shard: Shard, rows: int) -> Sequence[int]:
     """Which of so many rows are a share's: whole windows, since what is read together is not divided."""
     return array("Q", (i for i in range(rows) if i // WINDOW % shard.count == shard.number - 1))
 
