@@ -1,10 +1,13 @@
-"""What it costs to score a trace, against one plain forward a step; and the memory of a very long one.
+"""What it costs to score a trace, against one plain forward a step; many short ones; the memory of a very long one.
 
     python bench/score.py --repeats 5 --json bench/score.json
 
 "one forward a step" reads prompt, window and step anew for every step, and computes logits for the step
 alone. Local Naturalness by it is compared with what the windows add to the pass over the whole trace here;
 all scores, with the same plus one plain forward over the whole trace. The model is the same in all.
+
+256 short traces, those that the bundled pair makes of the bundled problems and the raw ones of its teacher, are scored
+as `rsd score` does, texts to scores: window by window, and one at a time.
 """
 
 import argparse
@@ -22,14 +25,19 @@ import torch
 from common import SHAPES, interleaved, ratio, write
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
+from rsd import GenerateConfig, TraceGenerator
 from rsd.config import ScoreConfig
+from rsd.models.bundled import bundled
 from rsd.models.loading import load
 from rsd.models.packed import pack
 from rsd.reading import Scoring
 from rsd.scoring.naturalness import Reader
-from rsd.scoring.scorer import find_student
+from rsd.scoring.responses import Response, read_responses
+from rsd.scoring.scorer import Scorer, find_student
+from rsd.traces.readers import read_rows
 
 TOKENS, STEP = 4000, 20
+PARTS = ["steps", "short", "memory"]
 
 
 def student(name: str, device: str) -> PreTrainedModel:
@@ -40,6 +48,15 @@ def student(name: str, device: str) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(SHAPES["planted"]()[1], dtype=torch.float32).eval().to(device)
     pack(model)
     return model
+
+
+def timed(run: Callable[[], object]) -> Callable[[], float]:
+    def seconds() -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    return seconds
 
 
 def cost(model: PreTrainedModel, prompt_size: int, window: str, repeats: int) -> dict[str, object]:
@@ -58,14 +75,6 @@ def cost(model: PreTrainedModel, prompt_size: int, window: str, repeats: int) ->
 
     def a_step() -> torch.Tensor:
         return torch.cat([forward([*prompt, *tokens[steps[first[i]] : s + STEP]], STEP) for i, s in enumerate(steps)])
-
-    def timed(run: Callable[[], object]) -> Callable[[], float]:
-        def seconds() -> float:
-            started = time.perf_counter()
-            run()
-            return time.perf_counter() - started
-
-        return seconds
 
     off = float(np.abs(reader.read(prompt, tokens, steps, first).local - a_step().numpy()).max())
     times = interleaved(
@@ -86,6 +95,31 @@ def cost(model: PreTrainedModel, prompt_size: int, window: str, repeats: int) ->
         "all": ratio(both, times["all"]),
         "seconds": round(statistics.median(times["all"]), 3),
         "difference": off,
+    }
+
+
+def short(model: PreTrainedModel, traces: list[Response], repeats: int) -> dict[str, object]:
+    """Many short traces, of the ids that the bundled student's tokenizer makes of them."""
+    config = ScoreConfig()
+    scorer = Scorer(find_student(config), model, config.scoring(), dtype="float32", layout=config.layout())
+    together, alone = list(scorer.score_all(traces)), [scorer.score(trace) for trace in traces]
+    off = [
+        float(np.abs(a.token_scores.local - b.token_scores.local).max()) for a, b in zip(together, alone, strict=True)
+    ]
+    times = interleaved(
+        {
+            "together": timed(lambda: list(scorer.score_all(traces))),
+            "alone": timed(lambda: [scorer.score(trace) for trace in traces]),
+        },
+        repeats,
+    )
+    return {
+        "traces": len(traces),
+        "tokens": round(statistics.mean(len(one.token_ids) for one in together), 1),
+        "ratio": ratio(times["alone"], times["together"]),
+        "together": round(statistics.median(times["together"]), 3),
+        "alone": round(statistics.median(times["alone"]), 3),
+        "difference": max(off),
     }
 
 
@@ -120,6 +154,7 @@ def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--repeats", type=int, default=5)
     ap.add_argument("--students", nargs="+", default=["bundled", "planted"], choices=["bundled", "planted"])
+    ap.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     ap.add_argument("--device", default="cpu")
     ap.add_argument("--json", help="write the figures to this file")
     ap.add_argument("--memory", nargs=2, type=int, metavar=("TOKENS", "VOCABULARY"), help=argparse.SUPPRESS)
@@ -127,20 +162,40 @@ def main() -> None:
     if args.memory:
         return memory(*args.memory)
     results: list[dict[str, object]] = []
-    print("| student | prompt | window | LN | all scores | seconds a trace | largest difference |")
-    print("|---|---|---|---|---|---|---|")
-    for name in args.students:
-        model = student(name, args.device)
-        for prompt, window in ((30, "4"), (512, "4"), (30, "20%")):
-            made = {"student": name} | cost(model, prompt, window, args.repeats if name == "bundled" else 2)
-            results.append(made)
-            print(
-                f"| {name} | {prompt} | {window} | {made['ln']} | {made['all']} | {made['seconds']} "
-                f"| {made['difference']:.0e} |",
-                flush=True,
-            )
-            write(args.json, results)
-    if args.device == "cpu":
+
+    def add(made: dict[str, object]) -> None:
+        results.append(made)
+        write(args.json, results)
+
+    if "steps" in args.parts:
+        print("| student | prompt | window | LN | all scores | seconds a trace | largest difference |")
+        print("|---|---|---|---|---|---|---|")
+        for name in args.students:
+            model = student(name, args.device)
+            for prompt, window in ((30, "4"), (512, "4"), (30, "20%")):
+                made = {"student": name} | cost(model, prompt, window, args.repeats if name == "bundled" else 2)
+                add(made)
+                print(
+                    f"| {name} | {prompt} | {window} | {made['ln']} | {made['all']} | {made['seconds']} "
+                    f"| {made['difference']:.0e} |",
+                    flush=True,
+                )
+    if "short" in args.parts:
+        print("| student | traces | tokens a trace | alone / together | seconds | alone | largest difference |")
+        print("|---|---|---|---|---|---|---|")
+        rows = [trace.row() for trace in TraceGenerator(GenerateConfig()).run(read_rows(bundled("problems.jsonl")))]
+        for name in args.students:
+            model = student(name, args.device)
+            for kind, source in (("made by rsd", rows), ("raw", bundled("teacher.jsonl"))):
+                traces = list(read_responses(source, ScoreConfig()))[:256]
+                made = {"student": name, "kind": kind} | short(model, traces, args.repeats if name == "bundled" else 2)
+                add(made)
+                print(
+                    f"| {name} | {kind} | {made['tokens']} | {made['ratio']} | {made['together']} | {made['alone']} "
+                    f"| {made['difference']:.0e} |",
+                    flush=True,
+                )
+    if "memory" in args.parts and args.device == "cpu":
         for size in ((32768, 151936), (8192, 151936), (32768, 768)):
             out = subprocess.run(
                 [sys.executable, __file__, "--memory", *map(str, size)],
@@ -150,9 +205,8 @@ def main() -> None:
                 env=os.environ,
             )
             peak, seconds = map(float, out.stdout.split()[-2:])
-            results.append({"tokens": size[0], "vocabulary": size[1], "peak_mb": peak / 1e6, "seconds": seconds})
+            add({"tokens": size[0], "vocabulary": size[1], "peak_mb": peak / 1e6, "seconds": seconds})
             print(f"{size[0]} tokens, vocabulary {size[1]}: {peak / 1e6:.0f} MB above the weights, {seconds:.0f} s")
-            write(args.json, results)
 
 
 if __name__ == "__main__":

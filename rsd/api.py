@@ -149,7 +149,8 @@ def score(
 
         todo = read_responses(source, config)
         scorer = load_scorer(config)
-        return [dict(r.row) | scorer.score(r).columns() for r in judged(todo, judging_of(todo, config))]
+        made = scorer.score_all(judged(todo, judging_of(todo, config)))
+        return [dict(one.response.row) | one.columns() for one in made]
     from rsd.files import Output, check_outputs, lines_only
     from rsd.scoring.scored_rows import finished_before
     from rsd.traces import ours
@@ -273,7 +274,8 @@ def compare(
         for side, how, what in zip(sides, hows, ("baseline", "candidate"), strict=True):
             todo = judged(side, judging_of(side, how))
             # Of each trace its text is let go as soon as it is scored.
-            scored.append([keep(one) for one in progress(scorer, todo, count=len(side), what=what)])
+            made = progress(scorer.score_all(todo), count=len(side), what=what)
+            scored.append([keep(one) for one in made])
         comparison = compare_traces(*scored, names=names or called)
         shown(comparison)
         if json is not None:

@@ -205,7 +205,7 @@ def by_teacher(teachers: Mapping[str, Given] | Sequence[str] | Given, config: Sc
     wanted = rules(find_student(config), config.scoring(), dtype=dtype_of(config), layout=config.layout())
     known = {name: [stored(r, wanted) for r in side] for name, side in sides.items()}
     missing = [r for name, side in sides.items() for r, s in zip(side, known[name], strict=True) if s is None]
-    made = progress(load_scorer(config), missing, count=len(missing)) if missing else iter(())
+    made = progress(load_scorer(config).score_all(missing), count=len(missing)) if missing else iter(())
     return {name: [s if s is not None else next(made) for s in side] for name, side in known.items()}
 
 

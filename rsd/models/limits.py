@@ -8,6 +8,7 @@ mistake or for mischief in a line, and are no quota of memory.
 import ctypes
 import re
 import threading
+from _thread import start_new_thread
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, wraps
@@ -37,22 +38,23 @@ def in_time() -> Iterator[None]:
 
     It is raised between two byte codes: a single call into C, such as a very long multiplication, ends first.
     """
-    thread, lock, ended = ctypes.c_ulong(threading.get_ident()), threading.Lock(), False
+    thread, over, lock, ended = ctypes.c_ulong(threading.get_ident()), threading.Lock(), threading.Lock(), False
 
     def stop() -> None:
+        if over.acquire(timeout=SECONDS):
+            return
         with lock:
             if not ended:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TooLong))
 
-    timer = threading.Timer(SECONDS, stop)
-    timer.daemon = True
-    timer.start()
+    over.acquire()
+    start_new_thread(stop, ())  # a Thread waits until it runs, longer than most prompts take
     try:
         yield
     finally:
         with lock:
             ended = True
-        timer.cancel()
+        over.release()
 
 
 class _Bounds:

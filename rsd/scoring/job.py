@@ -4,16 +4,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rsd.bar import Bar
 from rsd.events import ticking
 from rsd.files import Output, begun, check_outputs, encode
-from rsd.scoring.responses import Response, Responses
-from rsd.scoring.scored_rows import ScoreSummary, content, plain, scored_before, scores_of
-from rsd.scoring.scorer import Scored, Scorer
-from rsd.scoring.verdicts import Judging, judged, unjudged
+from rsd.scoring.responses import Responses
+from rsd.scoring.scored_rows import ScoreSummary, plain, scored_before, scores_of
+from rsd.scoring.scorer import WINDOW, Scored, Scorer
+from rsd.scoring.verdicts import Judging, judged
 from rsd.terminal import say
 from rsd.traces import ours
 from rsd.traces.shards import Lines
@@ -42,15 +43,15 @@ def score_file(
     *,
     judging: Judging | None = None,
     overwrite: bool = False,
-    known: Mapping[str, Place] | None = None,
+    known: Mapping[int, Place] | None = None,
     others: Others | None = None,
     seen: Callable[[Scored], object] | None = None,
 ) -> ScoreSummary:
-    """Write the rows with their scores, in order, each as soon as it is scored; resumes what an earlier run left.
+    """Write the rows with their scores, in order, as soon as they are scored; resumes what an earlier run left.
 
     Args:
         judging: how rows are judged; a verdict comes before the scores.
-        known: by what `content` says of a row, where a line with scores by the same rules is already.
+        known: by a row's place, where its line with scores by the same rules is already.
         seen: is given every scored trace, in order; those that were scored before are scored again for it.
 
     Raises:
@@ -64,21 +65,14 @@ def score_file(
         file.truncate(size)
         if done:
             say(f"resuming {out}: found {done} scored rows, {len(todo) - done} to score")
-        if seen is not None:
-            for response in judged((todo[i] for i in range(done)), judging):
-                seen(scorer.score(response))
-        places: dict[int, Place] = {}
-        if known:
-            contents = ((i, content(unjudged(todo.rows[i], judging))) for i in range(done, len(todo)))
-            places = {i: known[of] for i, of in contents if of in known}
+        places = {i: place for i, place in (known or {}).items() if i >= done}
         missing = len(todo) - done - len(places)
-        made = progress(
-            scorer,
-            judged((todo[i] for i in range(done, len(todo)) if i not in places), judging),
-            count=missing,
-            initial=len(todo) - missing,
-            others=others,
-        )
+        again = seen is not None  # what was scored before
+        scored = windows(scorer, todo, lambda i: (again or i >= done) and i not in places, judging)
+        if seen is not None:
+            for one in islice(scored, done):
+                seen(one)
+        made = progress(scored, count=missing, initial=len(todo) - missing, others=others)
         for i in range(done, len(todo)):
             if i in places:
                 with open(places[i].file, "rb") as other:
@@ -87,11 +81,11 @@ def score_file(
                 made_before = scores_of(line, scorer.scoring)
                 summary.add(made_before, made_before)
             else:
-                scored = next(made)
-                line = encode(plain(scored.response.row) | scored.columns())
-                summary.add(scored.response.row, scored.columns())
+                one = next(made)
+                line = encode(plain(one.response.row) | one.columns())
+                summary.add(one.response.row, one.columns())
                 if seen is not None:
-                    seen(scored)
+                    seen(one)
             file.write(line)
             file.flush()
         next(made, None)  # closes the bar
@@ -99,16 +93,29 @@ def score_file(
     return summary
 
 
+def windows(
+    scorer: Scorer, todo: Responses, wanted: Callable[[int], bool], judging: Judging | None
+) -> Iterator[Scored]:
+    """Scores of the rows that are wanted, in order, each with its verdict; whole windows are read that hold one."""
+    verdicts = judged((todo[i] for i in range(len(todo)) if wanted(i)), judging)
+    with closing(verdicts):
+        for start in range(0, len(todo), WINDOW):
+            window = range(start, min(start + WINDOW, len(todo)))
+            places = {i - start for i in window if wanted(i)}
+            if places:
+                responses = [next(verdicts) if i - start in places else todo[i] for i in window]
+                yield from scorer.score_window(responses, places)
+
+
 def progress(
-    scorer: Scorer,
-    todo: Iterable[Response],
+    made: Iterable[Scored],
     *,
     count: int,
     initial: int = 0,
     others: Others | None = None,
     what: str = "",
 ) -> Iterator[Scored]:
-    """Score responses in order, and show how far it is.
+    """Hand on scores as they are made, and show how far it is.
 
     count: how many. initial: rows that were scored before. what: as of `Bar`.
     """
@@ -129,8 +136,7 @@ def progress(
         return f"{tokens / (time.monotonic() - started):.0f} tok/s" if tokens else ""
 
     with Bar(total, initial, rates=rates, what=what, shown=shown) as bar, ticking(record):
-        for response in todo:
-            scored = scorer.score(response)
+        for scored in made:
             tokens += len(scored.token_ids)
             new, errors = new + 1, errors + (scored.error is not None)
             bar.at(before + new if lines is None else lines.count())

@@ -1,6 +1,5 @@
 """What a file of scored rows holds: known again without the student, row by row, by their bytes."""
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -83,11 +82,6 @@ class ScoreSummary:
 def plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row without the scores that it may already have."""
     return {k: v for k, v in row.items() if k not in COLUMNS}
-
-
-def content(row: Mapping[str, Any]) -> str:
-    """What tells a row from others, whatever scores it may have."""
-    return hashlib.blake2b(encode(plain(row)), digest_size=16).hexdigest()
 
 
 def lines_before(

@@ -1,8 +1,15 @@
-"""Scoring responses under a student: text to ids and steps, the student's log-probs to scores, rows to files."""
+"""Scoring responses under a student: text to ids and steps, the student's log-probs to scores.
 
-from collections.abc import Mapping, Sequence
+The short traces in a *window*, `WINDOW` neighbouring rows of the input, are read in batches. What a sum is in its last
+bits depends on what is computed beside it, so a batch is made of one window's rows alone, by their lengths. Whoever
+needs a row of it reads all: a file is the same to the byte wherever a run was cut off and whoever shared its windows.
+"""
+
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -13,7 +20,7 @@ from rsd.models.selfcheck import check_decoding
 from rsd.reading import Scoring
 from rsd.scoring.measure import measure
 from rsd.scoring.metrics import METRICS
-from rsd.scoring.naturalness import Reader, TokenScores
+from rsd.scoring.naturalness import Reader, TokenScores, TraceIds
 from rsd.scoring.responses import Response
 from rsd.scoring.steps import RULES, split
 from rsd.settings import called
@@ -22,6 +29,8 @@ from rsd.traces.pieces import pieces, token_starts
 from rsd.traces.tokens import unknown
 
 NO_IDS = np.empty(0, dtype=np.int32)
+WINDOW = 32  # rows
+SHORT = 1 << 12  # characters of prompt and trace, or ids, up to which a row is prepared before its turn
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -61,6 +70,16 @@ class Scored:
         }
 
 
+class Prepared(NamedTuple):
+    """A response as the student reads it. text, starts, spans: as of `Scored`."""
+
+    response: Response
+    text: str
+    starts: list[int]
+    spans: list[tuple[int, int]]
+    ids: TraceIds
+
+
 class Scorer:
     """A student, loaded, and what it scores by."""
 
@@ -80,6 +99,7 @@ class Scorer:
         self.scoring = rules(source, scoring, dtype=dtype, layout=layout)
         vocabulary = source.tokenizer.get_vocab().values()
         self.known = np.isin(np.arange(source.width), list(vocabulary))
+        self._last: tuple[list[dict[str, str]] | None, list[int]] = None, []  # messages, and the prompt they make
 
     def score(self, response: Response, *, prompt_ids: list[int] | None = None) -> Scored:
         """Scores of one response; one that cannot be scored comes back with `error` set.
@@ -87,37 +107,102 @@ class Scorer:
         Args:
             prompt_ids: the prompt as the student read it; by default the messages in its chat template.
         """
-        error = response.error
-        if error is None:
-            try:
-                if prompt_ids is None:
-                    prompt_ids = self.source.prompt_ids(response.messages, self.template_kwargs)
-                return self._score(response, prompt_ids)
-            except Exception as e:  # a row must not be able to end a job
-                error = f"{e}".splitlines()[0] if f"{e}" else type(e).__name__
+
+        def made() -> Scored:
+            ready = self._prepared(response, prompt_ids)
+            return self._scored(ready, self.reader.read(*ready.ids))
+
+        return self._or_error(response, made)
+
+    def score_all(self, responses: Iterable[Response]) -> Iterator[Scored]:
+        """Scores of responses, in order."""
+        left = iter(responses)
+        while window := list(islice(left, WINDOW)):
+            yield from self.score_window(window, range(WINDOW))
+
+    def score_window(self, window: Sequence[Response], wanted: Container[int]) -> Iterator[Scored]:
+        """Scores of those of a window's responses whose places are wanted, in order.
+
+        A batch is read when the first of its rows is wanted, a long trace by itself when it is its turn.
+        """
+        short = {place: ready for place, one in enumerate(window) if (ready := self._if_short(one)) is not None}
+        places = [*short]
+        batch_of: dict[int, list[int]] = {}
+        for batch in self.reader.together([ready.ids for ready in short.values()]):
+            together = [places[i] for i in batch]
+            batch_of.update((place, together) for place in together)
+        made: dict[int, Scored] = {}
+        for place, one in enumerate(window):
+            if place not in wanted:
+                continue
+            if place in batch_of and place not in made:
+                together = batch_of[place]
+                made.update(zip(together, self._read([short[i] for i in together]), strict=True))
+            yield made.pop(place) if place in made else self.score(one)
+
+    def _if_short(self, response: Response) -> Prepared | None:
+        """A response to be read with others. What is wrong with one that cannot be is found when it is its turn."""
+        if response.error is not None:
+            return None
+        characters = len(response.text) + sum(len(message["content"]) for message in response.messages)
+        if max(characters, len(response.token_ids or ())) > SHORT:
+            return None
+        try:
+            return self._prepared(response)
+        except Exception:
+            return None
+
+    def _read(self, batch: Sequence[Prepared]) -> list[Scored]:
+        try:
+            scores = self.reader.read_all([one.ids for one in batch])
+        except Exception:  # of one of them, or of so many at once
+            scores = None
+        if scores is None:
+            return [self.score(one.response) for one in batch]
+        pairs = zip(batch, scores, strict=True)
+        return [self._or_error(one.response, partial(self._scored, one, of)) for one, of in pairs]
+
+    def _or_error(self, response: Response, made: Callable[[], Scored]) -> Scored:
+        try:
+            return made()
+        except Exception as e:  # a row must not be able to end a job
+            error = f"{e}".splitlines()[0] if f"{e}" else type(e).__name__
         return Scored(response=response, scoring=self.scoring, error=error)
 
-    def _score(self, response: Response, prompt: list[int]) -> Scored:
+    def _prepared(self, response: Response, prompt: list[int] | None = None) -> Prepared:
+        if response.error is not None:
+            raise ValueError(response.error)
+        prompt = self._prompt(response.messages) if prompt is None else prompt
         text, ids, starts = self._tokens(response)
         if len(prompt) + len(ids) > self.source.context:
             raise ValueError(
                 f"prompt and trace have {len(prompt) + len(ids)} tokens, the student's context {self.source.context}"
             )
         spans, steps = token_steps(split(text, steps=self.how.steps), starts, len(text))
-        scores = self.reader.read(prompt, ids, steps, [self.how.first(i) for i in range(len(steps))])
+        first = [self.how.first(i) for i in range(len(steps))]
+        return Prepared(response, text, starts, spans, TraceIds(prompt, ids, steps, first))
+
+    def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
+        """The prompt as the student reads it, rendered once for traces of one problem in a row."""
+        if messages != self._last[0]:
+            self._last = messages, self.source.prompt_ids(messages, self.template_kwargs)
+        return self._last[1]
+
+    def _scored(self, ready: Prepared, scores: TokenScores) -> Scored:
+        response, ids, steps = ready.response, ready.ids.tokens, ready.ids.steps
         broken = np.flatnonzero(~np.isfinite(scores.logprobs + scores.local))
         if len(broken):
             raise ValueError(f"the student gives token {broken[0]} (id {ids[broken[0]]}) no finite log-probability")
-        tokens = None if response.tokens is None else self._noted(response.tokens, text, ids, starts)
+        noted = response.tokens
         return Scored(
             response=response,
             scoring=self.scoring,
             metrics=measure(scores, steps, self.how),
-            tokens=tokens,
-            text=text,
+            tokens=None if noted is None else self._noted(noted, ready.text, ids, ready.starts),
+            text=ready.text,
             token_ids=np.array(ids, dtype=np.int32),
-            starts=np.array(starts, dtype=np.int32),
-            spans=spans,
+            starts=np.array(ready.starts, dtype=np.int32),
+            spans=ready.spans,
             steps=steps,
             token_scores=scores,
         )

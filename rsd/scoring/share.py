@@ -1,17 +1,18 @@
-"""One process's share of a file that is scored; see `traces.shards`."""
+"""One process's share of a file that is scored: every so many windows (see `scorer`). Its files: `traces.shards`."""
 
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from rsd.files import Output, check_outputs, held, locked, replacing
+from rsd.files import Output, check_outputs, encode, held, locked, replacing
 from rsd.scoring.job import Others, Place, score_file
 from rsd.scoring.responses import Responses
-from rsd.scoring.scored_rows import ScoreSummary, content
-from rsd.scoring.scorer import Scorer
-from rsd.scoring.verdicts import COLUMNS, Judging
+from rsd.scoring.scored_rows import ScoreSummary, plain
+from rsd.scoring.scorer import WINDOW, Scorer
+from rsd.scoring.verdicts import COLUMNS, Judging, unjudged
 from rsd.strictjson import loads
 from rsd.terminal import say
 from rsd.traces import ours
@@ -39,15 +40,17 @@ def score_share(
     check_outputs([Output(out, ours.scored)])
     if out.exists() and Lines([out]).count() == len(todo):  # it is checked, and nothing is to be done
         return score_file(scorer, todo, out, judging=judging, others=Others(total=len(todo), files=[out], shown=False))
-    mine = todo.only(shard.has)
+    own = places(shard, len(todo))
+    mine = todo.at(own)
     shares = [replace(shard, number=i + 1) for i in range(shard.count)]
     parts = {one: one.part(out) for one in shares}
-    wanted = {one: sum(map(one.has, todo.ids)) for one in shares}
+    wanted = {one: len(places(one, len(todo))) for one in shares}
     others = Others(total=len(todo), files=[*parts.values()], shown=shard.main)
-    known: dict[str, Place] = {}
-    for file in (out, *part_files(out).values()):
+    known: dict[int, Place] = {}
+    for of, file in ((Shard(1, 1), out), *part_files(out).items()):
         if file != part and file.exists():
-            known |= dict(_scored(file, scorer, judging))
+            known |= dict(_scored(todo, file, places(of, len(todo)), scorer, judging))
+    known = {i: known[place] for i, place in enumerate(own) if place in known}
     summary = score_file(scorer, mine, part, judging=judging, known=known, others=others)
 
     def missing() -> list[Shard]:
@@ -73,17 +76,29 @@ def score_share(
     return made
 
 
-def _scored(file: Path, scorer: Scorer, judging: Judging | None) -> Iterator[tuple[str, Place]]:
-    """Where a file's lines are that hold scores by the same rules, by what their rows are."""
+def places(shard: Shard, rows: int) -> Sequence[int]:
+    """Which of so many rows are a share's: whole windows, since what is read together is not divided."""
+    return array("Q", (i for i in range(rows) if i // WINDOW % shard.count == shard.number - 1))
+
+
+def _scored(
+    todo: Responses, file: Path, of: Sequence[int], scorer: Scorer, judging: Judging | None
+) -> Iterator[tuple[int, Place]]:
+    """By the places of rows, where a file's lines are that hold their scores by the same rules.
+
+    of: the places of the rows that the file is of.
+    """
     offset = 0
     with open(file, "rb") as lines:
-        for line in lines:
+        for place, line in zip(of, lines, strict=False):
             with suppress(ValueError):  # what a crash has torn
                 row = loads(line) if line.endswith(b"\n") else None
                 if isinstance(row, dict) and row.get("scoring") == scorer.scoring and row.get("score_error") is None:
-                    yield content(row), Place(file, offset)
+                    same = [row]
                     if judging is not None and row.get("verified_by") == judging.how:  # a verdict of its row, or ours
-                        yield content({k: v for k, v in row.items() if k not in COLUMNS}), Place(file, offset)
+                        same.append({k: v for k, v in row.items() if k not in COLUMNS})
+                    if encode(plain(unjudged(todo.rows[place], judging))) in [encode(plain(one)) for one in same]:
+                        yield place, Place(file, offset)
             offset += len(line)
 
 
@@ -94,7 +109,7 @@ def _in_order(todo: Responses, shares: Sequence[Shard], parts: dict[Shard, Path]
             return
         opened = {one: stack.enter_context(open(part, "rb")) for one, part in parts.items()}
         with replacing(out) as whole:
-            for name in todo.ids:
-                whole.write(next(opened[one] for one in shares if one.has(name)).readline())
+            for place in range(len(todo)):
+                whole.write(opened[shares[place // WINDOW % len(shares)]].readline())
         for part in part_files(out).values():
             part.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Whether responses are right, for rows that exist: the same judges as of `rsd generate`, over any file."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -86,7 +86,7 @@ def unjudged(row: Mapping[str, Any], judging: Judging | None) -> Mapping[str, An
     return judging.plain(row) if judging else row
 
 
-def judged(todo: Iterable[Response], judging: Judging | None) -> Iterator[Response]:
+def judged(todo: Iterable[Response], judging: Judging | None) -> Generator[Response, None, None]:
     """The responses, in order, whose rows end with a verdict where they are judged.
 
     Raises:

@@ -191,7 +191,7 @@ def score(*args, expect=0):
 @pytest.fixture
 def raw(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = read_rows(bundled("teacher.jsonl"))[:30]
+    rows = read_rows(bundled("teacher.jsonl"))[:110]
     write(tmp_path / "in.jsonl", [*rows, rows[3]])  # a row that is there twice
     score()
     return (tmp_path / "s.jsonl").rename(tmp_path / "want.jsonl").read_bytes()

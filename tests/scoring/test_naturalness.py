@@ -7,14 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairs import random_model, table_model
+from pairs import CONFIGS, random_model, table_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, MistralConfig
 
 import rsd.scoring.naturalness
 from rsd.reading import Scoring
 from rsd.scoring.measure import measure
-from rsd.scoring.naturalness import LOGITS, Reader, documents
+from rsd.scoring.naturalness import LOGITS, Reader, TraceIds, documents
 
 VOCAB = 40
 SMALL = {
@@ -89,6 +89,51 @@ def test_equal_to_one_forward_a_step(kind, small, monkeypatch):
         assert np.mean(made.ranks != ranks) < 0.02  # near-ties
         if window == "2":
             assert np.abs(made.local - made.logprobs).max() > 0.01
+
+
+def many_traces(rng, count=14):
+    """Prompts and traces of unlike lengths, some of which have no documents, in windows of two steps."""
+    made = []
+    for i in range(count):
+        tokens, steps = random_trace(rng, (1, 3, 40, 77)[i % 4] + i)
+        first = [Scoring(window="2").first(j) for j in range(len(steps))]
+        made.append(TraceIds(rng.integers(0, VOCAB, 1 + (7 * i) % 23).tolist(), tokens, steps, first))
+    return made
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("small", [{}, {"COLUMNS": 200, "CHUNK": 7, "EAGER_CHUNK": 7, "LOGITS": 90 * VOCAB}])
+def test_what_is_read_together_is_what_is_read_alone(kind, small, monkeypatch):
+    for name, value in small.items():
+        monkeypatch.setattr(rsd.scoring.naturalness, name, value)
+    reader, plain = Reader(random_model(kind, vocab=VOCAB)), random_model(kind, vocab=VOCAB)
+    traces = many_traces(np.random.default_rng(5))
+    batches = reader.together(traces)
+    assert sorted(place for batch in batches for place in batch) == list(range(len(traces)))
+    assert max(map(len, batches)) > 1 and (len(batches) > 3) == bool(small)
+    for batch in batches:
+        assert sum(len(traces[i].prompt) + len(traces[i].tokens) for i in batch) <= 2048 or len(batch) == 1
+        for place, made in zip(batch, reader.read_all([traces[i] for i in batch]), strict=True):
+            alone = reader.read(*traces[place])
+            np.testing.assert_allclose(made.logprobs, alone.logprobs, atol=1e-5, rtol=1e-5)
+            np.testing.assert_allclose(made.local, alone.local, atol=1e-5, rtol=1e-5)
+            assert np.mean(made.ranks != alone.ranks) < 0.02
+            logprobs, _ = one_forward(plain, *traces[place][:2])
+            np.testing.assert_allclose(made.logprobs, logprobs, atol=2e-4)
+            np.testing.assert_allclose(made.local, one_forward_a_step(plain, *traces[place]), atol=2e-4)
+
+
+def test_a_trace_of_which_nothing_can_be_made_harms_none_that_is_read_beside_it():
+    student = model("qwen3")
+    with torch.no_grad():
+        student.get_input_embeddings().weight[[0, 7]] = torch.nan  # 0 is what others pad with
+    rng = np.random.default_rng(6)
+    traces = [TraceIds([1], [x + 8 for x in t.tokens if x < 20] + [9], [0], [0]) for t in many_traces(rng)]
+    traces[3] = TraceIds([1, 7], [8, 9, 10], [0, 1], [0, 1])
+    reader = Reader(student)
+    (batch,) = reader.together(traces)
+    for place, made in zip(batch, reader.read_all([traces[i] for i in batch]), strict=True):
+        assert np.isfinite(made.logprobs).all() == np.isfinite(made.local).all() == (place != 3)
 
 
 def test_a_step_longer_than_everything_that_is_read_at_once(monkeypatch):

@@ -272,6 +272,52 @@ def test_a_killed_run_goes_on(tmp_path):
     assert "is an input itself" in command("score", source, "-o", source, expect=2).output
 
 
+def test_short_traces_are_scored_together_as_alone_and_wherever_a_run_is_cut_off(scorer, tmp_path):
+    rows = read(bundled("teacher.jsonl"))[:75]
+    rows[5] |= {"completion": TEXT * 120}  # a long one, and bad ones, in the midst of a window
+    rows[9:12] = [rows[9] | {"completion": " "}, rows[10] | {"prompt": ""}, rows[11] | {"completion": "1 " * 3000}]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    command("score", source, "-o", out, expect=1)
+    whole = out.read_bytes()
+    for row, response in zip(read(out), responses(rows, ScoreConfig()), strict=True):
+        alone = scorer.score(response)
+        assert row["score_error"] == alone.error and row["scored_tokens"] == alone.metrics.get("scored_tokens")
+        for name, value in alone.metrics.items():
+            assert row[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+    assert [i for i, row in enumerate(read(out)) if row["score_error"]] == [9, 10]
+    lines = whole.splitlines(keepends=True)
+    for done in (1, 5, 6, 31, 32, 33, 64, 74):
+        out.write_bytes(b"".join(lines[:done]) + lines[done][:40])
+        command("score", source, "-o", out, expect=1)
+        assert out.read_bytes() == whole
+    out.write_bytes(b"".join(lines[:40]))
+    command("score", source, "-o", out, "--html", tmp_path / "a.html", expect=1)
+    page = (tmp_path / "a.html").read_bytes()
+    command("score", source, "-o", out, "--overwrite", "--html", tmp_path / "b.html", expect=1)
+    assert out.read_bytes() == whole and (tmp_path / "b.html").read_bytes() == page
+
+
+def test_one_row_that_the_student_cannot_read_is_the_only_one_without_scores(tmp_path):
+    scorer = load_scorer(ScoreConfig())
+    rows = [{"prompt": QUESTION, "completion": f"{i}+1={i + 1}."} for i in range(10, 40)]
+    rows[7]["completion"] = "<think>a</think>"
+    (bad,) = scorer.source.tokenizer.encode("<think>")
+    embed = scorer.reader.model.get_input_embeddings()
+
+    def refuse(_, args):
+        if (args[0] == bad).any():
+            raise RuntimeError("a kernel that fails")
+
+    todo = responses(rows, ScoreConfig())
+    want = [scorer.score(one) for one in todo]
+    with embed.register_forward_pre_hook(refuse):
+        made = list(scorer.score_all(todo))
+    assert [i for i, one in enumerate(made) if one.error] == [7] and made[7].error == "a kernel that fails"
+    assert [one.metrics for i, one in enumerate(made) if i != 7] == [
+        one.metrics for i, one in enumerate(want) if i != 7
+    ]
+
+
 def test_scoring_scored_rows_again_changes_nothing(tmp_path):
     source = write(tmp_path / "in.jsonl", read(bundled("teacher.jsonl"))[:3])
     command("score", source)

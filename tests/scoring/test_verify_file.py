@@ -185,7 +185,7 @@ def test_score_judges_where_there_is_an_answer_and_no_verdict(tmp_path):
 
 
 def test_processes_that_share_a_file_judge_as_one(tmp_path):
-    rows = [row(i, (RIGHT, WRONG, WORDY)[i % 3], answer=("33", "34")[i % 2]) for i in range(12)]
+    rows = [row(i, (RIGHT, WRONG, WORDY)[i % 3], answer=("33", "34")[i % 2]) for i in range(70)]
     source, one, many = write(tmp_path / "in.jsonl", rows), tmp_path / "one.jsonl", tmp_path / "many.jsonl"
     command("score", source, "-o", one)
     for shard in ("1/2", "1/3", "2/3", "3/3"):  # another number of processes goes on with what there is
