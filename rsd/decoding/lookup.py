@@ -7,7 +7,7 @@ is found is a draft like any other, which stands where it is the token that the 
 
 from collections.abc import Iterable, Sequence
 
-GRAM = 3  # tokens by which a context is known again
+GRAM = 2  # tokens by which a context is known again
 
 
 class LookUp:
