@@ -15,7 +15,7 @@ from rsd.traces.readers import read_rows
 LINE = re.compile(r"(?:(\w+): )?(\d+)/(\d+) traces \((\d+)%\)(?:, [\d.e+]+ traces/s)?(?:, [^,\n]+)*")
 ROWS = [
     {"id": i, "prompt": "Ana has 6 pens and finds 5 more, and then three times as many. How many?", "completion": text}
-    for i, text in enumerate([*NATURAL, WORDY] * 8)
+    for i, text in enumerate([*NATURAL, WORDY] * 80)
 ]
 
 
