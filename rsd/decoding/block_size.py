@@ -34,6 +34,7 @@ GUESS, STRANGE = (
     0.75,
     0.25,
 )  # of drafts, and of others than the student's, that are taken to stand before any were judged
+LIKELY = 0.5  # what is looked up must stand as often: rows that differ in columns are dearer to draft for
 STREAKS = (1, 4, 8, 16, 32)  # how long a text has gone as it did before, in tokens
 
 
@@ -57,6 +58,7 @@ class BlockController:
         self._followed = np.zeros((2, len(STREAKS)))
         self._others = np.zeros((2, SURE, 4))
         self._recent = np.zeros((2, self.longest))  # drafts judged by position, and those after which a row went on
+        self._worths: dict[int, tuple[float, float]] = {}  # of the round that is drafted, by its rows
         self._last = 1
 
     def begin(self) -> None:
@@ -112,7 +114,7 @@ class BlockController:
         judged, stood = self._followed[:, np.searchsorted(STREAKS, streak, side="right") - 1]
         chance = (stood + 4 * GUESS) / (judged + 4)
         worth = self.step.slope(rows) * rows / self.step(rows)
-        if worth >= chance:
+        if chance < max(worth, LIKELY):
             return 0
         return min(LONGEST - 1, int(math.log(max(worth, 1e-3)) / math.log(min(chance, 0.995))))
 
@@ -124,9 +126,8 @@ class BlockController:
         """
         if self.fixed is not None or not self.teacher.known:
             return self.fixed is not None
-        rate, rows = self.rate(len(reach)), len(reach)
-        gain = np.maximum(reach - rate * self.teacher.slope(rows), 0).sum()
-        return bool(gain > rate * self.step(rows))
+        column, step = self._worth(len(reach))
+        return float(np.maximum(reach - column, 0).sum()) > step
 
     def counts(self, reach: np.ndarray) -> np.ndarray:
         """How many columns of each row the teacher is asked for, int64 [R].
@@ -136,8 +137,15 @@ class BlockController:
         """
         if self.fixed is not None:
             return np.full(len(reach), reach.shape[1])
-        least = self.rate(len(reach)) * self.teacher.slope(len(reach)) if self.teacher.known else 0.0
+        least = self._worth(len(reach))[0] if self.teacher.known else 0.0
         return np.maximum((reach > max(least, 0.02)).sum(1), 1)
+
+    def _worth(self, rows: int) -> tuple[float, float]:
+        """The tokens that the time of a column of the teacher's, and of a step, makes elsewhere."""
+        if rows not in self._worths:
+            rate = self.rate(rows)
+            self._worths[rows] = rate * self.teacher.slope(rows), rate * self.step(rows)
+        return self._worths[rows]
 
     def rate(self, rows: int) -> float:
         """Tokens a second that rounds make: what they lately made, or what lockstep would."""
@@ -174,6 +182,7 @@ class BlockController:
         rows, block = verified.shape
         self.blocks[block] += 1
         self._last = block
+        self._worths.clear()
         self.row_rounds += rows
         self.most_rows = max(self.most_rows, rows)
         self.tokens += tokens
