@@ -123,9 +123,10 @@ class Drafting:
         both = torch.from_numpy(read).to(self.device)
         token, at, reach = both[0], both[1][:, None], int(read[1].max()) + 1
         if self._blind:
-            first = torch.from_numpy(self._columns).to(self.device)[:, None]
-            columns = first + torch.arange(most, device=self.device)
-            uniform = self._chances[..., DRAFT].gather(1, columns)
+            uniform = self._chances[..., DRAFT]
+            if self._other is not None:
+                columns = torch.from_numpy(self._columns[:, None] + np.arange(most))
+                uniform = uniform.gather(1, columns.to(self.device))
             made = loop(token, at, uniform, reach) if loop else self.student.steps(token, at, uniform, reach)
             steps = [Step(*step) for step in made]
             self._passes += [self._pass(step, j) for j, step in enumerate(steps)]

@@ -165,8 +165,9 @@ class Proposals:
         logits, index = output.logits.to(device).float(), _index(output.at, block)
         whole = len(logits) == index.size and (index.ravel() == np.arange(index.size)).all()
         if not whole and not self.few:  # all tokens are candidates: no more of them than needed
-            logits, index, whole = logits[torch.from_numpy(index.ravel()).to(device)], _all(rows, block), True
-        places = torch.from_numpy(index).to(device)
+            logits, whole = logits[torch.from_numpy(index.ravel()).to(device)], True
+        every = torch.arange(rows * block, device=device).view(rows, block)
+        places = every if whole else torch.from_numpy(index).to(device)
         said = self.pool(logits)
 
         def grid(x: Tensor) -> Tensor:
@@ -261,7 +262,3 @@ def _index(at: np.ndarray, block: int) -> np.ndarray:
     index = np.zeros((len(at), block), dtype=np.int64)
     index[:, : at.shape[1]] = np.maximum(at, 0)
     return index
-
-
-def _all(rows: int, block: int) -> np.ndarray:
-    return np.arange(rows * block).reshape(rows, block)

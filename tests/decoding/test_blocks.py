@@ -286,14 +286,13 @@ def test_a_token_that_was_looked_up_stands_as_often_as_r_has_it(top_k):
     teacher, student = random_model(seed=1), random_model(seed=2)
     settings = {
         "sampling": Sampling(temperature=1.0, top_p=1.0, top_k=top_k),
-        "acceptance": Acceptance(0.02),
+        "acceptance": Acceptance(threshold=0.02),
         "eos": (),
     }
     found = {}
     for choices in (None, AnyChoice(0)):
         run = Engine(teacher, student, vocabulary, rows=100, block=1 if choices is None else None, **settings)
         if choices:
-            choices.look_up = lambda rows, streak: 3
             with_choices(run, choices)
         todo = [Request(text[:4], [*text, 4, *text[:4]], row_key(1, str(i), 0), max_new_tokens=2) for i in range(4000)]
         found[choices is None] = {f.request.key: f.token_ids.tolist() for f in run.run(todo)}
@@ -422,7 +421,7 @@ def test_the_loop_that_a_gpu_captures_drafts_the_same(block):
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
 def test_packed_layers_compute_the_same(kind):
-    plain, packed = (random_model(kind, vocab=2000) for _ in range(2))
+    plain, packed = (random_model(kind, vocab=4000) for _ in range(2))
     big = torch.nn.Linear(300, 200)
     assert torch.allclose(PackedLinear(big)(x := torch.randn(3, 5, 300)), big(x), atol=1e-5)
     pack(packed)
