@@ -23,7 +23,7 @@ from rsd.decoding.loops import EVERY, REACH, loops
 from rsd.decoding.proposer import Proposer
 from rsd.decoding.sampling import rejection_sample, target
 from rsd.decoding.sequence import TraceSoFar
-from rsd.decoding.teacher import Teacher
+from rsd.decoding.teacher import LOGITS, LOGITS_ELSEWHERE, Teacher
 from rsd.models.kv_cache import CachedModel
 from rsd.pair.vocabulary import TeacherContext, Vocabulary
 from rsd.traces.tokens import TOKEN
@@ -69,6 +69,8 @@ class Rounds:
         self.acceptance, self.blocks, self.loop_check = acceptance, blocks, loop_check
         self.stops = np.isin(np.arange(vocabulary.width), list(eos))
         self.loop = DraftLoop(self.student.step, student, capture=True) if graphs else None
+        # Columns of a pass over what was looked up, whose log-probs are kept.
+        self.columns = (LOGITS if student.device.type == "cpu" else LOGITS_ELSEWHERE) // (4 * vocabulary.width)
         self.seen: list[LookUp | None] = [None] * rows  # what each row has read, to look drafts up in
 
     def drop_caches(self, rows: int) -> None:
@@ -105,7 +107,10 @@ class Rounds:
     def draft(self, state: np.ndarray) -> Drafting:
         seen, rows = self.seen[: len(state)], len(state)
         streaks = [one.streak if one else 0 for one in seen]
-        ahead = [one.ahead(self.blocks.look_up(rows, one.streak)) if one and one.streak else [] for one in seen]
+        most = max(self.columns // rows - 1, 0)
+        ahead = [
+            one.ahead(min(self.blocks.look_up(rows, one.streak), most)) if one and one.streak else [] for one in seen
+        ]
         return Drafting(
             self.student, self.blocks, state, stops=self.stops, ahead=ahead, streaks=streaks, loop=self.loop
         )
