@@ -47,9 +47,10 @@ def attend(
     Where the forward is ragged, the queries are [1, heads, N, size]; they are spread over their rows for this.
     """
     if (ragged := RAGGED.get()) is not None:
-        spread = query[0].index_select(1, ragged.padded.flatten()).unflatten(1, ragged.padded.shape).transpose(0, 1)
+        padded, real = (index.to(query.device) for index in ragged)  # a model may be spread over several devices
+        spread = query[0].index_select(1, padded.flatten()).unflatten(1, padded.shape).transpose(0, 1)
         out, _ = _attend(module, spread, key, value, attention_mask, scaling, **kwargs)
-        return out.flatten(0, 1).index_select(0, ragged.real)[None], None
+        return out.flatten(0, 1).index_select(0, real)[None], None
     return _attend(module, query, key, value, attention_mask, scaling, **kwargs)
 
 
