@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     tokenizer = save_tokenizer(path, SPECIALS)
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=272,
+        vocab_size=400,
         hidden_size=256,
         num_hidden_layers=2,
         num_attention_heads=4,
