@@ -30,10 +30,8 @@ FORGET = 0.99  # the same for how drafts stand
 RECENT = 0.95  # and for the rate of rounds
 MARGIN = 0.05  # by which more than lockstep must be better: never to be slower counts more than a little
 SURE, EVEN = 16, 16  # bins: of the student's probability of a draft, and of uniforms
-GUESS, STRANGE = (
-    0.75,
-    0.25,
-)  # of drafts, and of others than the student's, that are taken to stand before any were judged
+# Of drafts, and of others than the student's own, that are taken to stand before any were judged.
+GUESS, STRANGE = 0.75, 0.25
 LIKELY = 0.5  # what is looked up must stand as often: rows that differ in columns are dearer to draft for
 STREAKS = (1, 4, 8, 16, 32)  # how long a text has gone as it did before, in tokens
 

@@ -161,15 +161,9 @@ class Drafting:
 
     def _take(self, token: np.ndarray, sure: np.ndarray) -> None:
         """A step more of every row."""
-        if self._other is None:
-            column = self._steps
-            self._given[:, column], self._sure[:, column] = token, sure
-            if self.blocks.fixed is None and column + 1 < self._reach.shape[1]:
-                stands = self.blocks.chance(sure, self._noise[:, column, SURVIVE]) * self._goes_on(token, column)
-                self._reach[:, column + 1] = self._reach[:, column] * stands
-        else:
-            at = np.arange(len(token)), self._columns
-            self._given[at], self._sure[at] = token, sure
+        at = np.arange(len(token)), self._columns
+        self._given[at], self._sure[at] = token, sure
+        if self.blocks.fixed is None:
             stands = self.blocks.chance(sure, self._noise[(*at, SURVIVE)]) * self._goes_on(token, self._columns)
             some = self._columns + 1 < self._reach.shape[1]
             self._reach[at[0][some], at[1][some] + 1] = (self._reach[at] * stands)[some]
@@ -182,8 +176,6 @@ class Drafting:
         return ~self.stops[tokens] & (columns < (room if tokens.ndim == 1 else room[:, None]))
 
     def _pays(self) -> bool:
-        if self._other is None:
-            return self.blocks.goes_on(self._reach[:, self._steps])
         return self.blocks.goes_on(self._reach[np.arange(len(self._columns)), self._columns])
 
     def _counts(self) -> np.ndarray:

@@ -107,14 +107,14 @@ def start(*args, **kwargs) -> subprocess.Popen:
 
 def ended(process: subprocess.Popen, **kwargs) -> tuple[str, str]:
     try:
-        return process.communicate(timeout=240, **kwargs)
+        return process.communicate(timeout=600, **kwargs)
     finally:
         process.kill()
 
 
 def begun(process: subprocess.Popen, lines: int = 4) -> Path:
     """A part file that has so many lines, as soon as there is one."""
-    until = time.monotonic() + 240
+    until = time.monotonic() + 600
     while True:
         for part in part_files("t.jsonl").values():
             if part.read_bytes().count(b"\n") >= lines:
