@@ -8,14 +8,16 @@ addresses: so there is one for each power of two of rows, and all are captured a
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rsd.models.kv_cache import CachedModel, RowCache
+from rsd.models.kv_cache import CachedModel
 from rsd.models.room import out_of_memory
+from rsd.models.row_cache import RowCache
 
-# token [R], position [R, 1], length, uniform [R] -> what a step leaves, the drafted token [R] first.
-Step = Callable[[Tensor, Tensor, int, Tensor], tuple[Tensor, ...]]
+# token [R], position [R, 1], slots that are read [R], uniform [R] -> what a step leaves, the drafted token [R] first.
+Step = Callable[[Tensor, Tensor, np.ndarray, Tensor], tuple[Tensor, ...]]
 
 
 class DraftLoop:
@@ -28,18 +30,18 @@ class DraftLoop:
     def __init__(self, step: Step, student: CachedModel, *, capture: bool) -> None:
         self.step, self.student, self.capture = step, student, capture
         self.fixed: dict[int, _Fixed] = {}
-        self.cache, self.slots = student.cache, 0
+        self.cache, self.slots = student.in_one_buffer(), 0
 
     def drop(self) -> None:
         """Forget the graphs, which hold on to the cache that they were captured with."""
         self.fixed.clear()
         self.cache = RowCache(0)
 
-    def __call__(self, token: Tensor, at: Tensor, uniforms: Tensor, reach: int) -> list[tuple[Tensor, ...]]:
-        """The steps of a block: tokens [R] at positions [R, 1], with uniforms [R, K]; slots below `reach` are read."""
+    def __call__(self, token: Tensor, at: Tensor, uniforms: Tensor, reach: np.ndarray) -> list[tuple[Tensor, ...]]:
+        """The steps of a block: tokens [R] at positions [R, 1], which see `reach` [R] slots, with uniforms [R, K]."""
         rows, block = uniforms.shape
-        cache = self.student.cache
-        cache.reserve(reach + block - 1)
+        cache = self.student.in_one_buffer()
+        cache.reserve(int(reach.max()) + block - 1)
         if self.cache is not cache or self.slots != cache.slots:
             self.fixed.clear()
             self.cache, self.slots = cache, cache.slots
@@ -70,8 +72,8 @@ class DraftLoop:
 class _Fixed:
     """One step for one number of rows, and the tensors that it reads and leaves."""
 
-    def __init__(self, step: Step, rows: int, length: int, device: torch.device) -> None:
-        self.step, self.length = step, length
+    def __init__(self, step: Step, rows: int, slots: int, device: torch.device) -> None:
+        self.step, self.reach = step, np.full(rows, slots)
         self.token = torch.zeros(rows, dtype=torch.long, device=device)
         self.at = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.uniform = torch.zeros(rows, dtype=torch.float64, device=device)
@@ -79,7 +81,7 @@ class _Fixed:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def _step(self) -> None:
-        self.out = self.step(self.token, self.at, self.length, self.uniform)
+        self.out = self.step(self.token, self.at, self.reach, self.uniform)
         self.token.copy_(self.out[0])
         self.at.add_(1)
 

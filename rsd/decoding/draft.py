@@ -56,15 +56,15 @@ class Student:
         self.last = int(said.nonzero().max()) + 1
         self.never = None if said[: self.last].all() else ~said[: self.last].to(model.device)
 
-    def step(self, token: Tensor, at: Tensor, length: int, uniform: Tensor) -> tuple[Tensor, ...]:
-        """Read `token` [R] at `at` [R, 1] and draft the next one: the fields of a `Step`."""
-        return self.drafted(self.model(token[:, None], at, length)[:, 0], uniform)
+    def step(self, token: Tensor, at: Tensor, reach: np.ndarray, uniform: Tensor) -> tuple[Tensor, ...]:
+        """Read `token` [R] at `at` [R, 1], seeing `reach` [R] slots, and draft the next one: the fields of a `Step`."""
+        return self.drafted(self.model(token[:, None], at, reach)[:, 0], uniform)
 
-    def steps(self, token: Tensor, at: Tensor, uniforms: Tensor, length: int) -> list[tuple[Tensor, ...]]:
+    def steps(self, token: Tensor, at: Tensor, uniforms: Tensor, reach: np.ndarray) -> list[tuple[Tensor, ...]]:
         """Several steps, with uniforms [R, K], as `cuda_graph.DraftLoop` repeats them."""
         made = []
         for j in range(uniforms.shape[1]):
-            made.append(self.step(token, at + j, length + j, uniforms[:, j]))
+            made.append(self.step(token, at + j, reach + j, uniforms[:, j]))
             token = made[-1][0]
         return made
 

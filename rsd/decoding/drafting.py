@@ -82,7 +82,7 @@ class Drafting:
         read = torch.from_numpy(np.stack([ids, self.state["length"][:, None] + columns])).to(self.device)
         real = np.arange(width) < np.array(counts)[:, None]
         row, column = real.nonzero()
-        logits = self.student.model(read[0], read[1], int(self.state["length"].max()) + width, counts=counts)
+        logits = self.student.model(read[0], read[1], self.state["length"] + np.array(counts), counts=counts)
         uniform = self._chances[torch.from_numpy(row), torch.from_numpy(column), DRAFT]
         step = Step(*self.student.drafted(logits, uniform))
         guess = np.array([t for found in ahead for t in (*found, NONE)])
@@ -121,7 +121,7 @@ class Drafting:
         else:
             read = np.stack([self.state["pending"], self.state["length"]])
         both = torch.from_numpy(read).to(self.device)
-        token, at, reach = both[0], both[1][:, None], int(read[1].max()) + 1
+        token, at, reach = both[0], both[1][:, None], read[1] + 1
         if self._blind:
             uniform = self._chances[..., DRAFT]
             if self._other is not None:

@@ -66,9 +66,9 @@ class Engine:
         self.vocabulary = vocabulary
         self.room, self.at_once = Room(rows), AT_ONCE
         self.blocks = BlockController(block)
-        self.student = CachedModel(student, rows, compile=compile)
+        self.student = CachedModel(student, rows, compile=compile, pooled=True)
         if isinstance(teacher, PreTrainedModel):
-            teacher = LocalTeacher(CachedModel(teacher, rows, compile=compile))
+            teacher = LocalTeacher(CachedModel(teacher, rows, compile=compile, pooled=True))
         self.teacher = teacher
         self.rounds = Rounds(
             self.teacher,
@@ -162,7 +162,7 @@ class Engine:
             if rows.ready:
                 row, (student, teacher), at = rows.ready[0]
                 ours, theirs = row.read(self.vocabulary)
-                self.student.copy_row(student, at, slot)
+                self.student.copy_row(student, at, slot, length=len(ours) - 1)
                 self.rounds.place_row(slot, row, theirs, prefilled=teacher, at=at)
                 done = len(row.tokens)
                 rows.state[slot] = row.request.key, done, row.request.max_new_tokens, len(ours) - 1, ours[-1]
@@ -174,6 +174,7 @@ class Engine:
                 break
             elif live[-1] is None:
                 live.pop()
+                self.rounds.drop_row(len(live))
             else:
                 last = len(live) - 1
                 rows.move(last, slot)

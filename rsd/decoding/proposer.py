@@ -53,6 +53,9 @@ class Proposer:
         self.teacher.move_row(row, to)
         self.contexts[to], self.partials[to], self.recent[to] = self.contexts[row], self.partials[row], self.recent[row]
 
+    def drop_row(self, row: int) -> None:
+        self.teacher.drop_row(row)
+
     def propose(self, drafts: Drafts) -> Iterator[Proposed]:
         """The teacher's proposals before each draft, of some neighbouring rows after the other."""
         self._drafted, self._trees, self._where = drafts.told, [], []

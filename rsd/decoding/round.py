@@ -89,9 +89,13 @@ class Rounds:
             self.seen[row] = LookUp([theirs, [*request.student_prompt, *so_far.ids]])
 
     def move_row(self, row: int, to: int) -> None:
-        self.student.model.copy_row(self.student.model, row, to)
+        self.student.model.move_row(row, to)
         self.proposer.move_row(row, to)
         self.seen[to] = self.seen[row]
+
+    def drop_row(self, row: int) -> None:
+        self.student.model.drop_row(row)
+        self.proposer.drop_row(row)
 
     def round(self, state: np.ndarray, records: np.ndarray) -> Ended:
         """Draft, verify, commit: advances `state` [R] and `records` [R, T].

@@ -78,6 +78,9 @@ class ServedTeacher:
     def move_row(self, row: int, to: int) -> None:
         pass
 
+    def drop_row(self, row: int) -> None:
+        pass
+
     def keep(self, row: int, tree: TokenTree, ids: list[int], start: int) -> None:
         pass
 

@@ -89,10 +89,10 @@ class Teacher(Protocol):
     """Reads contexts of the rows that are decoded together.
 
     context: how many ids it can read. prefill: what it made of prompts, for copy_row, which puts one of them in
-    a row's place. logits: of all rows, some neighbouring ones after the other, so that the logits of all need not
-    exist at once; more_logits: once more of some of these rows, other nodes than the trees have. total: the
-    log-sum-exp of logits, of which `top` is the index of one that is not -inf. keep: what a row's context has become,
-    which is like the paths up to `start` at least.
+    a row's place; drop_row: nothing takes it. logits: of all rows, some neighbouring ones after the other, so that
+    the logits of all need not exist at once; more_logits: once more of some of these rows, other nodes than the
+    trees have. total: the log-sum-exp of logits, of which `top` is the index of one that is not -inf. keep: what a
+    row's context has become, which is like the paths up to `start` at least.
     """
 
     context: int
@@ -102,6 +102,8 @@ class Teacher(Protocol):
     def copy_row(self, prefilled: Any, at: int, row: int, *, length: int) -> None: ...
 
     def move_row(self, row: int, to: int) -> None: ...
+
+    def drop_row(self, row: int) -> None: ...
 
     def logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]: ...
 
@@ -132,12 +134,15 @@ class LocalTeacher:
         return self.model.prefill(prompts)
 
     def copy_row(self, prefilled: CachedModel, at: int, row: int, *, length: int) -> None:
-        self.model.copy_row(prefilled, at, row)
+        self.model.copy_row(prefilled, at, row, length=length)
         self.held[row] = length
 
     def move_row(self, row: int, to: int) -> None:
-        self.model.copy_row(self.model, row, to)
+        self.model.move_row(row, to)
         self.held[to] = self.held[row]
+
+    def drop_row(self, row: int) -> None:
+        self.model.drop_row(row)
 
     def drop(self, rows: int) -> None:
         self.model.drop(rows)
@@ -209,9 +214,9 @@ class LocalTeacher:
             positions = laid[0]
             slot, before, since = torch.from_numpy(laid[1:]).to(self.model.device)
             mask = TreeMask(slot, before, since)
-            reach = int(laid[1].max()) + 1
+            reach = laid[1].max(1) + 1
         else:
-            reach = int(positions.max()) + 1
+            reach = positions.max(1) + 1
         both = torch.from_numpy(np.stack([ids, positions])).to(self.model.device)
         counts = None if min(widths) == width else widths
         logits = self.model(both[0], both[1], reach, tree=mask, rows=rows, counts=counts)

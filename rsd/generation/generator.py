@@ -149,7 +149,7 @@ class TraceGenerator:
     def _load_teacher(self, teacher: Source, rows: int, *, packed: bool) -> PreTrainedModel | Teacher:
         if self.group is not None:
             self.group.tell("load")
-            return LocalTeacher(Led(self._load_part(teacher), rows, self.group))
+            return LocalTeacher(Led(self._load_part(teacher), rows, self.group, pooled=True))
         if not self.config.served:
             return self._load(teacher, packed=packed)
         from rsd.decoding.served_teacher import ServedTeacher

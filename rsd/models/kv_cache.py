@@ -1,25 +1,20 @@
-"""A key/value cache whose rows have lengths of their own, and a model that decodes with it.
-
-No cache of transformers lets the rows of a batch differ in length. Here the slot index *is* the
-logical position: keys and values are written at [row, position], and a query sees the slots up to
-its own position. So rolling back is a no-op: what was written above a row's length is masked, and
-overwritten before a query can see it.
-"""
+"""A model that decodes rows that have lengths of their own, with its cache."""
 
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rsd.models import attention
-from rsd.models.attention import RAGGED, Ragged
+from rsd.models.attention import LAID_OUT, LaidOut, PoolColumns, Reshaped
+from rsd.models.row_cache import GROW, Part, RowCache
+from rsd.models.row_pools import RowPools
 
-GROW = 256  # slots: the buffers grow in such steps, so that short traces cost little memory
 PREFILL = 512  # columns of one prefill pass: bounds the attention mask
 OTHER = "choose another model"
 
@@ -38,121 +33,6 @@ class TreeMask(NamedTuple):
     slot: Tensor
     before: Tensor
     since: Tensor
-
-
-class RowCache:
-    """Keys and values of all layers, [rows, heads, slots, head size] each.
-
-    It has the two methods of a transformers cache that attention layers call. Before a forward,
-    `write_at` says where the new columns go and how much of the buffers the queries may read.
-    """
-
-    is_initialized = True  # models that read images ask for it, to mask these in a prompt's first pass
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.slots = 0
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._index: dict[tuple[int, torch.device], Tensor] = {}
-        self._positions = torch.empty(0, dtype=torch.long)
-        self._reach = (0, 0)
-        self._rows: Tensor | None = None
-        self._first = 0
-        self._ragged: Ragged | None = None
-
-    def write_at(
-        self, slots: Tensor, length: int, rows: Tensor | None = None, first: int = 0, ragged: Ragged | None = None
-    ) -> None:
-        """Direct the next forward: columns to `slots` [R, W], queries read slots below `length`.
-
-        Args:
-            rows: int64 [R], whose columns these are; those from `first` on if not given.
-            ragged: the forward has these of the columns alone, in a batch of one.
-        """
-        self._first, self._ragged = first, ragged
-        self.reserve(length)
-        self._reach = (slots.shape[0], length)
-        self._positions = slots
-        self._rows = rows
-        self._index = {}
-
-    def reserve(self, length: int) -> None:
-        """Have at least so many slots."""
-        if length <= self.slots:
-            return
-        self.slots = -(-length // GROW) * GROW
-        for layer, (keys, values) in self.layers.items():  # one at a time: both sizes exist of one layer only
-            self.layers[layer] = new = self._empty(keys, values)
-            for grown, short in zip(new, (keys, values), strict=True):
-                grown[:, :, : short.shape[2]] = short
-
-    def _empty(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Buffers for the heads and sizes of [_, heads, _, size] examples."""
-        return (
-            keys.new_zeros(self.rows, keys.shape[1], self.slots, keys.shape[3]),
-            values.new_zeros(self.rows, values.shape[1], self.slots, values.shape[3]),
-        )
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write [R, heads, W, size] and return all that the queries may read, [R, heads, length, size]."""
-        if layer not in self.layers:
-            self.layers[layer] = self._empty(keys, values)
-        rows, length = self._reach
-        # The flat slots [R * heads * W] are the same in every layer with so many heads, on each of several devices.
-        kind = keys.shape[1], keys.device
-        if kind not in self._index:
-            heads = torch.arange(keys.shape[1], device=keys.device)
-            row = (
-                torch.arange(self._first, self._first + rows, device=keys.device)
-                if self._rows is None
-                else self._rows.to(keys.device)
-            )
-            slots = self._positions.to(keys.device)
-            if self._ragged is None:
-                row_heads = (row[:, None] * len(heads) + heads)[..., None] * self.slots
-                self._index[kind] = (row_heads + slots[:, None, :]).flatten()
-            else:
-                real = self._ragged.real.to(keys.device)
-                row = row.repeat_interleave(slots.shape[1])[real]
-                self._index[kind] = ((row * len(heads) + heads[:, None]) * self.slots + slots.flatten()[real]).flatten()
-        index = self._index[kind]
-        # A ragged block repeats a row's last column; equal writes to one slot do no harm.
-        k, v = self.layers[layer]
-        k.view(-1, k.shape[3]).index_copy_(0, index, keys.reshape(-1, k.shape[3]))
-        v.view(-1, v.shape[3]).index_copy_(0, index, values.reshape(-1, v.shape[3]))
-        if self._rows is not None:
-            some = self._rows.to(keys.device)
-            return k.narrow(2, 0, length)[some], v.narrow(2, 0, length)[some]
-        if rows < self.rows:
-            k, v = k.narrow(0, self._first, rows), v.narrow(0, self._first, rows)
-        return k.narrow(2, 0, length), v.narrow(2, 0, length)
-
-    def held(self) -> Counter[str]:
-        """Bytes, by the device that they are on."""
-        made: Counter[str] = Counter()
-        for keys, values in self.layers.values():
-            made[str(keys.device)] += keys.nbytes + values.nbytes
-        return made
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._reach[1]
-
-    def copy_row(self, source: "RowCache", row: int, to: int) -> None:
-        """Copy row `row` of `source` (it may be this cache) to row `to`, and clear what lies beyond.
-
-        A row that ended with NaN would otherwise leak it through masked attention, where 0 * NaN is NaN.
-        """
-        self.reserve(source.slots)
-        for layer, theirs in source.layers.items():
-            if layer not in self.layers:
-                self.layers[layer] = self._empty(*theirs)
-            for mine, other in zip(self.layers[layer], theirs, strict=True):
-                mine[to, :, : source.slots] = other[row]
-                if source.slots < self.slots:
-                    mine[to, :, source.slots :] = 0
-        for layer in self.layers.keys() - source.layers.keys():  # it has read nothing: a prompt of one token
-            for mine in self.layers[layer]:
-                mine[to] = 0
 
 
 def check(config: PreTrainedConfig, model: type[PreTrainedModel]) -> None:
@@ -210,21 +90,20 @@ class CachedModel:
     Args:
         compile: run decoding steps (not prefills) through `torch.compile`, once for any length and,
             as far as it can tell them apart, any number of rows and columns.
+        pooled: rows of unlike lengths lie apart (`row_pools`), where the model has our attention and is not compiled.
 
     Raises:
         ValueError: the model keeps a recurrent state, which cannot be rolled back (see `check`), or attends by
             something that reads no mask of a row's own.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: int, *, compile: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int, *, compile: bool = False, pooled: bool = False) -> None:
         check(model.config, type(model))
         self.model = model
         self.step: Any = model
         if compile:
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             self.step = torch.compile(model, dynamic=True)
-        self.rows = rows
-        self.cache = RowCache(rows)
         config = model.config.get_text_config()
         self.context = context(model.config)
         kinds = getattr(config, "layer_types", None)
@@ -233,10 +112,16 @@ class CachedModel:
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(attention.NAME)
         self.packs = model.config._attn_implementation == attention.NAME
+        # A compiled step wants all rows in one buffer, a captured one at addresses that stay.
+        self.pooled = pooled and self.packs and not compile
+        self.rows = rows
+        self.cache = self._room_for(rows)
+        self.joined = False  # a layer makes other keys of those in a cache
         # Models of mixed layers take one mask a kind; others take one mask, windowed if they have a window.
         self.kinds = sorted(set(kinds)) if kinds else None
         self.window: int = getattr(config, "sliding_window", None) or sys.maxsize
         self.device = first_device(model)
+        self.spread = len({p.device for p in model.parameters()}) > 1
         self.columns = torch.arange(GROW, device=self.device)
         self.seen = torch.zeros((), dtype=model.dtype, device=self.device)
         self.hidden = self.seen - torch.inf
@@ -245,68 +130,154 @@ class CachedModel:
         self,
         ids: Tensor,
         positions: Tensor,
-        length: int,
+        reach: np.ndarray,
         *,
         last_only: bool = False,
         tree: TreeMask | None = None,
         rows: Sequence[int] | None = None,
         counts: Sequence[int] | None = None,
     ) -> Tensor:
-        """Logits of `ids` [R, W] at `positions` [R, W], read against the rows' first `length` slots.
+        """Logits of `ids` [R, W] at `positions` [R, W].
 
         Args:
+            reach: int64 [R], how many slots each row reads.
             tree: columns that are not in the slots of their positions.
-            rows: whose columns these are; the first R if not given. A range of neighbouring ones costs no copy.
+            rows: whose columns these are; the first R if not given.
             counts: how many columns each row has, at least one; the others repeat its last one. They cost nothing
                 but where attention is not ours.
 
-        Returns [R, W, V], or [R, 1, V] of the last column alone; with `counts` [N, V], of the N columns in turn.
+        Returns [R, W, V], or [R, 1, V] of the last column alone, where all rows lie in one buffer; with `counts`
+        [N, V], of the N columns in turn.
         """
-        neighbours = rows is None or isinstance(rows, range)
-        some = None if neighbours else torch.tensor(rows, device=self.device)
-        first = rows.start if isinstance(rows, range) else 0
-        step = self.step if neighbours and counts is None else self.model  # not worth compiling for
-        # A block may reach past the context, with drafts that are not committed.
-        place = positions if length <= self.context else positions.clamp_max(self.context - 1)
+        parts = self.cache.parts(range(len(ids)) if rows is None else rows, reach)
+        apart = len(parts) > 1 or not _in_turn(parts[0].of)
+        if self.packs and (apart or counts is not None):
+            logits = self._laid_out(parts, ids, positions, tree, counts)
+            return logits if counts is not None else logits.unflatten(0, ids.shape)
+        part = parts[0]
+        logits = self.over(part.cache, ids, positions, part.reach, last_only=last_only, tree=tree, rows=part.places)
+        if counts is None:
+            return logits
+        real = (torch.arange(ids.shape[1]) < torch.tensor(counts)[:, None]).flatten().nonzero()[:, 0]
+        return logits.flatten(0, 1)[real.to(logits.device)]
+
+    def over(
+        self,
+        cache: Any,
+        ids: Tensor,
+        positions: Tensor,
+        length: int,
+        *,
+        last_only: bool = False,
+        tree: TreeMask | None = None,
+        rows: np.ndarray | None = None,
+    ) -> Tensor:
+        """Logits of `ids` [R, W] over a cache, against its first `length` slots.
+
+        Args:
+            rows: int64 [R], whose columns these are; the first R if not given. Neighbouring ones cost no copy.
+
+        Returns [R, W, V], or [R, 1, V] of the last column alone.
+        """
+        first = 0 if rows is None else int(rows[0])
+        some = None if rows is None or _in_turn(rows - first) else torch.from_numpy(rows).to(self.device)
+        cache.write_at(positions if tree is None else tree.slot, length, some, first)
+        step = self.step if some is None else self.model  # not worth compiling for
         masks = self._masks(positions, length, tree)
-        ragged = None if counts is None else self._ragged(ids.shape[1], counts)
-        packed = ragged if self.packs else None
-        if packed is not None:
-            ids, place = (x.flatten()[packed.real][None] for x in (ids, place))
-        self.cache.write_at(positions if tree is None else tree.slot, length, some, first, packed)
-        running = RAGGED.set(packed)
+        return self._forward(step, ids, positions, masks, cache, keep=int(last_only))
+
+    def _laid_out(
+        self,
+        parts: Sequence[Part],
+        ids: Tensor,
+        positions: Tensor,
+        tree: TreeMask | None,
+        counts: Sequence[int] | None,
+    ) -> Tensor:
+        """One forward with the columns of all rows in one row, those of a pool after each other: logits [N, V]."""
+        width = ids.shape[1]
+        many = np.full(len(ids), width) if counts is None else np.array(counts)
+        index = []  # which of all R * W columns, in the order of the forward
+        sent: list[np.ndarray] = []
+        for part in parts:
+            mine = many[part.of]
+            columns = np.arange(mine.max())
+            real = columns < mine[:, None]
+            index.append((part.of[:, None] * width + columns)[real])
+            padded = (mine.cumsum() - mine)[:, None] + np.minimum(columns, mine[:, None] - 1)
+            sent += [part.of, part.places, padded.ravel(), np.flatnonzero(real)]
+        order = np.concatenate(index)
+        keep = np.argsort(order)  # the head reads them row by row
+        told = torch.from_numpy(np.concatenate([order, keep, *sent])).to(self.device)
+        taken, back, *each = told.split([len(order), len(order), *map(len, sent)])
+        pools, masks, begin = [], [], 0
+        for i, part in enumerate(parts):
+            of, places, padded_at, real_at = each[4 * i : 4 * i + 4]
+            size, n = len(of), len(real_at)
+            wide = len(padded_at) // size
+            at = positions[of, :wide]
+            branches = None if tree is None else TreeMask(*(x[of, :wide] for x in tree))
+            first = int(part.places[0])
+            some = None if _in_turn(part.places - first) else places
+            part.cache.write_at(at if branches is None else branches.slot, part.reach, some, first, real_at)
+            masks.append(self._masks(at, part.reach, branches))
+            even = n == len(padded_at)
+            pools.append(PoolColumns(slice(begin, begin + n), size, wide, None if even else padded_at, real_at))
+            begin += n
+        given, place = (x.flatten()[taken][None] for x in (ids, positions))
+        cache = LaidOut([part.cache for part in parts], pools, joined=self.joined)
+        running = LAID_OUT.set(cache)
         try:
-            out = step(
-                input_ids=ids,
-                position_ids=place,
-                attention_mask=masks,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=int(last_only),
-            )
+            which = 0 if _in_turn(keep) else torch.from_numpy(keep) if self.spread else back
+            return self._forward(self.model, given, place, _joined(masks), cache, keep=which)[0]
+        except Reshaped:
+            self.joined = True
         finally:
-            RAGGED.reset(running)
-        if ragged is None:
-            return out.logits
-        return out.logits[0] if packed is not None else out.logits.flatten(0, 1)[ragged.real]
+            LAID_OUT.reset(running)
+        return self._laid_out(parts, ids, positions, tree, counts)
 
-    def _ragged(self, width: int, counts: Sequence[int]) -> Ragged:
-        of = torch.tensor(counts)[:, None]
-        columns = torch.arange(width)
-        real = (columns < of).flatten().nonzero()[:, 0]
-        padded = of.cumsum(0) - of + torch.minimum(columns, of - 1)
-        return Ragged(padded.to(self.device), real.to(self.device))
+    def _forward(
+        self, step: Any, ids: Tensor, positions: Tensor, masks: Any, cache: Any, *, keep: int | Tensor
+    ) -> Tensor:
+        return step(
+            input_ids=ids,
+            # A block may reach past the context, with drafts that are not committed.
+            position_ids=positions.clamp_max(self.context - 1),
+            attention_mask=masks,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        ).logits
 
-    def copy_row(self, source: "CachedModel", row: int, to: int) -> None:
-        """Row `to` becomes what row `row` of `source` (it may be this one) has read."""
-        self.cache.copy_row(source.cache, row, to)
+    def copy_row(self, source: "CachedModel", row: int, to: int, *, length: int) -> None:
+        """Row `to` becomes the `length` tokens that row `row` of `source`, a prefill, has read."""
+        self.cache.copy_row(source.cache, row, to, length=length)  # type: ignore[arg-type]
+
+    def move_row(self, row: int, to: int) -> None:
+        """Row `to` becomes row `row`, which is needed no more."""
+        self.cache.move_row(row, to)
+
+    def drop_row(self, row: int) -> None:
+        """A row is needed no more."""
+        self.cache.drop_row(row)
 
     def drop(self, rows: int) -> None:
         """Forget all that was read; room for `rows` rows from now on."""
-        self.cache = RowCache(rows)
+        self.rows = rows
+        self.cache = self._room_for(rows)
+
+    def in_one_buffer(self) -> RowCache:
+        """The cache, whose rows lie together from now on: for what is captured with its address."""
+        if not isinstance(self.cache, RowCache):
+            self.pooled = False
+            self.cache = RowCache(self.rows)
+        return self.cache
+
+    def _room_for(self, rows: int) -> RowCache | RowPools:
+        return RowPools(rows) if self.pooled else RowCache(rows)
 
     def another(self, rows: int) -> "CachedModel":
-        """The same model with a cache of its own."""
+        """The same model with a cache of its own, for rows that are read together."""
         return CachedModel(self.model, rows)
 
     def _masks(self, positions: Tensor, length: int, tree: TreeMask | None) -> Tensor | dict[str, Tensor]:
@@ -344,5 +315,17 @@ class CachedModel:
                 columns = torch.arange(start, min(start + PREFILL, longest), device=self.device)
                 # Past a row's end its last column is repeated: it writes what is already there.
                 positions = torch.minimum(columns[None], (lengths - 1).clamp_min(0)[:, None])
-                read(ids.gather(1, positions), positions, start + len(columns), last_only=True)
+                reach = np.full(len(prompts), start + len(columns))
+                read(ids.gather(1, positions), positions, reach, last_only=True)
         return read
+
+
+def _in_turn(numbers: np.ndarray) -> bool:
+    return bool((numbers == np.arange(len(numbers))).all())
+
+
+def _joined(masks: Sequence[Any]) -> Any:
+    """The masks of several pools, one after the other, as one that a model hands on as it is."""
+    if isinstance(masks[0], dict):
+        return {kind: _joined([mask[kind] for mask in masks]) for kind in masks[0]}
+    return torch.cat([mask.flatten() for mask in masks])[None, None, None]

@@ -4,6 +4,7 @@ What an architecture makes of a batch (its longest row, the length of its cache)
 have lengths of their own, and nothing else would say so: the traces would only be worse.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -34,7 +35,7 @@ def check_decoding(model: PreTrainedModel, name: str) -> None:
     Raises:
         ValueError: it cannot be decoded in rows of unequal length, or is off by more than rounding.
     """
-    decoder = CachedModel(model, len(PROMPTS))
+    decoder = CachedModel(model, len(PROMPTS), pooled=True)
     if decoder.context < max(PROMPTS) + AFTER:
         return
     width = model.config.get_text_config().vocab_size
@@ -67,14 +68,15 @@ def _decoded(decoder: CachedModel, rows: list[Tensor], plain: list[Tensor]) -> f
     """Prompts are read, then each row goes on for one token and for some at once, as in a round."""
     read = decoder.prefill([row[:n].tolist() for row, n in zip(rows, PROMPTS, strict=True)])
     for i in range(len(rows)):
-        decoder.copy_row(read, i, i)
-    reach = min(REACH, decoder.context)
+        decoder.copy_row(read, i, i, length=PROMPTS[i] - 1)
+    long, short = min(REACH, decoder.context), max(PROMPTS) + AFTER
     at = torch.tensor(PROMPTS)[:, None] - 1
     made = []
-    for columns in (torch.arange(1), torch.arange(1, AFTER + 1)):
+    # At first one row is longer than the others, so that they lie apart.
+    for columns, reach in ((torch.arange(1), (short, long, short)), (torch.arange(1, AFTER + 1), (long,) * 3)):
         positions = at + columns
         ids = torch.stack([row[p] for row, p in zip(rows, positions, strict=True)])
-        made.append(decoder(ids.to(decoder.device), positions.to(decoder.device), reach))
+        made.append(decoder(ids.to(decoder.device), positions.to(decoder.device), np.array(reach)))
     return max(_apart(x, a[n - 1 :]) for x, a, n in zip(torch.cat(made, 1), plain, PROMPTS, strict=True))
 
 
@@ -86,7 +88,7 @@ def _beside_a_long_row(decoder: CachedModel, rows: list[Tensor], plain: list[Ten
     positions[-1] += decoder.context - width
     zero = torch.zeros_like(slot)
     ids = torch.stack([row[:width] for row in rows]).to(decoder.device)
-    logits = decoder(ids, positions, width, tree=TreeMask(slot, zero, zero))
+    logits = decoder(ids, positions, np.full(len(rows), width), tree=TreeMask(slot, zero, zero))
     return max(_apart(x, a[:width]) for x, a in zip(logits[:-1], plain[:-1], strict=True))
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
@@ -120,18 +121,18 @@ def check(source: Source, size: int) -> None:
 class Led(CachedModel):
     """The lead's model: what it reads, the others read."""
 
-    def __init__(self, model: PreTrainedModel, rows: int, group: Group) -> None:
-        super().__init__(model, rows)
+    def __init__(self, model: PreTrainedModel, rows: int, group: Group, *, pooled: bool) -> None:
+        super().__init__(model, rows, pooled=pooled)
         self.group, self.name = group, group.models
         group.models += 1
-        group.tell("model", self.name, rows)
+        group.tell("model", self.name, rows, pooled)
         weakref.finalize(self, group.gone.append, self.name)
 
     def __call__(
         self,
         ids: Tensor,
         positions: Tensor,
-        length: int,
+        reach: np.ndarray,
         *,
         last_only: bool = False,
         tree: TreeMask | None = None,
@@ -139,20 +140,28 @@ class Led(CachedModel):
         counts: Sequence[int] | None = None,
     ) -> Tensor:
         tensors = torch.stack([ids, positions, *(tree or ())]).cpu().numpy()
-        self.group.tell("read", self.name, tensors, length, last_only, rows, counts)
+        self.group.tell("read", self.name, tensors, reach, last_only, rows, counts)
         with together():
-            return super().__call__(ids, positions, length, last_only=last_only, tree=tree, rows=rows, counts=counts)
+            return super().__call__(ids, positions, reach, last_only=last_only, tree=tree, rows=rows, counts=counts)
 
-    def copy_row(self, source: CachedModel, row: int, to: int) -> None:
-        self.group.tell("copy", self.name, source.name, row, to)  # type: ignore[attr-defined]
-        super().copy_row(source, row, to)
+    def copy_row(self, source: CachedModel, row: int, to: int, *, length: int) -> None:
+        self.group.tell("copy", self.name, source.name, row, to, length)  # type: ignore[attr-defined]
+        super().copy_row(source, row, to, length=length)
+
+    def move_row(self, row: int, to: int) -> None:
+        self.group.tell("move", self.name, row, to)
+        super().move_row(row, to)
+
+    def drop_row(self, row: int) -> None:
+        self.group.tell("drop row", self.name, row)
+        super().drop_row(row)
 
     def drop(self, rows: int) -> None:
         self.group.tell("drop", self.name, rows)
         super().drop(rows)
 
     def another(self, rows: int) -> "Led":
-        return Led(self.model, rows, self.group)
+        return Led(self.model, rows, self.group, pooled=False)
 
 
 @torch.inference_mode()
@@ -171,17 +180,23 @@ def follow(group: Group, load: Callable[[], PreTrainedModel]) -> None:
         if what == "load":
             model = load()
         elif what == "model":
-            name, rows = args
-            models[name] = CachedModel(model, rows)
+            name, rows, pooled = args
+            models[name] = CachedModel(model, rows, pooled=pooled)
         elif what == "read":
-            name, tensors, length, last_only, some, counts = args
+            name, tensors, reach, last_only, some, counts = args
             ids, positions, *tree = torch.from_numpy(tensors).to(models[name].device)
             mask = TreeMask(*tree) if tree else None
             with together():
-                models[name](ids, positions, length, last_only=last_only, tree=mask, rows=some, counts=counts)
+                models[name](ids, positions, reach, last_only=last_only, tree=mask, rows=some, counts=counts)
         elif what == "copy":
-            name, source, row, to = args
-            models[name].copy_row(models[source], row, to)
+            name, source, row, to, length = args
+            models[name].copy_row(models[source], row, to, length=length)
+        elif what == "move":
+            name, row, to = args
+            models[name].move_row(row, to)
+        elif what == "drop row":
+            name, row = args
+            models[name].drop_row(row)
         else:
             name, rows = args
             models[name].drop(rows)

@@ -222,9 +222,8 @@ class Reader:
     def _pass(
         self, cache: Trunk | Branches, ids: np.ndarray, positions: np.ndarray, *, last_only: bool = False
     ) -> Tensor:
-        self.cached.cache = cache  # type: ignore[assignment]  # it has what a pass calls
         on, at = (torch.from_numpy(x).to(self.cached.device) for x in (ids, positions))
-        return self.cached(on, at, int(positions.max()) + 1, last_only=last_only)
+        return self.cached.over(cache, on, at, int(positions.max()) + 1, last_only=last_only)
 
     @staticmethod
     def _put(made: tuple[Tensor, Tensor], at: Tensor | slice, into: Tensor, ranks: Tensor | None) -> None:

@@ -138,10 +138,10 @@ def test_a_finished_row_is_refilled_at_once():
 def test_caches_grow_with_the_traces():
     model, vocabulary = random_model(), twin_vocabulary(24)
     made = Engine(model, model, vocabulary, sampling=Sampling(), acceptance=Acceptance(), eos=(), rows=2)
-    list(made.run([Request([1], [1], key=1, max_new_tokens=30)]))
-    assert made.teacher.model.cache.slots == 256
-    list(made.run([Request([1], [1], key=1, max_new_tokens=300)]))
-    assert made.teacher.model.cache.slots == 512
+    for tokens, slots in ((30, 256), (300, 512)):
+        for _ in made.run([Request([1], [1], key=1, max_new_tokens=tokens)]):
+            assert set(made.teacher.model.cache.pools) == set(made.student.cache.pools) == {slots}
+        assert not made.student.cache.held()
 
 
 PROMPTS = [[1 + i % 5, 2 + i % 7] for i in range(12)]

@@ -16,12 +16,13 @@ from rsd.models.memory import KEEP_FREE, MOST_ROWS, Need, estimate, free_bytes, 
 
 def test_the_estimate_is_what_a_model_takes():
     generator = TraceGenerator(GenerateConfig(batch_size=3)).load()
-    list(generator.stream([{"prompt": "Tom has 3 pens and finds 4."}] * 1))
-    for role, model in (
-        ("teacher", generator._engine.teacher.model),
-        ("student", generator._engine.student),
-    ):
-        slots = model.cache.slots
+    roles = {"teacher": generator._engine.teacher.model, "student": generator._engine.student}
+    traces = generator.stream([{"prompt": "Tom has 3 pens and finds 4."}] * 1)
+    next(traces)
+    held = {role: sum(model.cache.held().values()) for role, model in roles.items()}
+    assert list(traces) == []
+    for role, model in roles.items():
+        slots = 256
         small, large = (
             need(AutoConfig.from_pretrained(bundled(role)), dtype="float32", place="cpu", tokens=n)
             for n in (1000, 1000 + slots)
@@ -29,8 +30,8 @@ def test_the_estimate_is_what_a_model_takes():
         loaded = AutoModelForCausalLM.from_pretrained(bundled(role), dtype=torch.float32)
         assert loaded.config.tie_word_embeddings
         assert small.weights == sum(p.nbytes for p in loaded.parameters()) + loaded.lm_head.weight.nbytes
-        held = sum(keys.nbytes + values.nbytes for keys, values in model.cache.layers.values())
-        assert large.row - small.row == held // 3
+        assert large.row - small.row == held[role]
+        assert not model.cache.held()
 
 
 def test_rows_follow_from_what_is_free():
