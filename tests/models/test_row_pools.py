@@ -2,14 +2,16 @@
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsd.models.row_cache import GROW, RowCache
 from rsd.models.row_pools import RowPools, capacity
 
 ROWS = 5
-ACTIONS = st.tuples(st.sampled_from(["take", "grow", "grow", "move", "drop"]), st.integers(0, 99), st.integers(1, 1500))
+ACTIONS = ["take", "take", "take", "grow", "move", "drop", "break"]
+# Mostly of about a length, so that pools have several rows.
+LENGTHS = st.lists(st.sampled_from([1, 100, 200]) | st.integers(1, 1500), min_size=40, max_size=40)
 
 
 def prompt(length, value):
@@ -23,10 +25,12 @@ def prompt(length, value):
     return made
 
 
-@given(st.lists(ACTIONS, max_size=30))
-def test_rows_keep_what_they_have_read(actions):
+@settings(max_examples=50)
+@given(LENGTHS, st.randoms(use_true_random=False))
+def test_rows_keep_what_they_have_read(lengths, some):
     pools, held = RowPools(ROWS), {}
-    for value, (action, which, length) in enumerate(actions, 1):
+    for value, length in enumerate(lengths, 1):
+        action, which = some.choice(ACTIONS), some.randrange(100)
         row = sorted(held)[which % len(held)] if held else None
         if action == "take":
             to = which % ROWS
@@ -45,6 +49,12 @@ def test_rows_keep_what_they_have_read(actions):
                         keys[place, :, len(held[row]) : len(more)] = value
                         values[place, :, len(held[row]) : len(more)] = -value
             held[row] = more
+        elif action == "break":  # all that it has is NaN, and its drafts are
+            for part in pools.parts([row], np.array([len(held[row])])):
+                for keys, values in part.cache.layers.values():
+                    keys[part.places[0]], values[part.places[0]] = torch.nan, torch.nan
+            pools.drop_row(row)
+            del held[row]
         elif action == "move" and (free := set(range(ROWS)) - held.keys()):
             pools.move_row(row, to := min(free))
             held[to] = held.pop(row)
