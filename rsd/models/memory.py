@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from rsd.config import Loading
 from rsd.models.loading import dtype_of, place_of, reading
+from rsd.models.row_pools import capacity
 from rsd.models.source import Source
 from rsd.placing import MAPS
 from rsd.settings import called
@@ -63,7 +64,7 @@ def need(
         weights -= int(sum(m.weight.numel() for m in linear) * (size - QUANTISED[load_in]))
     if place == "cpu" and parts == 1 and c.tie_word_embeddings:
         weights += c.vocab_size * c.hidden_size * size  # the head is packed, the embedding is not
-    cache = 2 * c.num_hidden_layers * heads * head * size * tokens
+    cache = 2 * c.num_hidden_layers * heads * head * size * capacity(tokens)
     return Need(place, weights // parts, cache // parts + WIDE * DRAFTS * c.vocab_size * 4)
 
 
@@ -93,8 +94,8 @@ def estimate(*models: Need, tokens: int, rows: int | None, one: bool = False) ->
     Args:
         one: the models are one, loaded once, with two caches.
 
-    Models on one device share it, and with one that is spread over the GPUs all of these. A cache is only as large as
-    its longest trace so far, so this is what the longest traces need.
+    Models on one device share it, and with one that is spread over the GPUs all of these. A row takes no more of a
+    cache than its trace so far needs, so this is what the longest traces need.
     """
     if one:
         models = (models[0], replace(models[1], weights=0))
