@@ -15,7 +15,7 @@ from rsd.acceptance import Sampling
 from rsd.decoding.cuda_graph import DraftLoop
 from rsd.decoding.engine import Engine
 from rsd.models.bundled import bundled
-from rsd.models.kv_cache import GROW
+from rsd.models.row_pools import capacity
 from rsd.models.memory import free_bytes, need
 from rsd.traces.readers import read_rows
 
@@ -51,7 +51,7 @@ def kept(model: PreTrainedModel, dtype: torch.dtype) -> int:
 def does_not_fit(pair: Pair, rows: int, tokens: int, args: argparse.Namespace, *, teacher_only: bool) -> Figures | None:
     """Why caches of so many tokens a row do not fit beside the weights, which are loaded."""
     models = pair.plain[:1] if teacher_only else pair.plain
-    asked = rows * (-(-(tokens + 24) // GROW) * GROW) * sum(kept(m, args.dtype) for m in models)
+    asked = rows * capacity(tokens + 24) * sum(kept(m, args.dtype) for m in models)
     there = free_bytes(args.device) - (SPARE if args.device != "cpu" else 0)
     if asked <= there:
         return None
@@ -150,7 +150,7 @@ def memory(results: "Results", args: argparse.Namespace) -> None:
     dtype = str(args.dtype).split(".")[1]
     pair = Planted(args.shape, device=args.device, dtype=dtype, context=min(args.context)).pair(AGREEMENT)
     few, many = sorted(args.rows)[-3:-1] if len(args.rows) > 2 else sorted(args.rows)
-    tokens = -(-(min(args.context) + args.tokens + 8) // GROW) * GROW  # to which the caches grow
+    tokens = capacity(min(args.context) + args.tokens + 8)  # to which the caches grow
 
     def peak(rows: int, graphs: bool) -> int:
         engine = pair.engine(rows, 8)
@@ -160,10 +160,12 @@ def memory(results: "Results", args: argparse.Namespace) -> None:
         if args.device != "cpu":
             torch.cuda.reset_peak_memory_stats(args.device)
             before = torch.cuda.memory_allocated(args.device)
+        held = 0
         for _ in engine.run(pair.requests(rows, [args.tokens] * rows)):
-            pass
+            both = engine.student.cache.held() + engine.teacher.model.cache.held()  # type: ignore[attr-defined]
+            held = max(held, sum(both.values()))
         if args.device == "cpu":
-            return sum((engine.student.cache.held() + engine.teacher.model.cache.held()).values())  # type: ignore[attr-defined]
+            return held
         return torch.cuda.max_memory_allocated(args.device) - before
 
     def run(graphs: bool) -> Figures:

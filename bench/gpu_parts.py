@@ -10,7 +10,7 @@ import torch
 from common import SHAPES, Planted
 
 from rsd.models import attention
-from rsd.models.kv_cache import GROW
+from rsd.models.row_cache import GROW
 from rsd.reading import Scoring
 from rsd.scoring.naturalness import Reader
 

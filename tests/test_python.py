@@ -227,6 +227,7 @@ def test_what_is_missing_in_a_table_is_null_and_its_times_are_texts(generator):
         ([[{"role": "user", "content": "a"}]], "^row 1: a prompt or a row"),
         ({"text": QUESTION}, "no prompt column: looked for prompt, .*found text; name yours with prompt_column$"),
         ([{"role": "user", "content": "a"}], "no prompt column"),
+        ({"a\nb": QUESTION}, r"found 'a\\nb'; name yours"),
     ],
 )
 def test_what_is_no_row_is_told_in_one_line(rows, said, generator):

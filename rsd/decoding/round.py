@@ -3,7 +3,7 @@
 The student drafts a block of tokens, leaving its distribution at every position (`drafting`); the teacher reads of each
 row's block what is likely to stand, in one pass; what survives is committed (`sampling.rejection_sample`). A block of
 one is lockstep: one step of each model a token. Rows advance by different amounts, and nothing is moved to roll back
-(`kv_cache`).
+(`row_cache`).
 """
 
 from collections.abc import Collection, Mapping

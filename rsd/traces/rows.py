@@ -110,7 +110,7 @@ def prepare(
 
 def found(columns: Iterable[Any], named: str | None = None) -> str:
     """What a message says of the columns that there are, where one that was named is none of them."""
-    names = [str(column) for column in columns]
+    names = [name if (name := str(column)).isprintable() else repr(name) for column in columns]
     near = difflib.get_close_matches(named or "", names, 1)
     return f"found {', '.join(names) or 'none'}" + (f" (did you mean {near[0]}?)" if near else "")
 
