@@ -150,12 +150,12 @@ class CachedModel:
         [N, V], of the N columns in turn.
         """
         parts = self.cache.parts(range(len(ids)) if rows is None else rows, reach)
-        apart = len(parts) > 1 or not _in_turn(parts[0].of)
+        apart = len(parts) > 1 or not parts[0].in_turn
         if self.packs and (apart or counts is not None):
             logits = self._laid_out(parts, ids, positions, tree, counts)
             return logits if counts is not None else logits.unflatten(0, ids.shape)
         part = parts[0]
-        logits = self.over(part.cache, ids, positions, part.reach, last_only=last_only, tree=tree, rows=part.places)
+        logits = self.over(part.cache, ids, positions, part.reach, last_only=last_only, tree=tree, part=part)
         if counts is None:
             return logits
         real = (torch.arange(ids.shape[1]) < torch.tensor(counts)[:, None]).flatten().nonzero()[:, 0]
@@ -170,18 +170,19 @@ class CachedModel:
         *,
         last_only: bool = False,
         tree: TreeMask | None = None,
-        rows: np.ndarray | None = None,
+        part: Part | None = None,
     ) -> Tensor:
         """Logits of `ids` [R, W] over a cache, against its first `length` slots.
 
         Args:
-            rows: int64 [R], whose columns these are; the first R if not given. Neighbouring ones cost no copy.
+            part: whose columns these are; the first R rows' if not given. Those of neighbours cost no copy.
 
         Returns [R, W, V], or [R, 1, V] of the last column alone.
         """
-        first = 0 if rows is None else int(rows[0])
-        some = None if rows is None or _in_turn(rows - first) else torch.from_numpy(rows).to(self.device)
-        cache.write_at(positions if tree is None else tree.slot, length, some, first)
+        some = None
+        if part is not None and part.first is None:
+            some = torch.from_numpy(part.places).to(self.device)
+        cache.write_at(positions if tree is None else tree.slot, length, some, part.first or 0 if part else 0)
         step = self.step if some is None else self.model  # not worth compiling for
         masks = self._masks(positions, length, tree)
         return self._forward(step, ids, positions, masks, cache, keep=int(last_only))
@@ -217,9 +218,9 @@ class CachedModel:
             wide = len(padded_at) // size
             at = positions[of, :wide]
             branches = None if tree is None else TreeMask(*(x[of, :wide] for x in tree))
-            first = int(part.places[0])
-            some = None if _in_turn(part.places - first) else places
-            part.cache.write_at(at if branches is None else branches.slot, part.reach, some, first, real_at)
+            some = places if part.first is None else None
+            slot = at if branches is None else branches.slot
+            part.cache.write_at(slot, part.reach, some, part.first or 0, real_at)
             masks.append(self._masks(at, part.reach, branches))
             even = n == len(padded_at)
             pools.append(PoolColumns(slice(begin, begin + n), size, wide, None if even else padded_at, real_at))

@@ -17,16 +17,30 @@ from torch import Tensor
 GROW = 256  # slots: the buffers grow in such steps, so that short traces cost little memory
 
 
+def kept(rows: Sequence[int]) -> Sequence[int]:
+    """The same, whatever becomes of a list that was given."""
+    return rows if isinstance(rows, range) else [*rows]
+
+
 class Part(NamedTuple):
     """Rows of a pass that lie in one cache.
 
-    of: int64 [N], which rows of the pass. places: int64 [N], where they lie. reach: how many slots they read.
+    of: int64 [N], which rows of the pass; in_turn: all of them, one after the other. places: int64 [N], where they lie;
+    first: the first place, where they are neighbours. reach: how many slots they read.
     """
 
     cache: "RowCache"
     of: np.ndarray
+    in_turn: bool
     places: np.ndarray
-    reach: int
+    first: int | None
+    reach: int = 0
+
+    @classmethod
+    def at(cls, cache: "RowCache", of: np.ndarray, places: np.ndarray) -> "Part":
+        neighbours = np.arange(len(of))
+        first = int(places[0]) if (places - places[0] == neighbours).all() else None
+        return cls(cache, of, bool((of == neighbours).all()), places, first)
 
 
 class RowCache:
@@ -47,12 +61,15 @@ class RowCache:
         self._rows: Tensor | None = None
         self._first = 0
         self._real: Tensor | None = None
+        self._laid: tuple[Sequence[int], Part] | None = None
 
     def parts(self, rows: Sequence[int], reach: np.ndarray) -> list[Part]:
         """Have `reach` [R] slots for the rows of a pass."""
+        if self._laid is None or self._laid[0] != rows:
+            self._laid = kept(rows), Part.at(self, np.arange(len(rows)), np.array(rows))
         longest = int(reach.max())
         self.reserve(longest)
-        return [Part(self, np.arange(len(rows)), np.array(rows), longest)]
+        return [self._laid[1]._replace(reach=longest)]
 
     def write_at(
         self, slots: Tensor, length: int, rows: Tensor | None = None, first: int = 0, real: Tensor | None = None

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rsd.models.row_cache import GROW, Part, RowCache
+from rsd.models.row_cache import GROW, Part, RowCache, kept
 
 STEPS = 2  # pools for each doubling of the length
-SPARE = 4  # a pool that is full grows by one in so many rows
+SPARE = 2  # a pool that is full grows by one in so many rows
 
 
 class RowPools:
@@ -25,16 +25,19 @@ class RowPools:
         self.members: dict[int, list[int]] = {}  # which rows they hold, by place
         self.slots = np.zeros(rows, dtype=np.int64)  # of each row's pool; 0 where it is in none
         self.place = np.zeros(rows, dtype=np.int64)
+        self._laid: tuple[Sequence[int], np.ndarray, list[Part]] | None = None  # where the rows of the last pass lie
 
     def parts(self, rows: Sequence[int], reach: np.ndarray) -> list[Part]:
         """Have `reach` [R] slots for the rows of a pass: where they lie, pool by pool."""
-        those = np.array(rows)
-        if (short := self.slots[those] < reach).any():
-            self._move_up(those[short], reach[short])
-        slots, place = self.slots[those], self.place[those]
-        order = np.lexsort((place, slots))
-        together = np.split(order, np.flatnonzero(np.diff(slots[order])) + 1)
-        return [Part(self.pools[int(slots[of[0]])], of, place[of], int(reach[of].max())) for of in together]
+        if self._laid is None or self._laid[0] != rows or (self._laid[1] < reach).any():
+            those = np.array(rows)
+            if (short := self.slots[those] < reach).any():
+                self._move_up(those[short], reach[short])
+            slots, place = self.slots[those], self.place[those]
+            order = np.lexsort((place, slots))
+            together = np.split(order, np.flatnonzero(np.diff(slots[order])) + 1)
+            self._laid = kept(rows), slots, [Part.at(self.pools[int(slots[of[0]])], of, place[of]) for of in together]
+        return [part._replace(reach=int(reach[part.of].max())) for part in self._laid[2]]
 
     def _move_up(self, rows: np.ndarray, reach: np.ndarray) -> None:
         wanted = np.array([capacity(n) for n in reach.tolist()])
@@ -60,10 +63,12 @@ class RowPools:
     def _enter(self, row: int, slots: int) -> None:
         self.slots[row], self.place[row] = slots, len(self.members[slots])
         self.members[slots].append(row)
+        self._laid = None
 
     def _leave(self, row: int) -> None:
         """The last row of the pool takes the place."""
         slots, place = int(self.slots[row]), int(self.place[row])
+        self._laid = None
         if slots == 0:
             return
         members, pool = self.members[slots], self.pools[slots]
