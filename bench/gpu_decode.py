@@ -15,8 +15,8 @@ from rsd.acceptance import Sampling
 from rsd.decoding.cuda_graph import DraftLoop
 from rsd.decoding.engine import Engine
 from rsd.models.bundled import bundled
-from rsd.models.row_pools import capacity
 from rsd.models.memory import free_bytes, need
+from rsd.models.row_pools import capacity
 from rsd.traces.readers import read_rows
 
 if TYPE_CHECKING:
