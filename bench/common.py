@@ -45,7 +45,7 @@ class Pair:
     tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase] | None = None
 
     def engine(self, rows: int, block: int | None, **kwargs: Any) -> Engine:
-        kwargs = {"sampling": self.sampling, "acceptance": self.acceptance} | kwargs
+        kwargs = {"sampling": self.sampling, "acceptance": self.acceptance, "loop_check": False} | kwargs
         models = self.plain if kwargs.get("compile") else (self.teacher, self.student)
         return Engine(*models, self.vocabulary, eos=(), rows=rows, block=block, **kwargs)
 

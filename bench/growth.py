@@ -8,7 +8,8 @@ decode.py for blocks).
 
 The third table makes traces of unlike lengths, drawn from a log-normal distribution, by the engine's own blocks, with
 rows in pools of about one length and with all rows in one buffer as long as the longest. Bytes are those of both
-models' caches, looked at whenever a trace ends.
+models' caches, looked at whenever a trace ends. The fourth is one pass over rows of such lengths, of the bundled
+teacher and of SmolLM2-135M, if it is there (fetch.py).
 
     python bench/growth.py --json bench/growth.json
 """
@@ -23,9 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 from common import Pair, bundled_pair, interleaved, machine, ratio, write
-from transformers import DynamicCache
+from fetch import SMOLLM2
+from transformers import DynamicCache, PreTrainedModel
 
+from rsd import GenerateConfig
 from rsd.decoding.engine import Engine
+from rsd.models.kv_cache import CachedModel
+from rsd.models.loading import find, load
 
 SAMPLE = 48  # forwards of a bare stretch that are timed, spread over it
 
@@ -111,13 +116,39 @@ def unlike(pair: Pair, rows: int, sigma: float, args: argparse.Namespace) -> dic
     return {"rows": rows, "sigma": sigma, "tokens_per_s": figures, "cache_bytes": size}
 
 
+@torch.inference_mode()
+def one_pass(name: str, model: PreTrainedModel, rows: int, columns: int, args: argparse.Namespace) -> dict[str, Any]:
+    """A pass of `columns` tokens a row over rows of unlike lengths, in pools and in one buffer."""
+    drawn = np.random.default_rng(0).lognormal(np.log(args.median), max(args.sigma), rows)
+    lengths = np.clip(drawn, 16, min(args.longest, model.config.max_position_embeddings)).astype(int)
+    positions = torch.tensor(lengths)[:, None] - columns + torch.arange(columns)
+    ids = torch.full((rows, columns), 5)
+    models = {name: CachedModel(model, rows, pooled=name == "pools") for name in ("pools", "one buffer")}
+
+    def speed(cached: CachedModel) -> float:
+        started = time.perf_counter()
+        for _ in range(5):
+            cached(ids, positions, lengths.copy())
+        return 5 / (time.perf_counter() - started)
+
+    figures = interleaved({n: lambda cached=cached: speed(cached) for n, cached in models.items()}, 3 * args.repeats)
+    took = [f"{1000 / statistics.median(figures[n]):.1f}" for n in models]
+    size = [sum(cached.cache.held().values()) for cached in models.values()]
+    print(
+        f"| {name} | {rows} | {columns} | {lengths.mean():.0f} | {lengths.max()} | {' | '.join(took)} | "
+        f"{ratio(figures['pools'], figures['one buffer'])} | {size[0] / 1e6:.0f} | {size[1] / 1e6:.0f} |",
+        flush=True,
+    )
+    return {"model": name, "rows": rows, "columns": columns, "passes_per_s": figures, "cache_bytes": size}
+
+
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--lengths", type=int, nargs="*", default=[256, 512, 1024, 2048, 4096])
     ap.add_argument("--rows", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32, 64])
     ap.add_argument("--at-rows", type=int, default=4, help="rows of the first table")
     ap.add_argument("--at-length", type=int, default=256, help="length of the second")
-    ap.add_argument("--unlike-rows", type=int, nargs="+", default=[8, 32], help="rows of the third")
+    ap.add_argument("--unlike-rows", type=int, nargs="*", default=[8, 32], help="rows of the third")
     ap.add_argument("--sigma", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="spread of log length there")
     ap.add_argument("--median", type=float, default=300, help="median length there")
     ap.add_argument("--longest", type=int, default=4000)
@@ -142,6 +173,19 @@ def main() -> None:
     for rows, sigma in ((rows, sigma) for rows in args.unlike_rows for sigma in args.sigma):
         results.append(unlike(pair, rows, sigma, args))
         write(args.json, results)
+    print(
+        "\n| model | rows | columns | mean length | longest | pools, ms | one buffer, ms | pools / one buffer | "
+        "pools, MB | one buffer, MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    of = {"bundled teacher": pair.teacher}
+    if SMOLLM2.is_file():
+        source = find("student", str(SMOLLM2), None, trust_remote_code=False)
+        of["SmolLM2-135M"] = load(source, GenerateConfig())
+    for name, model in of.items():
+        for columns in (1, 4):
+            results.append(one_pass(name, model, 32, columns, args))
+            write(args.json, results)
     print(f"\n{json.dumps(machine())}")
 
 
