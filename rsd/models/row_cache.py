@@ -17,11 +17,6 @@ from torch import Tensor
 GROW = 256  # slots: the buffers grow in such steps, so that short traces cost little memory
 
 
-def kept(rows: Sequence[int]) -> Sequence[int]:
-    """The same, whatever becomes of a list that was given."""
-    return rows if isinstance(rows, range) else [*rows]
-
-
 class Part(NamedTuple):
     """Rows of a pass that lie in one cache.
 
@@ -61,15 +56,13 @@ class RowCache:
         self._rows: Tensor | None = None
         self._first = 0
         self._real: Tensor | None = None
-        self._laid: tuple[Sequence[int], Part] | None = None
 
     def parts(self, rows: Sequence[int], reach: np.ndarray) -> list[Part]:
         """Have `reach` [R] slots for the rows of a pass."""
-        if self._laid is None or self._laid[0] != rows:
-            self._laid = kept(rows), Part.at(self, np.arange(len(rows)), np.array(rows))
         longest = int(reach.max())
         self.reserve(longest)
-        return [self._laid[1]._replace(reach=longest)]
+        # Nothing is kept of it here: buffers in a cycle of references would outlive what replaces them.
+        return [Part.at(self, np.arange(len(rows)), np.array(rows))._replace(reach=longest)]
 
     def write_at(
         self, slots: Tensor, length: int, rows: Tensor | None = None, first: int = 0, real: Tensor | None = None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rsd.models.row_cache import GROW, Part, RowCache, kept
+from rsd.models.row_cache import GROW, Part, RowCache
 
 STEPS = 2  # pools for each doubling of the length
 SPARE = 2  # a pool that is full grows by one in so many rows
@@ -36,7 +36,11 @@ class RowPools:
             slots, place = self.slots[those], self.place[those]
             order = np.lexsort((place, slots))
             together = np.split(order, np.flatnonzero(np.diff(slots[order])) + 1)
-            self._laid = kept(rows), slots, [Part.at(self.pools[int(slots[of[0]])], of, place[of]) for of in together]
+            self._laid = (
+                rows if isinstance(rows, range) else [*rows],
+                slots,
+                [Part.at(self.pools[int(slots[of[0]])], of, place[of]) for of in together],
+            )
         return [part._replace(reach=int(reach[part.of].max())) for part in self._laid[2]]
 
     def _move_up(self, rows: np.ndarray, reach: np.ndarray) -> None:

@@ -1,5 +1,8 @@
 """Rows of unlike lengths, each in a pool of about its own: what they hold, and what they take."""
 
+import gc
+import weakref
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -104,3 +107,20 @@ def test_rows_of_unlike_lengths_take_less_than_as_many_of_the_longest():
         for length in range(256, 8192, 256):
             cache.parts(range(32), np.minimum(lengths, length))
     assert sum(together.held().values()) > 1.5 * sum(pools.held().values())
+
+
+def test_buffers_are_freed_with_their_cache_at_once():
+    # Out of memory there is no time to wait for a collector of cycles.
+    gc.disable()
+    try:
+        for kind in (RowCache, RowPools):
+            cache = kind(2)
+            cache.copy_row(prompt(10, 1.0), 1, 0, length=10)
+            cache.parts(range(1), np.array([300]))
+            pools = [*cache.pools.values()] if isinstance(cache, RowPools) else [cache]
+            buffers = [weakref.ref(keys) for pool in pools for keys, _ in pool.layers.values()]
+            assert buffers
+            del cache, pools
+            assert not any(buffer() is not None for buffer in buffers)
+    finally:
+        gc.enable()
