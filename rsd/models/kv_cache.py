@@ -179,10 +179,10 @@ class CachedModel:
 
         Returns [R, W, V], or [R, 1, V] of the last column alone.
         """
-        some = None
-        if part is not None and part.first is None:
-            some = torch.from_numpy(part.places).to(self.device)
-        cache.write_at(positions if tree is None else tree.slot, length, some, part.first or 0 if part else 0)
+        apart = part is not None and part.first is None
+        some = torch.from_numpy(part.places).to(self.device) if part and apart else None
+        first = (part.first if part else None) or 0
+        cache.write_at(positions if tree is None else tree.slot, length, some, first)
         step = self.step if some is None else self.model  # not worth compiling for
         masks = self._masks(positions, length, tree)
         return self._forward(step, ids, positions, masks, cache, keep=int(last_only))
