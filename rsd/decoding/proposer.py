@@ -46,8 +46,7 @@ class Proposer:
         at: int,
         shared: int,
     ) -> None:
-        """Row `row` becomes the first `shared` ids of row `at` of what was prefilled: its context, and the trace's ids so
-        far."""
+        """Row `row` becomes the first `shared` ids of row `at` of what was prefilled: its context, and ids so far."""
         self.teacher.copy_row(prefilled, at, row, length=shared)
         self.contexts[row], self.partials[row] = context, partial
         self.recent[row] = list(ids[-self.proposals.units.longest :])

@@ -84,8 +84,7 @@ class Rounds:
     def place_row(
         self, row: int, so_far: TraceSoFar, context: TeacherContext, *, prefilled: Any, at: int, shared: int
     ) -> None:
-        """Row `row` becomes the first `shared` ids of row `at` that the teacher prefilled: its context, and the trace so
-        far."""
+        """Row `row` becomes the first `shared` ids of row `at` that the teacher prefilled, and the trace so far."""
         self.proposer.place_row(row, context, so_far.partial, so_far.ids, prefilled=prefilled, at=at, shared=shared)
         self.asked[row] = so_far.request.ends
         if self.blocks.fixed is None:

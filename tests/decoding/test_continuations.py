@@ -41,7 +41,9 @@ def test_a_beginning_of_a_text_goes_on_as_it_does_alone(rows, threshold, spelled
     teacher, student = random_model(vocab=22 if spelled else 24, seed=1), random_model(seed=2)
     made = {
         f.request.tag: f
-        for f in engine(teacher, student, vocabulary, rows=rows, threshold=threshold).run(beginnings(vocabulary, PLACES))
+        for f in engine(teacher, student, vocabulary, rows=rows, threshold=threshold).run(
+            beginnings(vocabulary, PLACES)
+        )
     }
     assert [*sorted(made)] == sorted(PLACES)
     for n, f in made.items():
