@@ -117,4 +117,5 @@ def engine_of(pair: Pair, models: Models, config: GenerateConfig, *, rows: int) 
         block=config.block_size,
         loop_check=config.loop_check,
         compile=config.compile,
+        top_logprobs=config.top_logprobs,
     )

@@ -140,6 +140,7 @@ class TraceGenerator:
             }
             | ({"score": asdict(Scoring()) | {"step_rules": RULES}} if c.score else {})
             | ({"teacher_top_logprobs": TOP} if c.served else {})
+            | ({"top_logprobs": c.top_logprobs} if c.top_logprobs else {})
         )
 
     def prepare(self, rows: Given) -> Rows:
