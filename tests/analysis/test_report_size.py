@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from pages import asked, browser, click, texts, wait  # noqa: F401 (fixtures)
+from pages import asked, browser, click, parsed, texts, wait  # noqa: F401 (fixtures)
 
 from rsd.analysis.compare import compare
 from rsd.analysis.report import write_report
@@ -73,6 +74,35 @@ def traces(random: np.random.Generator, vocabulary: list[str], *, noted: bool) -
             token_scores=scores,
             tokens=tokens,
         )
+
+
+def weighed(s: Scored, random: np.random.Generator, vocabulary: list[str]) -> Scored:
+    """A trace as `rsd weigh` leaves it, whose student says other words in every step."""
+    ends = np.append(s.starts[s.steps[1:]], len(s.text))
+    made = {name: random.random(len(s.steps)) for name in ("step_weights", "validity_teacher", "validity_student")}
+    row = {name: values.tolist() for name, values in made.items()} | {
+        "step_spans": np.column_stack([s.starts[s.steps], ends]).tolist(),
+        "token_weights": np.repeat(made["step_weights"], STEP).tolist(),
+        "student_action": ["".join(random.choice(vocabulary, size=STEP)) for _ in s.steps],
+    }
+    return replace(s, response=replace(s.response, row=dict(s.response.row) | row))
+
+
+@pytest.mark.slow
+def test_a_page_with_weights_is_no_larger(tmp_path, capsys):
+    """It has room for the fewer traces, the more there is beside them."""
+    random = np.random.default_rng(1)
+    vocabulary, file = words(random, 20_000), tmp_path / "report.html"
+    with closing(TraceFile(tmp_path, lambda i: vocabulary[i])) as kept:
+        sides = [
+            [kept.keep(weighed(s, random, vocabulary)) for s in traces(random, vocabulary, noted=noted)]
+            for noted in (False, True)
+        ]
+        write_report(file, compare(*sides, names=("raw", "rsd")), kept)
+    shown = len(parsed(file.read_text(encoding="utf-8"))["problems"])
+    with capsys.disabled():
+        print(f"[{file.stat().st_size / 1e6:.1f} MB, {shown} problems]", end=" ")
+    assert file.stat().st_size < 40e6 and 2000 < shown < PROBLEMS
 
 
 @pytest.mark.slow
