@@ -20,19 +20,23 @@ from rsd.decoding.teacher import LocalTeacher, Teacher
 from rsd.models.kv_cache import CachedModel
 from rsd.models.room import Room, out_of_memory, twice_fit
 from rsd.pair.vocabulary import Vocabulary
-from rsd.traces.tokens import TOKEN
 
 READ_AHEAD = 2048  # prompt tokens that are prefilled together, before rows are free for them
 AT_ONCE = 16  # and how many prompts at the most
 ALIKE = 256  # rows that are asked for at once, of which many may have one prompt: there may be a million
+AGAIN = 16  # ids of the teacher's that a row may read itself, where its prompt begins like another one's
 
 
 class Ready(NamedTuple):
-    """A row that is read, all but its last id: it is row `at` of what both models prefilled."""
+    """A row that is read, all but its last id: it is row `at` of what both models prefilled, or the beginning of that.
+
+    shared: how many ids of the teacher's context are in there.
+    """
 
     row: TraceSoFar
     prefilled: tuple[CachedModel, Any]
     at: int
+    shared: int
 
 
 class Engine:
@@ -44,6 +48,7 @@ class Engine:
             on it (in fp32, up to near-ties).
         loop_check: end traces that repeat themselves for ever, see `loops`.
         compile: see `kv_cache.CachedModel`.
+        top_logprobs: how many of each model's likeliest tokens a record holds (`traces.tokens.record`).
 
     Raises:
         ValueError: a model whose state cannot be rolled back.
@@ -62,6 +67,7 @@ class Engine:
         block: int | None = None,
         loop_check: bool = True,
         compile: bool = False,
+        top_logprobs: int = 0,
     ) -> None:
         self.vocabulary = vocabulary
         self.room, self.at_once = Room(rows), AT_ONCE
@@ -81,6 +87,7 @@ class Engine:
             blocks=self.blocks,
             loop_check=loop_check,
             graphs=compile and self.student.device.type == "cuda",
+            top=top_logprobs,
         )
 
     @property
@@ -99,7 +106,7 @@ class Engine:
         rows again later. With one row left, that row ends as an error.
         """
         self.blocks.begin()
-        rows = _Rows(requests, self.room.asked)
+        rows = _Rows(requests, self.room.asked, self.rounds.record)
         while True:
             if self.room.may_grow and (rows.ready or rows.waiting.rows):
                 self._try_more_rows(rows)
@@ -160,14 +167,15 @@ class Engine:
             if not rows.ready:
                 self._prefill(rows)
             if rows.ready:
-                row, (student, teacher), at = rows.ready[0]
+                row, (student, teacher), at, shared = rows.ready[0]
                 ours, theirs = row.read(self.vocabulary)
                 self.student.copy_row(student, at, slot, length=len(ours) - 1)
-                self.rounds.place_row(slot, row, theirs, prefilled=teacher, at=at)
+                self.rounds.place_row(slot, row, theirs, prefilled=teacher, at=at, shared=shared)
                 done = len(row.tokens)
                 rows.state[slot] = row.request.key, done, row.request.max_new_tokens, len(ours) - 1, ours[-1]
                 rows.reserve(done)
-                rows.records[slot, :done] = row.tokens
+                if done:
+                    rows.records[slot, :done] = row.tokens
                 live[slot : slot + 1] = [row]
                 rows.ready.popleft()
             elif slot >= len(live):
@@ -182,22 +190,24 @@ class Engine:
                 live[slot] = live.pop()
 
     def _prefill(self, rows: "_Rows") -> None:
-        """Read what waits first: several different prompts in one pass, equal ones in a row once.
+        """Read what waits first: several different prompts in one pass; those in a row that begin the one before once.
 
         Out of memory, it reads half as many at once.
         """
         while True:
-            group: list[tuple[TraceSoFar, int]] = []
+            group: list[tuple[TraceSoFar, int, int]] = []
             ours: list[list[int]] = []
             theirs: list[list[int]] = []
             while len(group) < ALIKE and (row := rows.waiting.peek(len(group))) is not None:
-                reads = row.read(self.vocabulary)
-                if not group or (reads[0], reads[1].ids) != (ours[-1], theirs[-1]):
+                mine, context = row.read(self.vocabulary)
+                shared = begun(mine, context.ids, ours[-1], theirs[-1]) if group else None
+                if shared is None:
                     if len(ours) == self.at_once or sum(map(len, ours)) >= READ_AHEAD:
                         break
-                    ours.append(reads[0])
-                    theirs.append(reads[1].ids)
-                group.append((row, len(ours) - 1))
+                    ours.append(mine)
+                    theirs.append(context.ids)
+                    shared = len(context.ids) - 1
+                group.append((row, len(ours) - 1, shared))
             if not group:
                 return
             try:
@@ -206,9 +216,9 @@ class Engine:
                 if len(ours) == 1 or not out_of_memory(e):
                     raise
             else:
-                for row, at in group:
+                for row, at, shared in group:
                     rows.waiting.pop()
-                    rows.ready.append(Ready(row, prefilled, at))
+                    rows.ready.append(Ready(row, prefilled, at, shared))
                 return
             self.at_once = len(ours) // 2
 
@@ -222,18 +232,34 @@ class Engine:
         return [self.student, *teacher]
 
 
+def begun(ours: list[int], theirs: list[int], read: list[int], by_teacher: list[int]) -> int | None:
+    """How many ids of a teacher's context `theirs` a row has from another one's prefill; None if it shares none.
+
+    What the student reads, `ours`, must be the beginning of what it has `read`. The teacher may read the last few ids
+    otherwise (its context changes with what follows): these the row reads itself.
+    """
+    if ours != read[: len(ours)]:
+        return None
+    most = min(len(theirs), len(by_teacher)) - 1
+    if theirs[:most] == by_teacher[:most]:
+        shared = most
+    else:
+        shared = next(i for i, (a, b) in enumerate(zip(theirs, by_teacher, strict=False)) if a != b)
+    return shared if shared >= len(theirs) - 1 - AGAIN else None
+
+
 class _Rows:
     """The rows of one run: those that wait, those that are read, and the live ones, with their state and records.
 
-    live: by slot. state: [slots] of `sequence.STATE`. records: [slots, T] of `tokens.TOKEN`.
+    live: by slot. state: [slots] of `sequence.STATE`. records: [slots, T] of `record`, a type of `tokens.record`.
     """
 
-    def __init__(self, requests: Iterable[Request], slots: int) -> None:
+    def __init__(self, requests: Iterable[Request], slots: int, record: np.dtype) -> None:
         self.waiting = _Waiting(requests)
         self.ready: deque[Ready] = deque()
         self.live: list[TraceSoFar | None] = []
         self.state = np.zeros(slots, dtype=STATE)
-        self.records = np.empty((slots, 256), dtype=TOKEN)
+        self.records = np.empty((slots, 256), dtype=record)
 
     def reserve(self, tokens: int) -> None:
         """Have room for the records of so many tokens a row."""

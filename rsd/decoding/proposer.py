@@ -23,10 +23,18 @@ class Proposer:
     """
 
     def __init__(
-        self, teacher: Teacher, vocabulary: Vocabulary, *, sampling: Sampling, rows: int, device: torch.device
+        self,
+        teacher: Teacher,
+        vocabulary: Vocabulary,
+        *,
+        sampling: Sampling,
+        rows: int,
+        device: torch.device,
+        top: int = 0,
     ) -> None:
+        """top: how many of its likeliest tokens are found out, too."""
         self.teacher, self.vocabulary = teacher, vocabulary
-        self.proposals = Proposals(vocabulary, sampling, device)
+        self.proposals = Proposals(vocabulary, sampling, device, top=top)
         self.contexts: list[TeacherContext] = [TeacherContext()] * rows  # what it reads in each row, to its last token
         self.partials: list[Partial] = [AT_BOUNDARY] * rows
         self.recent: list[list[int]] = [[]] * rows  # the student's last tokens, as far as they may begin a spelling
@@ -36,10 +44,18 @@ class Proposer:
         self._where: list[tuple[PartialFilter | None, int]] = []
 
     def place_row(
-        self, row: int, context: TeacherContext, partial: Partial, ids: Sequence[int], *, prefilled: Any, at: int
+        self,
+        row: int,
+        context: TeacherContext,
+        partial: Partial,
+        ids: Sequence[int],
+        *,
+        prefilled: Any,
+        at: int,
+        shared: int,
     ) -> None:
-        """Row `row` becomes row `at` of what was prefilled: its context, and the trace's ids so far."""
-        self.teacher.copy_row(prefilled, at, row, length=len(context.ids) - 1)
+        """Row `row` becomes the first `shared` ids of row `at` of what was prefilled: its context, and ids so far."""
+        self.teacher.copy_row(prefilled, at, row, length=shared)
         self.contexts[row], self.partials[row] = context, partial
         self.recent[row] = list(ids[-self.proposals.units.longest :])
 

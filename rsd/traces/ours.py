@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rsd.files import TOO_LONG, first_row
+from rsd.traces.soft import SoftFile
 from rsd.traces.trace import PROVENANCE
 
 SHAPES = (
@@ -21,6 +22,12 @@ def scored(file: Path) -> bool:
     """Whether `rsd score` wrote it: a row ends with its columns."""
     row = first_row(file)
     return "scoring" in row and list(row)[-1] == "score_error"
+
+
+def weighed(file: Path) -> bool:
+    """Whether `rsd weigh` wrote it: a row ends with its columns."""
+    row = first_row(file)
+    return "weighing" in row and list(row)[-1] == "weigh_error"
 
 
 def selected(file: Path) -> bool:
@@ -41,7 +48,14 @@ def kept(file: Path) -> bool:
         return False
     # A job's own scores come right after its columns, and before those of its input.
     with_scores = "scoring" not in row or columns[columns.index("error") + 1] == "local_naturalness"
-    return with_scores and "selected_by" not in row
+    return with_scores and not {"selected_by", "weighing"} & row.keys()
+
+
+def soft(file: Path) -> bool:
+    """Whether it holds soft targets of rsd."""
+    with suppress(ValueError):
+        return bool(SoftFile(file).k)
+    return False
 
 
 def exported(file: Path) -> bool:

@@ -24,6 +24,7 @@ TOKEN = np.dtype(
         ("left_out", np.float64),
     ]
 )
+MODELS = ("teacher", "student")
 # How a sidecar's line calls the columns that it holds, what stands there for "not known", and whether these are ids.
 SIDECAR = {
     "token_ids": ("token_ids", None),
@@ -67,6 +68,18 @@ class TokenColumns:
     @property
     def left_out(self) -> np.ndarray:
         return self.tokens["left_out"]
+
+
+def top_columns() -> list[str]:
+    """The columns of both models' likeliest tokens in a record that has them."""
+    return [f"{model}_top_{of}" for model in MODELS for of in ("ids", "logprobs")]
+
+
+def record(top: int) -> np.dtype:
+    """The record of a token with the `top` likeliest tokens of each model in its place: see `soft.SoftTargets`."""
+    kinds = {"ids": np.int32, "logprobs": np.float32}
+    wide = [(name, kinds[name.rpartition("_")[2]], (top,)) for name in top_columns()]
+    return np.dtype([*TOKEN.descr, *wide]) if top else TOKEN
 
 
 def no_tokens() -> np.ndarray:

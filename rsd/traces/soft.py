@@ -1,0 +1,223 @@
+"""Soft targets: the likeliest tokens of both models in the place of every token of a trace, and their file.
+
+`OUT.logprobs.arrow` is a stream of Arrow (which polars, DuckDB and `datasets.Dataset.from_file` read as it is), a batch
+a trace: ids, and log-probs in 16 bits, packed. A batch that a killed job has torn is the end of what is there.
+"""
+
+import io
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rsd.traces.lines import Key
+from rsd.traces.tokens import MODELS, top_columns
+
+SIZE = b"rsd.top_logprobs"  # how the file says what K is
+END = 8  # bytes of an Arrow stream's end, which a stream that goes on does not have
+
+
+class SoftTargets(NamedTuple):
+    """What both models say in the place of each of a trace's T tokens, of their K likeliest tokens.
+
+    prompt_ids: int32 [P], what the student reads before the trace: the prompt, and what was written and not sampled.
+    token_ids: int32 [T], the trace's, the final EOS included. teacher_ids, student_ids:
+    int32 [T, K], the student's ids, likeliest first; -1 where fewer are known. teacher_logprobs, student_logprobs:
+    float32 [T, K], natural log of the softmax over the full width at temperature 1, before any mask; NaN where there
+    is no id. None, both of a model, where it was not asked.
+    """
+
+    prompt_ids: np.ndarray
+    token_ids: np.ndarray
+    teacher_ids: np.ndarray | None
+    teacher_logprobs: np.ndarray | None
+    student_ids: np.ndarray | None
+    student_logprobs: np.ndarray | None
+
+    @property
+    def k(self) -> int:
+        known = self.teacher_ids if self.teacher_ids is not None else self.student_ids
+        return 0 if known is None else int(known.shape[1])
+
+    @property
+    def models(self) -> list[str]:
+        """Whose they are."""
+        return [name for name in MODELS if getattr(self, f"{name}_ids") is not None]
+
+
+def soft_targets(prompt_ids: Sequence[int], tokens: np.ndarray) -> SoftTargets | None:
+    """Those of records [T] of `tokens.record(k)` after a prompt; None where these have none."""
+    if "teacher_top_ids" not in (tokens.dtype.names or ()):
+        return None
+    before = np.array(prompt_ids, dtype=np.int32)
+    return SoftTargets(before, tokens["token_ids"], *(np.ascontiguousarray(tokens[name]) for name in top_columns()))
+
+
+def soft_file(out: str | Path) -> Path:
+    """The file of soft targets that belongs to a file of rows."""
+    return Path(str(out).removesuffix(".jsonl") + ".logprobs.arrow")
+
+
+def arrow() -> tuple[Any, Any]:
+    """pyarrow, and its module for streams.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import ipc
+    except ImportError as e:
+        raise ValueError("soft targets (top_logprobs) need pyarrow: pip install 'rsd[parquet]'") from e
+    return pyarrow, ipc
+
+
+def schema_of(k: int, models: Sequence[str] = MODELS) -> Any:
+    """The columns of a file with the K likeliest tokens of these models."""
+    pa, _ = arrow()
+    kinds = [("ids", pa.int32()), ("logprobs", pa.float16())]
+    fields = [pa.field("id", pa.string()), pa.field("generation", pa.int64())]
+    fields += [pa.field(name, pa.list_(pa.int32())) for name in ("prompt_ids", "token_ids")]
+    fields += [pa.field(f"{name}_{of}", pa.list_(pa.list_(kind, k))) for name in models for of, kind in kinds]
+    return pa.schema(fields, {SIZE: str(k)})
+
+
+def head(schema: Any) -> bytes:
+    """What a file begins with."""
+    return bytes(schema.serialize())
+
+
+def is_beginning(file: Path, k: int) -> bool:
+    """Whether a file may be one of so many tokens a place: it begins as such a one, or is empty, or not there."""
+    start = head(schema_of(k))
+    there = b""
+    with suppress(FileNotFoundError), open(file, "rb") as f:
+        there = f.read(len(start))
+    return start.startswith(there)
+
+
+def batch(schema: Any, key: Key, soft: SoftTargets) -> bytes:
+    """What a trace adds to a file."""
+    pa, ipc = arrow()
+
+    def column(field: Any) -> Any:
+        if not pa.types.is_list(field.type):
+            return pa.array([key[0].encode("utf-8", "backslashreplace").decode() if field.name == "id" else key[1]])
+        values, inner = getattr(soft, field.name), field.type.value_type
+        if values.ndim == 1:
+            flat = pa.array(values, inner)
+        else:
+            flat = np.ascontiguousarray(values, np.float16 if inner.value_type == pa.float16() else np.int32)
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel(), inner.value_type), values.shape[1])
+        return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), flat, type=field.type)
+
+    made = pa.record_batch([column(field) for field in schema], schema=schema)
+    sink = io.BytesIO()
+    with ipc.new_stream(sink, schema, options=ipc.IpcWriteOptions(compression="zstd")) as stream:
+        stream.write_batch(made)
+    return sink.getvalue()[len(head(schema)) : -END]
+
+
+class SoftFile:
+    """The soft targets of a file by their traces, of which only the places are in memory.
+
+    Of two batches of a trace the last one counts. k: how many tokens each has; models: whose; batches: how many there
+    are; size: how many bytes are whole.
+
+    Raises:
+        ValueError: there is no such file, or it holds no soft targets.
+    """
+
+    def __init__(self, file: str | Path) -> None:
+        self.file = Path(file)
+        pa, self._ipc = arrow()
+        self._places: dict[Key, tuple[int, int, int]] = {}  # where its batch begins and ends, how many tokens it has
+        self.batches = 0
+        try:
+            self._source = pa.memory_map(str(self.file))
+            self.schema = self._ipc.read_schema(self._ipc.read_message(self._source))
+            self.k = int((self.schema.metadata or {})[SIZE])
+            self.models = [name for name in MODELS if f"{name}_ids" in self.schema.names]
+            if not 0 < self.k < 1 << 24 or self.schema != schema_of(self.k, self.models):
+                raise ValueError
+        except FileNotFoundError:
+            raise ValueError(f"{self.file} is not there: {GENERATE}") from None
+        except (OSError, EOFError, ValueError, KeyError, pa.ArrowException) as e:
+            raise ValueError(f"{self.file} holds no soft targets of rsd: {GENERATE}") from e
+        self.size = self._source.tell()
+        for at, end, key, tokens in self._read():
+            self._places[key] = at, end, tokens
+            self.batches, self.size = self.batches + 1, end
+
+    def _read(self) -> Iterator[tuple[int, int, Key, int]]:
+        import pyarrow
+
+        whole = self._source.size()
+        while (at := self._source.tell()) < whole:
+            try:
+                made = self._ipc.read_record_batch(self._ipc.read_message(self._source), self.schema)
+                made.validate(full=True)
+                if made.num_rows != 1 or len(set(map(len, _lists(made)))) != 1:
+                    return
+                key = made["id"][0].as_py(), made["generation"][0].as_py()
+                tokens = len(made["token_ids"][0])
+            except (OSError, EOFError, ValueError, TypeError, pyarrow.ArrowException):
+                return  # torn, or damaged: as if it ended here
+            yield at, self._source.tell(), key, tokens
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def keys(self) -> Iterable[Key]:
+        return self._places.keys()
+
+    def holds_only(self, keys: Collection[Key]) -> bool:
+        """Whether it holds these traces, each once, and nothing that is torn behind them."""
+        return self.batches == len(keys) and self._places.keys() == set(keys) and self.size == self._source.size()
+
+    def tokens(self, key: Key) -> int | None:
+        """How many tokens a trace has; None if it is not there."""
+        place = self._places.get(key)
+        return None if place is None else place[2]
+
+    def raw(self, key: Key) -> bytes:
+        """A trace's batch, as it stands there."""
+        at, end, _ = self._places[key]
+        self._source.seek(at)
+        return bytes(self._source.read(end - at))
+
+    def get(self, key: Key) -> SoftTargets | None:
+        """A trace's; None if there are none."""
+        if key not in self._places:
+            return None
+        with suppress(OSError):
+            self._source.seek(self._places[key][0])
+            made = self._ipc.read_record_batch(self._ipc.read_message(self._source), self.schema)
+            found = {name: made[name][0].values for name in made.schema.names[2:]}
+            prompt_ids, token_ids = (
+                found.pop(f"{of}_ids").to_numpy(zero_copy_only=False) for of in ("prompt", "token")
+            )
+            wide = {
+                name: np.asarray(of.flatten().to_numpy(zero_copy_only=False)).reshape(len(token_ids), self.k)
+                for name, of in found.items()
+            }
+            kinds = {"ids": np.int32, "logprobs": np.float32}
+            asked = [(name, wide.get(name)) for name in SoftTargets._fields[2:]]
+            return SoftTargets(
+                prompt_ids,
+                token_ids,
+                *(None if x is None else x.astype(kinds[name.rpartition("_")[2]]) for name, x in asked),
+            )
+        return None
+
+
+GENERATE = "make them with rsd generate --top-logprobs K"
+
+
+def _lists(made: Any) -> list[Any]:
+    return [made[name][0] for name in made.schema.names[3:]]
