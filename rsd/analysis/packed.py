@@ -83,6 +83,7 @@ def _steps(w: Weighed, text: str) -> dict[str, Any]:
         "teacher": [figure(value) for value in w.teacher],
         "student": [figure(value) for value in w.student],
         "actions": w.actions,
+        "proposals": w.proposals,
     }
 
 

@@ -16,7 +16,8 @@ class Weighed(NamedTuple):
 
     places: the characters at which each step begins and ends, ascending [2 S]. weights: in [0, 1]. teacher, student:
     the validities, None where there is none. actions: the student's own next step from where each begins, None where
-    nothing was decoded. tokens: float [T] in [0, 1], NaN in no step.
+    nothing was decoded. tokens: float [T] in [0, 1], NaN in no step. proposals: the teacher's validity is that of its
+    own next step, which no row holds, not of the trace's.
     """
 
     places: np.ndarray
@@ -25,6 +26,7 @@ class Weighed(NamedTuple):
     student: list[float | None]
     actions: list[str | None]
     tokens: np.ndarray
+    proposals: bool
 
 
 def weighed(s: Scored) -> Weighed | None:
@@ -52,7 +54,9 @@ def weighed(s: Scored) -> Weighed | None:
     if tokens is None or places[-1] > max(len(s.text), len(s.response.text)):
         return None
     shown = [a if a is None or len(a) <= LONGEST else f"{a[:LONGEST]}…" for a in actions]
-    return Weighed(np.minimum(places, len(s.text)), weights, teacher, student, shown, tokens)
+    settings = row.get("weighing")
+    proposals = isinstance(settings, dict) and settings.get("proposals") is True
+    return Weighed(np.minimum(places, len(s.text)), weights, teacher, student, shown, tokens, proposals)
 
 
 def _of_tokens(s: Scored, spans: np.ndarray, weights: np.ndarray) -> np.ndarray | None:

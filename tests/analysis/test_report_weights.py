@@ -3,11 +3,10 @@
 import json
 import random
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import rsd, write
+from conftest import read, rsd, write
 from pages import (  # noqa: F401 (fixtures)
     NAMES,
     browser,
@@ -70,8 +69,8 @@ def scored(scorer, tmp_path):
     """Scores rows that are read from a file."""
 
     def made(some: list[dict[str, Any]]) -> list[Scored]:
-        read = read_responses(write(tmp_path / "traces.weighed.jsonl", some), ScoreConfig())
-        scores = [scorer.score(r) for r in read]
+        file = write(tmp_path / "traces.weighed.jsonl", some)
+        scores = [scorer.score(r) for r in read_responses(file, ScoreConfig())]
         assert [s.error for s in scores] == [None] * len(some)
         return scores
 
@@ -160,6 +159,9 @@ def test_the_students_action_stands_beside_its_step(load, scored, rows, decode):
             else:
                 assert action == row["student_action"][i].strip()
                 assert figure(student) == pytest.approx(row["validity_student"][i], rel=6e-3)
+    own = rows[0] | {"weighing": {"validity": "likelihood", "proposals": True}}
+    driver = load(set_page(scored([own]), decode=decode))
+    assert all(line[3].startswith("of the teacher's own next step") for line in driver.execute_script(LIST))
 
 
 def test_the_list_is_opened_by_keys_and_stays_as_it_was_left(load, scored, rows, decode):
@@ -307,11 +309,19 @@ def test_the_commands_show_a_weighed_file(load, scored, rows, tmp_path):
     write(tmp_path / "traces.weighed.jsonl", [rows[0], *some])
     raw = [row for row in read_rows(bundled("teacher.jsonl")) if row["id"] == rows[0]["id"]]
     write(tmp_path / "raw.jsonl", raw)
-    for i, arguments in enumerate((["score"], ["compare", "raw.jsonl"])):
-        done = rsd(*arguments, "traces.weighed.jsonl", "--html", f"{i}.html", cwd=tmp_path)
+    assert rsd("weigh", "raw.jsonl", "-o", "real.jsonl", cwd=tmp_path).returncode == 0
+    (real,) = read(tmp_path / "real.jsonl")
+    runs = [
+        (["score", "traces.weighed.jsonl"], rows[0]),
+        (["compare", "raw.jsonl", "traces.weighed.jsonl"], rows[0]),
+        (["compare", "traces.weighed.jsonl", "real.jsonl"], real),
+    ]
+    for i, (arguments, row) in enumerate(runs):
+        done = rsd(*arguments, "--html", f"{i}.html", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        driver = load(Path(tmp_path / f"{i}.html").read_text(encoding="utf-8"))
-        show(driver, rows[0])
+        driver = load((tmp_path / f"{i}.html").read_text(encoding="utf-8"))
+        show(driver, row)
         shown = [t for _, tokens in driver.execute_script(READ)[-1] for t in tokens]
-        assert [t[2] for t in shown] == pytest.approx(rows[0]["token_weights"][:-1], abs=0.008)
-        assert len(driver.execute_script(LIST)) == len(rows[0]["step_weights"])
+        assert [t[2] for t in shown] == pytest.approx(row["token_weights"][:-1], abs=0.008)
+        actions = [line[4] for line in driver.execute_script(LIST)[-len(row["step_weights"]) :]]
+        assert actions == ["\u2013" if a is None else a.strip() or "(no text)" for a in row["student_action"]]

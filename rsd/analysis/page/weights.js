@@ -3,7 +3,7 @@ let weightsOpen = false;  // as the reader left it, on the next problem as well
 const weight = value => value === null ? "–" : value.toFixed(2);
 
 function weightList(t, role) {
-  const {places, weights, teacher, student, actions} = t.weighed;
+  const {places, weights, teacher, student, actions, proposals} = t.weighed;
   const head = make("tr", "", ...["step, weight", "teacher's step", "student's action"].map(label => {
     const made = make("th", "", label);
     made.scope = "col";
@@ -12,16 +12,19 @@ function weightList(t, role) {
   const rows = weights.map((w, n) => {
     const begins = make("th", "", make("span", "number", n + 1), " ", cell(weight(w), w, "weight"));
     begins.scope = "row";
-    return make("tr", "", begins, action("teacher's step", t.text.slice(places[2 * n], places[2 * n + 1]), teacher[n]),
-      action("student's action", actions[n], student[n]));
+    const step = t.text.slice(places[2 * n], places[2 * n + 1]);
+    const own = proposals ? "of the teacher's own next step: " : "";
+    return make("tr", "", begins, action("teacher's step", step, `${own}validity ${number(teacher[n])}`),
+      action("student's action", actions[n], `validity ${number(student[n])}`));
   });
-  const table = make("table", "", make("thead", "", head), make("tbody", "", ...rows)), shown = make("div", "weighed", table);
+  const table = make("table", "", make("thead", "", head), make("tbody", "", ...rows));
+  const shown = make("div", "weighed", table);
   shown.tabIndex = 0;
   shown.setAttribute("role", "group");
   shown.setAttribute("aria-label", `${role}: weights`);
   const mean = weights.reduce((sum, w) => sum + w, 0) / weights.length;
-  const steps = `${weights.length} step${weights.length === 1 ? "" : "s"}`;
-  const list = make("details", "weights", make("summary", "", `Weights and the student's actions: ${steps}, mean weight ${weight(mean)}`), shown);
+  const told = `${weights.length} step${weights.length === 1 ? "" : "s"}, mean weight ${weight(mean)}`;
+  const list = make("details", "weights", make("summary", "", `Weights and the student's actions: ${told}`), shown);
   list.open = weightsOpen;
   list.addEventListener("toggle", () => { weightsOpen = list.open; });
   return list;
@@ -29,7 +32,7 @@ function weightList(t, role) {
 
 function action(label, text, validity) {  // of the teacher or the student, in one step
   const told = text === null ? "–" : text.trim() ? make("code", "", visible(text.trim())) : "(no text)";
-  const made = make("td", "", make("div", "", told), make("small", "", `validity ${number(validity)}`));
+  const made = make("td", "", make("div", "", told), make("small", "", validity));
   made.dataset.l = label;
   return made;
 }
