@@ -16,7 +16,8 @@ SAYS = {
     "messages": "`messages` holds the whole conversation.",
     "sharegpt": "`conversations` holds turns of `from` and `value`.",
     "alpaca": "`instruction`, `input` (empty), `output`, `system` and `history`.",
-    "token-ids": "`input_ids` as the student sampled them, `completion_mask` and `labels`; nothing is to be tokenized.",
+    "token-ids": "`input_ids` as the student sampled them, `completion_mask` and `labels`; nothing is to be tokenized. "
+    "Of weighed traces `loss_weights` says how hard each token is to be learnt.",
 }
 SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 

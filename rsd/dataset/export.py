@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rsd.dataset.config import ExportConfig
-from rsd.dataset.formats import WITH_TEMPLATE, Ids, Row, answer, formatted, prefix
+from rsd.dataset.formats import WITH_TEMPLATE, Ids, Row, answer, formatted, prefix, weights_of
 from rsd.dataset.readback import gathered
 from rsd.settings import called
 from rsd.terminal import in_lines
@@ -81,13 +81,24 @@ def export(source: Given, config: ExportConfig) -> Export:
     dropped |= {why: n for why, n in (("duplicates", len(kept) - len(distinct)), ("torn lines", torn)) if n}
     if config.format == "token-ids":
         _check_tokens(path, rows, distinct, tokens, broken)
+    weights: dict[Key, list[float]] = {}
+    weighted = config.format == "token-ids" and any(row.get("token_weights") is not None for row in rows)
+    if weighted:
+        told = {key_of(row): weights_of(row, tokens[key_of(row)]) for row in rows if key_of(row) in tokens}
+        weights = {key: of for key, of in told.items() if of is not None}
+        # One without weights would count more than all that have them.
+        if unweighted := sum(key_of(row) not in weights for row in distinct):
+            distinct = [row for row in distinct if key_of(row) in weights]
+            dropped["without a weight for each token"] = unweighted
     template_kwargs = kwargs_of(manifest)
-    made = [(row, formatted(row, config.format, tokens.get(key_of(row)), template_kwargs)) for row in distinct]
+    keyed = [(row, key_of(row)) for row in distinct]
+    made = [(row, formatted(row, config.format, tokens.get(k), template_kwargs, weights.get(k))) for row, k in keyed]
     prefixes = []
     if config.prefix_tokens:
-        known = [[row for row in of if row.get("error") is None and key_of(row) in tokens] for of in unsolved]
-        begun = [min(of, key=key_of) for of in known if of]
-        prefixes = [(row, prefix(row, config.prefix_tokens, tokens[key_of(row)])) for row in begun]
+        fit: Collection[Key] = weights if weighted else tokens
+        known = [[row for row in of if row.get("error") is None and key_of(row) in fit] for of in unsolved]
+        begun = [(row, key_of(row)) for row in (min(of, key=key_of) for of in known if of)]
+        prefixes = [(row, prefix(row, config.prefix_tokens, tokens[k], weights.get(k))) for row, k in begun]
         made = [(row, {**out, "is_prefix": False}) for row, out in made] + prefixes
     if len({type(row["id"]) for row, _ in made}) > 1:  # a column of a table has one type
         made = [(row, {**out, "id": str(row["id"])}) for row, out in made]

@@ -3,7 +3,7 @@
 import json
 import reprlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,8 @@ from rsd.traces.columns import not_ours
 from rsd.traces.given import Given, file_of, rows_of
 from rsd.traces.lines import Key, files_of, key_of, whole_lines
 from rsd.traces.trace import Trace
+
+MADE = (".kept", ".scored", ".weighed")  # how the names of files end that are made of a job's, trace by trace
 
 
 class Gathered(NamedTuple):
@@ -92,14 +94,22 @@ def _given(given: Given) -> tuple[list[Row], int, dict[Key, Ids], dict[Key, str]
     return rows, 0, ids, {}, {}
 
 
+def _names(path: str | Path) -> Iterator[str]:
+    """A file of rows, and those that it may have been made of."""
+    name = str(path).removesuffix(".jsonl")
+    yield f"{name}.jsonl"
+    while (end := Path(name).suffix) in MADE:
+        name = name.removesuffix(end)
+        yield f"{name}.jsonl"
+
+
 def beside(path: str | Path) -> tuple[dict[Key, Ids], dict[Key, str], Row]:
-    """The tokens and the manifest of the job that made a file, or the one that it was scored or filtered from.
+    """The tokens and the manifest of the job that made a file, or the one that it was scored, weighed or filtered from.
 
     Between them, what is wrong with the tokens that are none.
     """
-    base = str(path).removesuffix(".jsonl")
-    for name in (base, base.removesuffix(".kept").removesuffix(".scored")):
-        sidecar, file = files_of(f"{name}.jsonl")
+    for name in _names(path):
+        sidecar, file = files_of(name)
         if sidecar.exists() or file.exists():
             tokens: dict[Key, Ids] = {}
             broken: dict[Key, str] = {}

@@ -14,6 +14,7 @@ SHAPES = (
     {"conversations"},
     {"instruction", "input", "output", "system", "history"},
     {"input_ids", "completion_mask", "labels"},
+    {"input_ids", "completion_mask", "labels", "loss_weights"},
 )
 
 
