@@ -19,6 +19,9 @@ SAYS = {
     "token-ids": "`input_ids` as the student sampled them, `completion_mask` and `labels`; nothing is to be tokenized. "
     "Of weighed traces `loss_weights` says how hard each token is to be learnt.",
 }
+TEACHER_SAYS = (
+    " `privileged_context` is what the teacher read and the student did not, as TRL's self-distillation reads it."
+)
 SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -64,7 +67,9 @@ def card(made: Export, files: Mapping[str, str], *, repo_id: str | None = None) 
         version=__version__,
         load=_load(files, repo_id),
         format=c.format,
-        format_says=SAYS[c.format] + _template_says(c.format, identity.get("chat_template_kwargs")),
+        format_says=SAYS[c.format]
+        + _template_says(c.format, identity.get("chat_template_kwargs"))
+        + (c.with_teacher_prompt * TEACHER_SAYS),
         verify=_cell(identity.get("verify", "not known how")),
         statistics=[
             *statistics,

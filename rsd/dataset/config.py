@@ -29,6 +29,7 @@ class ExportConfig:
     prefix_tokens: int = setting(
         0, MAKE, help="Add so many tokens of one trace of each unsolved problem; 0: none", whole=(0, TOKENS)
     )
+    with_teacher_prompt: bool = setting(False, MAKE, help="Add what the teacher alone read, as privileged_context")
 
     def __post_init__(self) -> None:
         check(self)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from rsd.dataset.config import ExportConfig
-from rsd.dataset.formats import WITH_TEMPLATE, Ids, Row, answer, formatted, prefix, weights_of
+from rsd.dataset.formats import WITH_TEMPLATE, Ids, Row, answer, formatted, prefix, privileged_context, weights_of
 from rsd.dataset.readback import gathered
 from rsd.settings import called
 from rsd.terminal import in_lines
 from rsd.traces.filters import is_right, keep
 from rsd.traces.given import Given
 from rsd.traces.lines import Key, files_of, key_of
-from rsd.traces.rows import digest
+from rsd.traces.rows import Messages, digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ def export(source: Given, config: ExportConfig) -> Export:
     Raises:
         ValueError: they are no traces of ours, none is kept, or the format needs tokens that are not there.
     """
-    path, rows, torn, tokens, broken, manifest = gathered(source)
+    path, rows, torn, tokens, broken, teacher, manifest = gathered(source)
     problems: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         problems[str(row["id"])].append(row)
@@ -100,6 +100,9 @@ def export(source: Given, config: ExportConfig) -> Export:
         begun = [(row, key_of(row)) for row in (min(of, key=key_of) for of in known if of)]
         prefixes = [(row, prefix(row, config.prefix_tokens, tokens[k], weights.get(k))) for row, k in begun]
         made = [(row, {**out, "is_prefix": False}) for row, out in made] + prefixes
+    if config.with_teacher_prompt:
+        prompts = _teacher_prompts(path, [row for row, _ in made], teacher)
+        made = [(row, {**out, "privileged_context": prompts[key_of(row)]}) for row, out in made]
     if len({type(row["id"]) for row, _ in made}) > 1:  # a column of a table has one type
         made = [(row, {**out, "id": str(row["id"])}) for row, out in made]
     if not made:
@@ -150,6 +153,28 @@ def _check_tokens(
             f"{path}: token-ids needs every trace's tokens, and {missing} are not in {sidecar}: "
             "export the file that rsd generate wrote, or choose another format"
         )
+
+
+def _teacher_prompts(path: str, rows: Sequence[Row], teacher: Mapping[Key, Messages | None]) -> dict[Key, str]:
+    """What the teacher alone read, by trace.
+
+    Raises:
+        ValueError: it had no prompt of its own, or which one is not known.
+    """
+    flag, prompts = called("with_teacher_prompt", True), {}
+    for row in rows:
+        if key_of(row) not in teacher:
+            raise ValueError(
+                f"{path}, row {row['id']!r}: no prompt of the teacher's own is known, as {called('teacher_template')} "
+                f"and {called('teacher_prompt_column')} make them: leave {flag} out"
+            )
+        if (messages := teacher[key_of(row)]) is None:
+            raise ValueError(
+                f"{files_of(path)[0].name}, row {row['id']!r}: of the teacher's prompt there is a hash alone, since an "
+                f"older rsd made this trace: make it anew, or leave {flag} out"
+            )
+        prompts[key_of(row)] = privileged_context(row, messages)
+    return prompts
 
 
 def kwargs_of(manifest: Row) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """The formats that trainers read, made of a row of ours and its tokens."""
 
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rsd.traces.columns import is_number
+from rsd.traces.rows import Messages
 from rsd.traces.trace import PROVENANCE
 
 SHAREGPT = {"user": "human", "assistant": "gpt"}
@@ -26,6 +28,12 @@ class Ids(NamedTuple):
 def answer(row: Row) -> str:
     """The text of a row's completion."""
     return str(row["completion"][0]["content"])
+
+
+def privileged_context(row: Row, teacher: Messages) -> str:
+    """What the teacher read and the student did not, one turn a line: as TRL's self-distillation trainers read it."""
+    shared = len([*takewhile(lambda turns: turns[0] == turns[1], zip(row["prompt"], teacher, strict=False))])
+    return "\n".join(turn["content"] for turn in teacher[shared:])
 
 
 def formatted(

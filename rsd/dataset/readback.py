@@ -12,23 +12,26 @@ import numpy as np
 
 from rsd.dataset.formats import Ids, Row
 from rsd.strictjson import finite
-from rsd.traces.columns import not_ours
+from rsd.traces.columns import is_chat, not_ours
 from rsd.traces.given import Given, file_of, rows_of
 from rsd.traces.lines import Key, files_of, key_of, whole_lines
+from rsd.traces.rows import Messages
 from rsd.traces.trace import Trace
 
 MADE = (".kept", ".scored", ".weighed")  # how the names of files end that are made of a job's, trace by trace
 
 
 class Gathered(NamedTuple):
-    """Traces, how many torn lines are not among them, their tokens, what is wrong with tokens that are none, and the
-    manifest of the job that made them. name: what a message calls their source."""
+    """Traces, how many torn lines are not among them, their tokens, what is wrong with tokens that are none, what the
+    teacher read where it had a prompt of its own (None: that it had one is all that is known), and the manifest of the
+    job that made them. name: what a message calls their source."""
 
     name: str
     rows: list[Row]
     torn: int
     tokens: Mapping[Key, Ids]
     broken: Mapping[Key, str]
+    teacher: Mapping[Key, Messages | None]
     manifest: Row
 
 
@@ -79,7 +82,7 @@ def read_traces(path: Path) -> tuple[list[Row], int]:
     return rows, torn
 
 
-def _given(given: Given) -> tuple[list[Row], int, dict[Key, Ids], dict[Key, str], Row]:
+def _given(given: Given) -> tuple[list[Row], int, dict[Key, Ids], dict[Key, str], dict[Key, Messages | None], Row]:
     traces: dict[Key, Trace] = {}
     rows: list[Row] = []
     for number, row in enumerate(rows_of(given, strict=True, traces=traces), 1):
@@ -91,7 +94,7 @@ def _given(given: Given) -> tuple[list[Row], int, dict[Key, Ids], dict[Key, str]
         raise ValueError("there are no rows to export")
     made = [t for t in traces.values() if t.error is None]
     ids = {t.key: Ids(np.array(t.prompt_ids), np.array(t.prefix_ids, np.int64), t.token_ids) for t in made}
-    return rows, 0, ids, {}, {}
+    return rows, 0, ids, {}, {t.key: t.teacher_messages for t in made if t.teacher_messages}, {}
 
 
 def _names(path: str | Path) -> Iterator[str]:
@@ -103,16 +106,17 @@ def _names(path: str | Path) -> Iterator[str]:
         yield f"{name}.jsonl"
 
 
-def beside(path: str | Path) -> tuple[dict[Key, Ids], dict[Key, str], Row]:
+def beside(path: str | Path) -> tuple[dict[Key, Ids], dict[Key, str], dict[Key, Messages | None], Row]:
     """The tokens and the manifest of the job that made a file, or the one that it was scored, weighed or filtered from.
 
-    Between them, what is wrong with the tokens that are none.
+    Between them, what is wrong with the tokens that are none, and the teacher's own prompts.
     """
     for name in _names(path):
         sidecar, file = files_of(name)
         if sidecar.exists() or file.exists():
             tokens: dict[Key, Ids] = {}
             broken: dict[Key, str] = {}
+            teacher: dict[Key, Messages | None] = {}
             manifest = _manifest(file)
             widths = manifest.get("widths")
             width = widths.get("student") if isinstance(widths, dict) else None
@@ -122,12 +126,15 @@ def beside(path: str | Path) -> tuple[dict[Key, Ids], dict[Key, str], Row]:
                 columns = [line.get(c) or [] for c in Ids._fields]
                 checked = zip(Ids._fields, columns, strict=True)
                 what = next((what for c, ids in checked if (what := _no_ids(c, ids, width))), None)
+                if line.get("teacher_prompt"):
+                    read = line.get("teacher_messages")
+                    teacher[key_of(line)] = read if is_chat(read) else None
                 if what is None:
                     tokens[key_of(line)] = Ids(*(np.array(ids, dtype=np.int64) for ids in columns))
                 else:
                     broken[key_of(line)] = what
-            return tokens, broken, manifest
-    return {}, {}, {}
+            return tokens, broken, teacher, manifest
+    return {}, {}, {}, {}
 
 
 def _no_ids(column: str, ids: Any, width: Any) -> str | None:

@@ -73,7 +73,7 @@ def test_split(file: Path) -> bool:
 
 
 def _of_a_format(columns: Iterable[str]) -> bool:
-    named = [c for c in columns if c not in ("chat_template_kwargs", "is_prefix")]
+    named = [c for c in columns if c not in ("chat_template_kwargs", "is_prefix", "privileged_context")]
     shape, provenance = named[: -len(PROVENANCE)], tuple(named[-len(PROVENANCE) :])
     return provenance == PROVENANCE and set(shape) in SHAPES
 
