@@ -41,18 +41,20 @@ def export(
     """
     with one_line_errors(output or source):
         from rsd.api import export as export_traces
+        from rsd.dataset.formats import IDS
         from rsd.dataset.publish import check_repo_id, push
         from rsd.files import place
 
         config = ExportConfig(**given(values))
         if output is None:
-            output = f"{source.removesuffix('.jsonl')}.{config.format}.jsonl"
+            suffix = "parquet" if config.format == "distillkit" else "jsonl"
+            output = f"{source.removesuffix('.jsonl')}.{config.format}.{suffix}"
         place(output)
         if private and not push_to_hub:
             raise ValueError("--private is for --push-to-hub: give both")
         if push_to_hub:
             check_repo_id(push_to_hub)
-        if config.format != "token-ids":  # the student's tokenizer will be asked
+        if config.format not in IDS:  # the student's tokenizer will be asked
             quiet()
         made = export_traces(source, None if dry_run else output, overwrite=overwrite, config=config)
         if dry_run:

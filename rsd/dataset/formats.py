@@ -13,6 +13,7 @@ from rsd.traces.trace import PROVENANCE
 SHAREGPT = {"user": "human", "assistant": "gpt"}
 # Those whose trainer, TRL, gives to the chat template what the column `chat_template_kwargs` holds.
 WITH_TEMPLATE = ("prompt-completion", "messages")
+IDS = ("token-ids", "distillkit")  # those of which nothing is to be tokenized
 
 Row = Mapping[str, Any]
 
@@ -41,10 +42,14 @@ def formatted(
 ) -> dict[str, Any]:
     """A row of ours in the shape of a format; "token-ids" needs its tokens, and may have weights of them.
 
+    Of a format with soft targets this is what the row says of its trace; `soft_formats` has its shape.
     template_kwargs: what the job gave to the chat template, for the formats that can say so.
     """
-    shaped = _token_ids(tokens, weights) if format == "token-ids" and tokens else SHAPES[format](row)
-    how = {"chat_template_kwargs": dict(template_kwargs)} if template_kwargs and format in WITH_TEMPLATE else {}
+    if format == "token-ids" and tokens:
+        shaped = _token_ids(tokens, weights)
+    else:
+        shaped = SHAPES[format](row) if format in SHAPES else {}
+    how = {"chat_template_kwargs": dict(template_kwargs)} if template_kwargs else {}
     return {**shaped, **how, **{c: row.get(c) for c in PROVENANCE}}
 
 

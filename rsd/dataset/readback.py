@@ -3,7 +3,7 @@
 import json
 import reprlib
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from rsd.traces.columns import is_chat, not_ours
 from rsd.traces.given import Given, file_of, rows_of
 from rsd.traces.lines import Key, files_of, key_of, whole_lines
 from rsd.traces.rows import Messages
+from rsd.traces.soft import GENERATE, SoftFile, SoftTargets, soft_file, soft_targets
 from rsd.traces.trace import Trace
 
 MADE = (".kept", ".scored", ".weighed")  # how the names of files end that are made of a job's, trace by trace
@@ -24,7 +25,7 @@ MADE = (".kept", ".scored", ".weighed")  # how the names of files end that are m
 class Gathered(NamedTuple):
     """Traces, how many torn lines are not among them, their tokens, what is wrong with tokens that are none, what the
     teacher read where it had a prompt of its own (None: that it had one is all that is known), and the manifest of the
-    job that made them. name: what a message calls their source."""
+    job that made them. name: what a message calls their source. soft: their soft targets, if these were asked for."""
 
     name: str
     rows: list[Row]
@@ -32,20 +33,42 @@ class Gathered(NamedTuple):
     tokens: Mapping[Key, Ids]
     broken: Mapping[Key, str]
     teacher: Mapping[Key, Messages | None]
+    soft: Callable[[Key], SoftTargets | None]
     manifest: Row
 
 
-def gathered(source: Given) -> Gathered:
+def gathered(source: Given, *, soft: bool = False) -> Gathered:
     """What is known of the traces in a file, or of those that are given.
 
     Raises:
-        ValueError: they are no rows of ours, or there are none.
+        ValueError: they are no rows of ours, or there are none; or no soft targets, which were asked for.
     """
     file = file_of(source)
     if file is not None:
         rows, torn = read_traces(Path(file))
-        return Gathered(file, rows, torn, *beside(file))
+        tokens, broken, teacher, manifest = beside(file)
+        return Gathered(file, rows, torn, tokens, broken, teacher, _soft(file) if soft else _none, manifest)
     return Gathered("the rows", *_given(source))
+
+
+def _none(_: Key) -> None:
+    return None
+
+
+def _soft(path: str) -> Callable[[Key], SoftTargets | None]:
+    """The soft targets beside a file of rows, or beside one that it was made of.
+
+    Raises:
+        ValueError: there are none of the teacher's.
+    """
+    names = list(_names(path))
+    files = [SoftFile(soft_file(name)) for name in names if soft_file(name).is_file()] or [
+        SoftFile(soft_file(names[-1]))
+    ]
+    for file in files:
+        if "teacher" in file.models:
+            return file.get
+    raise ValueError(f"{files[0].file} holds the student's soft targets alone: {GENERATE}")
 
 
 def read_traces(path: Path) -> tuple[list[Row], int]:
@@ -82,7 +105,8 @@ def read_traces(path: Path) -> tuple[list[Row], int]:
     return rows, torn
 
 
-def _given(given: Given) -> tuple[list[Row], int, dict[Key, Ids], dict[Key, str], dict[Key, Messages | None], Row]:
+def _given(given: Given) -> tuple[Any, ...]:
+    """As in `Gathered`, but for the name."""
     traces: dict[Key, Trace] = {}
     rows: list[Row] = []
     for number, row in enumerate(rows_of(given, strict=True, traces=traces), 1):
@@ -94,7 +118,8 @@ def _given(given: Given) -> tuple[list[Row], int, dict[Key, Ids], dict[Key, str]
         raise ValueError("there are no rows to export")
     made = [t for t in traces.values() if t.error is None]
     ids = {t.key: Ids(np.array(t.prompt_ids), np.array(t.prefix_ids, np.int64), t.token_ids) for t in made}
-    return rows, 0, ids, {}, {t.key: t.teacher_messages for t in made if t.teacher_messages}, {}
+    teacher = {t.key: t.teacher_messages for t in made if t.teacher_messages}
+    return rows, 0, ids, {}, teacher, {t.key: soft_targets(t.tokens) for t in made}.get, {}
 
 
 def _names(path: str | Path) -> Iterator[str]:

@@ -12,6 +12,8 @@ from rsd.traces.trace import PROVENANCE
 SHAPES = (
     {"prompt", "completion"},
     {"messages"},
+    {"messages", "logprobs"},
+    {"messages", "logprobs", "target_token_ids"},
     {"conversations"},
     {"instruction", "input", "output", "system", "history"},
     {"input_ids", "completion_mask", "labels"},
@@ -62,7 +64,8 @@ def exported(file: Path) -> bool:
     except ImportError:
         return False
     with suppress(ArrowException, OSError):
-        return _of_a_format(parquet.read_schema(file).names)
+        schema = parquet.read_schema(file)
+        return b"rsd" in (schema.metadata or {}) or _of_a_format(schema.names)
     return False
 
 
@@ -82,6 +85,11 @@ def card(file: Path) -> bool:
     """Whether it is the card of an exported data set, by what stands at its head."""
     head = _head(file)
     return head.startswith(b"---\n") and b"\n- reverse-speculative-decoding\n" in head
+
+
+def compression(file: Path) -> bool:
+    """Whether it is the compression file of an export for DistillKit, by what stands at its head."""
+    return _head(file).startswith(b"# How rsd packed the soft targets;")
 
 
 def events(file: Path) -> bool:
