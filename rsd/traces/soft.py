@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rsd.files import anew, locked
 from rsd.traces.lines import Key
 from rsd.traces.tokens import MODELS, top_columns
 
@@ -123,8 +124,8 @@ def batch(schema: Any, key: Key, soft: SoftTargets) -> bytes:
 class SoftFile:
     """The soft targets of a file by their traces, of which only the places are in memory.
 
-    Of two batches of a trace the last one counts. k: how many tokens each has; models: whose; batches: how many there
-    are; size: how many bytes are whole.
+    Of two batches of a trace the last one counts. k: how many tokens each has; models: whose; order: of each batch the
+    trace and where it ends; size: how many bytes are whole.
 
     Raises:
         ValueError: there is no such file, or it holds no soft targets.
@@ -134,7 +135,7 @@ class SoftFile:
         self.file = Path(file)
         pa, self._ipc = arrow()
         self._places: dict[Key, tuple[int, int, int]] = {}  # where its batch begins and ends, how many tokens it has
-        self.batches = 0
+        self.order: list[tuple[Key, int]] = []
         try:
             self._source = pa.memory_map(str(self.file))
             self.schema = self._ipc.read_schema(self._ipc.read_message(self._source))
@@ -149,7 +150,8 @@ class SoftFile:
         self.size = self._source.tell()
         for at, end, key, tokens in self._read():
             self._places[key] = at, end, tokens
-            self.batches, self.size = self.batches + 1, end
+            self.order.append((key, end))
+            self.size = end
 
     def _read(self) -> Iterator[tuple[int, int, Key, int]]:
         import pyarrow
@@ -170,6 +172,9 @@ class SoftFile:
     def __contains__(self, key: object) -> bool:
         return key in self._places
 
+    def has(self, key: Key) -> bool:
+        return key in self._places
+
     def __len__(self) -> int:
         return len(self._places)
 
@@ -178,7 +183,7 @@ class SoftFile:
 
     def holds_only(self, keys: Collection[Key]) -> bool:
         """Whether it holds these traces, each once, and nothing that is torn behind them."""
-        return self.batches == len(keys) and self._places.keys() == set(keys) and self.size == self._source.size()
+        return len(self.order) == len(keys) and self._places.keys() == set(keys) and self.size == self._source.size()
 
     def tokens(self, key: Key) -> int | None:
         """How many tokens a trace has; None if it is not there."""
@@ -214,6 +219,49 @@ class SoftFile:
                 *(None if x is None else x.astype(kinds[name.rpartition("_")[2]]) for name, x in asked),
             )
         return None
+
+
+class SoftLog:
+    """The file of soft targets beside rows that are written one after the other, open for appending and locked.
+
+    keep: whether what is there is gone on with.
+
+    Raises:
+        ValueError: it is no such file, or another process is writing it.
+    """
+
+    def __init__(self, file: Path, k: int, *, keep: bool) -> None:
+        self.schema = schema_of(k)
+        if not is_beginning(file, k):
+            raise ValueError(f"{file} is no file of this command with so many tokens: {anew()}")
+        self._file = locked(file)
+        self.there: list[tuple[Key, int]] = []
+        with suppress(ValueError):
+            self.there = SoftFile(file).order if keep else []
+        self.kept = 0
+
+    def __enter__(self) -> "SoftLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def has(self, key: Key) -> bool:
+        """Whether this trace's come next of those that are there; then they are kept."""
+        same = self.kept < len(self.there) and self.there[self.kept][0] == key
+        self.kept += same
+        return same
+
+    def begin(self) -> None:
+        """Be ready for appending, with what is kept."""
+        start = head(self.schema)
+        self._file.truncate(self.there[self.kept - 1][1] if self.kept else 0)
+        if not self.kept:
+            self._file.write(start)
+
+    def append(self, key: Key, soft: SoftTargets) -> None:
+        self._file.write(batch(self.schema, key, soft))
+        self._file.flush()
 
 
 GENERATE = "make them with rsd generate --top-logprobs K"
