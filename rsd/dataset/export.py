@@ -82,8 +82,8 @@ def export(source: Given, config: ExportConfig) -> Export:
     chosen = {id(row) for row in first.values()}
     distinct = [row for row in kept if id(row) in chosen]  # in the order of the file; which ones, does not depend on it
     dropped |= {why: n for why, n in (("duplicates", len(kept) - len(distinct)), ("torn lines", torn)) if n}
-    if config.format in (*SOFT, "token-ids"):
-        _check_tokens(path, config.format, rows, distinct, tokens, broken)
+    if config.format == "token-ids":
+        _check_tokens(path, rows, distinct, tokens, broken)
     softer: Softened | None = None
     if config.format in SOFT:
         softer = softened(path, config.format, distinct, tokens, soft, manifest)
@@ -157,7 +157,6 @@ def _rows(made: Sequence[tuple[Row, dict[str, Any]]], softer: Softened | None) -
 
 def _check_tokens(
     path: str,
-    format: str,
     rows: Sequence[Row],
     distinct: Sequence[Row],
     tokens: Mapping[Key, Ids],
@@ -174,7 +173,7 @@ def _check_tokens(
         raise ValueError(f"{sidecar}, row {name!r}, generation {generation}: {broken[bad[0]]}")
     if missing := sum(key_of(row) not in tokens for row in distinct):
         raise ValueError(
-            f"{path}: {format} needs every trace's tokens, and {missing} are not in {sidecar}: "
+            f"{path}: token-ids needs every trace's tokens, and {missing} are not in {sidecar}: "
             "export the file that rsd generate wrote, or choose another format"
         )
 

@@ -119,7 +119,8 @@ def _given(given: Given) -> tuple[Any, ...]:
     made = [t for t in traces.values() if t.error is None]
     ids = {t.key: Ids(np.array(t.prompt_ids), np.array(t.prefix_ids, np.int64), t.token_ids) for t in made}
     teacher = {t.key: t.teacher_messages for t in made if t.teacher_messages}
-    return rows, 0, ids, {}, teacher, {t.key: soft_targets(t.tokens) for t in made}.get, {}
+    soft = {t.key: soft_targets([*t.prompt_ids, *t.prefix_ids], t.tokens) for t in made}
+    return rows, 0, ids, {}, teacher, soft.get, {}
 
 
 def _names(path: str | Path) -> Iterator[str]:

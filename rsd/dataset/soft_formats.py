@@ -5,8 +5,9 @@ counts from the end of its ids, are paired with the place before), DistillKit's 
 in the place before their token; ids and log-probs have the bits that its configuration says).
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from rsd.dataset.formats import Ids, Row, answer
 from rsd.dataset.respelled import sampled, student_of
 from rsd.traces.lines import Key, key_of
 from rsd.traces.soft import GENERATE, SoftTargets
+
+if TYPE_CHECKING:
+    from rsd.models.source import Source
 
 SOFT = ("axolotl-kd", "axolotl-kd-v1", "distillkit")
 PACKED = ("input_ids", "labels", "compressed_logprobs", "bytepacked_indices")  # all that DistillKit's loader may meet
@@ -38,43 +42,32 @@ def softened(
 ) -> Softened:
     """Rows with the teacher's soft targets, in one of the formats of `SOFT`.
 
+    tokens: as far as a job's sidecar is there, which says where what was written and not sampled begins.
+
     Raises:
         ValueError: a row has none, or the student's tokenizer, which axolotl will ask, is not at hand.
     """
-    ids, student = {}, None
-    if format != "distillkit":
-        try:
-            student = student_of(manifest)
-        except ValueError as e:
-            raise ValueError(
-                f"{path}: {format} needs the student's tokenizer, by which axolotl reads texts: {e}"
-            ) from e
+    student = None if format == "distillkit" else _student(path, format, manifest)
     widths = manifest.get("widths")
     width = widths.get("student") if isinstance(widths, dict) else None
-    fit, missing, largest, k = [], 0, 0, 1
-    dropped: dict[str, int] = {}
+    fit, whole, after = [], {}, {}
+    missing, largest, k = 0, 0, 1
+    dropped: Counter[str] = Counter()
     for row in rows:
         key = key_of(row)
         if (targets := soft(key)) is None or targets.teacher_ids is None:
             missing += 1
             continue
-        t, k = tokens[key], targets.k
-        if what := _unfit(targets, t, width):
-            dropped[what] = dropped.get(what, 0) + 1
+        t = tokens.get(key) or Ids(targets.prompt_ids, np.empty(0, np.int64), targets.token_ids)
+        ids = sampled(t)
+        read = ids if student is None else _read(student, row)
+        n = len(targets.prompt_ids) + len(targets.token_ids)
+        if why := _unfit(targets, ids, read, width if type(width) is int else 2**31):
+            dropped[why] += 1
             continue
-        if student is not None:
-            try:
-                read = student.training_ids(row["prompt"], answer(row), {})
-            except Exception:  # a template may refuse what another one made
-                read = []
-            want = sampled(t)
-            if read[: len(want)] != want:
-                why = "with other ids as a text than were sampled"
-                dropped[why] = dropped.get(why, 0) + 1
-                continue
-            ids[key] = np.array(read[len(t.prompt_ids) + len(t.prefix_ids) + len(targets.token_ids) :], np.int64)
-        largest = max(largest, _largest(targets), *map(int, (of.max() for of in t if len(of))))
         fit.append(row)
+        whole[key], after[key] = t, np.array(read[n:], np.int64)
+        largest, k = max(largest, *ids, _largest(targets)), targets.k
     if missing:
         raise ValueError(f"{path}: {format} needs the teacher's soft targets, and {missing} rows have none: {GENERATE}")
 
@@ -84,19 +77,35 @@ def softened(
         return targets
 
     if student is not None:
-        return Softened(fit, dropped, lambda row: axolotl(row, of(row), ids[key_of(row)], format), None)
+        return Softened(fit, dropped, lambda row: axolotl(row, of(row), after[key_of(row)], format), None)
     d = max(width if type(width) is int else 0, largest + 1, 2)
-    length = max((sum(map(len, tokens[key_of(row)])) for row in fit), default=0)
-    shaped = lambda row: distillkit(tokens[key_of(row)], of(row), d=d, length=length)  # noqa: E731
+    length = max((sum(map(len, t)) for t in whole.values()), default=0)
+    shaped = lambda row: distillkit(whole[key_of(row)], of(row), d=d, length=length)  # noqa: E731
     return Softened(fit, dropped, shaped, compression(d=d, k=k))
 
 
-def _unfit(soft: SoftTargets, tokens: Ids, width: Any) -> str | None:
-    """Why these are no soft targets of these tokens; of the last ones, such as an EOS, they may be missing."""
-    n = len(soft.token_ids)
-    same = 0 < n <= len(tokens.token_ids) and bool((soft.token_ids == tokens.token_ids[:n]).all())
-    known = same and _largest(soft) < (width if type(width) is int else 2**31)
-    return None if known else "with soft targets of other tokens"
+def _student(path: str, format: str, manifest: Row) -> "Source":
+    try:
+        return student_of(manifest)
+    except ValueError as e:
+        raise ValueError(f"{path}: {format} needs the student's tokenizer, by which axolotl reads texts: {e}") from e
+
+
+def _read(student: "Source", row: Row) -> list[int]:
+    """A row's text as axolotl reads it."""
+    try:
+        return student.training_ids(row["prompt"], answer(row), {})
+    except Exception:  # a template may refuse what another one made
+        return []
+
+
+def _unfit(soft: SoftTargets, ids: list[int], read: list[int], width: int) -> str | None:
+    """Why these are no soft targets of a trace of these ids; its last ones, such as an EOS, may have none."""
+    told = [*soft.prompt_ids.tolist(), *soft.token_ids.tolist()]
+    empty = not len(soft.prompt_ids) or not len(soft.token_ids)
+    if empty or told != ids[: len(told)] or min(told) < 0 or _largest(soft) >= width:
+        return "with soft targets of other tokens"
+    return None if ids == read[: len(ids)] else "with other ids as a text than were sampled"
 
 
 def _largest(soft: SoftTargets) -> int:
@@ -146,8 +155,8 @@ def distillkit(tokens: Ids, soft: SoftTargets, *, d: int, length: int) -> dict[s
 
     Its packed batches are of one length, so the last token is repeated up to that, without a label.
     """
-    ids, first = np.array(sampled(tokens)), len(tokens.prompt_ids) + len(tokens.prefix_ids)
-    top, logprobs = _placed(soft, first - 1, np.append(ids[1:], ids[-1]))
+    ids = np.array(sampled(tokens))
+    top, logprobs = _placed(soft, len(soft.prompt_ids) - 1, np.append(ids[1:], ids[-1]))
     labels = np.where(np.arange(len(ids)) < len(tokens.prompt_ids), -100, ids)
     bits = (top[..., None] >> np.arange(index_bits(d) - 1, -1, -1)) & 1
     columns = {

@@ -9,13 +9,13 @@ import yaml
 from conftest import read, write
 from exports import export
 from hub import Hub
-from jobs import by_key, files, run
+from jobs import by_key, command, files, run
 from transformers import AutoTokenizer
 
 import rsd
 from rsd.models.bundled import bundled
 from rsd.traces.readers import read_rows
-from rsd.traces.soft import SoftFile, SoftTargets, batch, head, schema_of, soft_file
+from rsd.traces.soft import SoftFile, batch, head, schema_of, soft_file
 
 K = 5
 AXOLOTL = ["axolotl-kd", "axolotl-kd-v1"]
@@ -292,6 +292,38 @@ def test_what_distillkit_has_no_place_for_is_refused(traces, tmp_path, flags, wo
     assert words in output and len(output.strip().splitlines()) == 1
 
 
+def test_soft_targets_of_a_score_are_of_the_whole_completion(traces, tmp_path, tokenizer):
+    soft_file(traces).unlink()
+    command("score", traces, "--top-logprobs", K)
+    export(tmp_path / "traces.scored.jsonl", "--format", "axolotl-kd", "-o", tmp_path / "out.jsonl")
+    lines = by_key(files(traces)[1])
+    for row in read(tmp_path / "out.jsonl"):
+        line, (ids, logprobs) = lines[row["id"], row["generation"]], layout(row)
+        whole = tokenizer.apply_chat_template(row["messages"], return_dict=False)
+        first, beginning = len(whole) - len(ids), len(line["prefix_ids"])
+        n = beginning + len(line["token_ids"])
+        assert whole[first : first + n] == line["prefix_ids"] + line["token_ids"] and len(ids) == n + 1
+        for place in range(len(line["token_ids"])):
+            about(line, place, ids[beginning + place], logprobs[beginning + place])
+
+
+@pytest.mark.parametrize("format", TOOLS)
+def test_the_file_of_soft_targets_alone_knows_the_tokens(traces, tmp_path, format):
+    """As for traces that a score read; what was written and not sampled counts for a part of the prompt then."""
+    export(traces, "--format", format, "--keep", "all", "-o", tmp_path / name(format))
+    (tmp_path / "traces.tokens.jsonl").unlink()
+    (tmp_path / "bare").mkdir()
+    export(traces, "--format", format, "--keep", "all", "-o", tmp_path / "bare" / name(format))
+    if format == "distillkit":
+        rows, want = table(tmp_path / "bare" / name(format)), table(tmp_path / name(format))
+        for a, b in zip(rows, want, strict=True):
+            first = next(i for i, label in enumerate(b["labels"]) if label >= 0)
+            assert a.pop("labels") == [*b["labels"][:first], -100, *b.pop("labels")[first + 1 :]]
+        assert rows == want
+    else:
+        assert (tmp_path / "bare" / name(format)).read_bytes() == (tmp_path / name(format)).read_bytes()
+
+
 def test_a_pushed_data_set_has_its_compression_file(traces, tmp_path, monkeypatch):
     with Hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
@@ -343,7 +375,7 @@ def test_soft_targets_that_a_score_made_are_not_taken_for_the_teachers(traces, t
         file.write(head(schema))
         for key in list(soft.keys()):
             of = soft.get(key)
-            file.write(batch(schema, key, SoftTargets(of.token_ids, None, None, of.student_ids, of.student_logprobs)))
+            file.write(batch(schema, key, of._replace(teacher_ids=None, teacher_logprobs=None)))
     shutil.copy(traces, tmp_path / "traces.scored.jsonl")
     export(tmp_path / "traces.scored.jsonl", "--format", "axolotl-kd", "-o", tmp_path / "out.jsonl")  # by the job's
     soft_file(traces).unlink()
