@@ -4,7 +4,9 @@
 a trace: ids, and log-probs in 16 bits, packed. A batch that a killed job has torn is the end of what is there.
 """
 
+import hashlib
 import io
+import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -82,6 +84,7 @@ def schema_of(k: int, models: Sequence[str] = MODELS) -> Any:
     fields = [pa.field("id", pa.string()), pa.field("generation", pa.int64())]
     fields += [pa.field(name, pa.list_(pa.int32())) for name in ("prompt_ids", "token_ids")]
     fields += [pa.field(f"{name}_{of}", pa.list_(pa.list_(kind, k))) for name in models for of, kind in kinds]
+    fields.append(pa.field("checksum", pa.binary(8)))
     return pa.schema(fields, {SIZE: str(k)})
 
 
@@ -91,7 +94,7 @@ def head(schema: Any) -> bytes:
 
 
 def is_beginning(file: Path, k: int) -> bool:
-    """Whether a file may be one of so many tokens a place: it begins as such a one, or is empty, or not there."""
+    """Whether a file is one of so many tokens a place, or will be: it begins as such a one, is empty, or not there."""
     start = head(schema_of(k))
     there = b""
     with suppress(FileNotFoundError), open(file, "rb") as f:
@@ -102,16 +105,25 @@ def is_beginning(file: Path, k: int) -> bool:
 def batch(schema: Any, key: Key, soft: SoftTargets) -> bytes:
     """What a trace adds to a file."""
     pa, ipc = arrow()
+    name = key[0].encode("utf-8", "backslashreplace").decode()  # of a lone surrogate its escape
+    stored = soft._replace(
+        **{
+            field.name: getattr(soft, field.name).astype(np.float16)
+            for field in schema
+            if field.name.endswith("logprobs")
+        }
+    )
+    given = {"id": name, "generation": key[1], "checksum": checksum((name, key[1]), stored)}
 
     def column(field: Any) -> Any:
         if not pa.types.is_list(field.type):
-            return pa.array([key[0].encode("utf-8", "backslashreplace").decode() if field.name == "id" else key[1]])
-        values, inner = getattr(soft, field.name), field.type.value_type
+            return pa.array([given[field.name]], field.type)
+        values = getattr(stored, field.name)
+        inner = field.type.value_type
         if values.ndim == 1:
             flat = pa.array(values, inner)
         else:
-            flat = np.ascontiguousarray(values, np.float16 if inner.value_type == pa.float16() else np.int32)
-            flat = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel(), inner.value_type), values.shape[1])
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), inner.value_type), values.shape[1])
         return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), flat, type=field.type)
 
     made = pa.record_batch([column(field) for field in schema], schema=schema)
@@ -119,6 +131,41 @@ def batch(schema: Any, key: Key, soft: SoftTargets) -> bytes:
     with ipc.new_stream(sink, schema, options=ipc.IpcWriteOptions(compression="zstd")) as stream:
         stream.write_batch(made)
     return sink.getvalue()[len(head(schema)) : -END]
+
+
+def unpacked(made: Any, k: int) -> tuple[Key, SoftTargets]:
+    """Which trace a batch is of, and its soft targets, log-probs in 16 bits.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    made.validate(full=True)
+    if made.num_rows != 1:
+        raise ValueError("not one trace")
+    found: dict[str, Any] = dict.fromkeys(SoftTargets._fields)
+    for name in made.schema.names:
+        values = made[name][0]
+        if name not in found:
+            continue
+        flat = values.values if name in ("prompt_ids", "token_ids") else values.values.flatten()
+        found[name] = flat.to_numpy(zero_copy_only=False)
+    length = len(found["token_ids"])
+    for name, of in found.items():
+        if of is not None and name not in ("prompt_ids", "token_ids"):
+            found[name] = of.reshape(length, k)
+    key, soft = (made["id"][0].as_py(), made["generation"][0].as_py()), SoftTargets(**found)
+    if made["checksum"][0].as_py() != checksum(key, soft):
+        raise ValueError("damaged")
+    return key, soft
+
+
+def checksum(key: Key, soft: SoftTargets) -> bytes:
+    """By which a batch is known to be what was written: nothing else checks what is in it."""
+    made = hashlib.blake2b(json.dumps(key).encode(), digest_size=8)
+    for of in soft:
+        if of is not None:
+            made.update(np.ascontiguousarray(of).tobytes() + b"|")
+    return made.digest()
 
 
 class SoftFile:
@@ -159,15 +206,14 @@ class SoftFile:
         whole = self._source.size()
         while (at := self._source.tell()) < whole:
             try:
-                made = self._ipc.read_record_batch(self._ipc.read_message(self._source), self.schema)
-                made.validate(full=True)
-                if made.num_rows != 1 or len(set(map(len, _lists(made)))) != 1:
-                    return
-                key = made["id"][0].as_py(), made["generation"][0].as_py()
-                tokens = len(made["token_ids"][0])
+                key, soft = self._unpacked(at)
             except (OSError, EOFError, ValueError, TypeError, pyarrow.ArrowException):
                 return  # torn, or damaged: as if it ended here
-            yield at, self._source.tell(), key, tokens
+            yield at, self._source.tell(), key, len(soft.token_ids)
+
+    def _unpacked(self, at: int) -> tuple[Key, SoftTargets]:
+        self._source.seek(at)
+        return unpacked(self._ipc.read_record_batch(self._ipc.read_message(self._source), self.schema), self.k)
 
     def __contains__(self, key: object) -> bool:
         return key in self._places
@@ -200,25 +246,11 @@ class SoftFile:
         """A trace's; None if there are none."""
         if key not in self._places:
             return None
-        with suppress(OSError):
-            self._source.seek(self._places[key][0])
-            made = self._ipc.read_record_batch(self._ipc.read_message(self._source), self.schema)
-            found = {name: made[name][0].values for name in made.schema.names[2:]}
-            prompt_ids, token_ids = (
-                found.pop(f"{of}_ids").to_numpy(zero_copy_only=False) for of in ("prompt", "token")
-            )
-            wide = {
-                name: np.asarray(of.flatten().to_numpy(zero_copy_only=False)).reshape(len(token_ids), self.k)
-                for name, of in found.items()
-            }
-            kinds = {"ids": np.int32, "logprobs": np.float32}
-            asked = [(name, wide.get(name)) for name in SoftTargets._fields[2:]]
-            return SoftTargets(
-                prompt_ids,
-                token_ids,
-                *(None if x is None else x.astype(kinds[name.rpartition("_")[2]]) for name, x in asked),
-            )
-        return None
+        _, soft = self._unpacked(self._places[key][0])
+        teacher, student = (
+            x if x is None else x.astype(np.float32) for x in (soft.teacher_logprobs, soft.student_logprobs)
+        )
+        return soft._replace(teacher_logprobs=teacher, student_logprobs=student)
 
 
 class SoftLog:
@@ -265,7 +297,3 @@ class SoftLog:
 
 
 GENERATE = "make them with rsd generate --top-logprobs K"
-
-
-def _lists(made: Any) -> list[Any]:
-    return [made[name][0] for name in made.schema.names[3:]]
