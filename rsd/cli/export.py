@@ -33,6 +33,10 @@ def export(
     Beside OUTPUT comes its dataset card (.md) and, with --test-share, the rows for testing (.test.jsonl). Rows
     without a verdict are kept with --keep all alone.
 
+    Shapes: prompt-completion and messages (chats, as TRL reads them), sharegpt, alpaca, and token-ids, of which nothing
+    is tokenized anew. With the teacher's likeliest tokens, which rsd generate --top-logprobs keeps: axolotl-kd,
+    axolotl-kd-v1 (the layout up to 0.9) and distillkit, which is a .parquet.
+
     \b
     Examples:
       rsd export traces.jsonl
