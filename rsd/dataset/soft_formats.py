@@ -28,8 +28,11 @@ Get = Callable[[Key], SoftTargets | None]
 
 
 class Softened(NamedTuple):
-    """The rows that have soft targets of their tokens, why how many others have not, what makes a row's columns (whose
-    size is why they are not made before they are written), and DistillKit's compression file."""
+    """What can be exported with soft targets.
+
+    rows: those whose tokens have some. dropped: why how many have not. shaped: makes the columns of a row, which are so
+    large that this waits until they are written. compression: DistillKit's compression file.
+    """
 
     rows: Sequence[Row]
     dropped: Mapping[str, int]
@@ -71,17 +74,18 @@ def softened(
     if missing:
         raise ValueError(f"{path}: {format} needs the teacher's soft targets, and {missing} rows have none: {GENERATE}")
 
-    def of(row: Row) -> SoftTargets:
-        if (targets := soft(key_of(row))) is None:
-            raise ValueError(f"{path}: its soft targets were changed while they were read")
-        return targets
-
-    if student is not None:
-        return Softened(fit, dropped, lambda row: axolotl(row, of(row), after[key_of(row)], format), None)
     d = max(width if type(width) is int else 0, largest + 1, 2)
     length = max((sum(map(len, t)) for t in whole.values()), default=0)
-    shaped = lambda row: distillkit(whole[key_of(row)], of(row), d=d, length=length)  # noqa: E731
-    return Softened(fit, dropped, shaped, compression(d=d, k=k))
+
+    def shaped(row: Row) -> dict[str, Any]:
+        key = key_of(row)
+        if (targets := soft(key)) is None:
+            raise ValueError(f"{path}: its soft targets were changed while they were read")
+        if student is not None:
+            return axolotl(row, targets, after[key], format)
+        return distillkit(whole[key], targets, d=d, length=length)
+
+    return Softened(fit, dropped, shaped, compression(d=d, k=k) if student is None else None)
 
 
 def _student(path: str, format: str, manifest: Row) -> "Source":
@@ -150,7 +154,7 @@ def axolotl(row: Row, soft: SoftTargets, after: np.ndarray, format: str) -> dict
     return {**shaped, "logprobs": spelled}
 
 
-def distillkit(tokens: Ids, soft: SoftTargets, *, d: int, length: int) -> dict[str, np.ndarray]:
+def distillkit(tokens: Ids, soft: SoftTargets, *, d: int, length: int) -> dict[str, Any]:
     """The columns of DistillKit's offline teacher: arrays [length] and [length, bytes].
 
     Its packed batches are of one length, so the last token is repeated up to that, without a label.

@@ -10,6 +10,7 @@ from conftest import read, write
 from exports import export
 from hub import Hub
 from jobs import by_key, command, files, run
+from test_card import push
 from transformers import AutoTokenizer
 
 import rsd
@@ -324,11 +325,8 @@ def test_the_file_of_soft_targets_alone_knows_the_tokens(traces, tmp_path, forma
         assert (tmp_path / "bare" / name(format)).read_bytes() == (tmp_path / name(format)).read_bytes()
 
 
-def test_a_pushed_data_set_has_its_compression_file(traces, tmp_path, monkeypatch):
+def test_a_pushed_data_set_has_its_compression_file(traces, tmp_path):
     with Hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        from test_card import push
-
         result = push(hub, tmp_path, "--format", "distillkit", "-o", "out.parquet")
         assert result.returncode == 0, result.stderr
     assert hub.files.keys() == {"README.md", "data/train.parquet", "compression_config.yaml"}
