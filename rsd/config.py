@@ -82,7 +82,7 @@ class StudentConfig(Scoring, Reading, Loading):
 
 
 MOST_TOP = 256
-TOP_LOGPROBS = "Keep so many likeliest tokens of both models in each place, in OUTPUT's .logprobs.arrow"
+TOP_LOGPROBS = "So many likeliest tokens of both models in each place, in a file beside"
 NEARLY_ALL = 256  # tokens of either model that are looked at where no filter is to leave any out
 LOAD_IN = "Quantise its weights as they are loaded"
 

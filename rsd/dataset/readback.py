@@ -16,7 +16,7 @@ from rsd.traces.columns import is_chat, not_ours
 from rsd.traces.given import Given, file_of, rows_of
 from rsd.traces.lines import Key, files_of, key_of, whole_lines
 from rsd.traces.rows import Messages
-from rsd.traces.soft import GENERATE, SoftFile, SoftTargets, soft_file, soft_targets
+from rsd.traces.soft import SoftFile, SoftTargets, made_by, soft_file, soft_targets
 from rsd.traces.trace import Trace
 
 MADE = (".kept", ".scored", ".weighed")  # how the names of files end that are made of a job's, trace by trace
@@ -68,7 +68,7 @@ def _soft(path: str) -> Callable[[Key], SoftTargets | None]:
     for file in files:
         if "teacher" in file.models:
             return file.get
-    raise ValueError(f"{files[0].file} holds the student's soft targets alone: {GENERATE}")
+    raise ValueError(f"{files[0].file} holds the student's soft targets alone: {made_by()}")
 
 
 def read_traces(path: Path) -> tuple[list[Row], int]:

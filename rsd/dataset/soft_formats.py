@@ -14,7 +14,7 @@ import numpy as np
 from rsd.dataset.formats import Ids, Row, answer
 from rsd.dataset.respelled import sampled, student_of
 from rsd.traces.lines import Key, key_of
-from rsd.traces.soft import GENERATE, SoftTargets
+from rsd.traces.soft import SoftTargets, made_by
 
 if TYPE_CHECKING:
     from rsd.models.source import Source
@@ -72,7 +72,9 @@ def softened(
         whole[key], after[key] = t, np.array(read[n:], np.int64)
         largest, k = max(largest, *ids, _largest(targets)), targets.k
     if missing:
-        raise ValueError(f"{path}: {format} needs the teacher's soft targets, and {missing} rows have none: {GENERATE}")
+        raise ValueError(
+            f"{path}: {format} needs the teacher's soft targets, and {missing} rows have none: {made_by()}"
+        )
 
     d = max(width if type(width) is int else 0, largest + 1, 2)
     length = max((sum(map(len, t)) for t in whole.values()), default=0)

@@ -228,7 +228,7 @@ def test_traces_in_memory_have_theirs(tmp_path):
         assert ids[first : first + len(trace.token_ids)] == trace.tokens["teacher_top_ids"].tolist()
     with pytest.raises(ValueError, match="student's tokenizer"):
         rsd.export(traces, format="axolotl-kd", keep="all")
-    with pytest.raises(ValueError, match="rsd generate --top-logprobs K"):
+    with pytest.raises(ValueError, match="rsd generate makes them with"):
         rsd.export(rsd.generate(read_rows(bundled("problems.jsonl"))[:1]), format="distillkit", keep="all")
 
 
@@ -246,7 +246,7 @@ def rewrite(traces, change):
 def test_without_soft_targets_one_line_says_how_to_make_them(traces, tmp_path, format):
     def refused(*words):
         output = export(traces, "--format", format, "-o", tmp_path / name(format), expect=2)
-        assert len(output.strip().splitlines()) == 1 and "rsd generate --top-logprobs K" in output
+        assert len(output.strip().splitlines()) == 1 and "rsd generate makes them with" in output
         assert all(word in output for word in words) and not list(tmp_path.glob("out*"))
 
     rewrite(traces, lambda i, soft: soft if i else None)
