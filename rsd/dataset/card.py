@@ -45,13 +45,14 @@ def card(made: Export, files: Mapping[str, str], *, repo_id: str | None = None) 
 
     m, c = made.manifest, made.config
     identity = m.get("identity") or {}
+    ours = not m.get("scored")  # or somebody else's traces
     said = (*PROVENANCE, "is_prefix")
     rows = [{column: row.get(column) for column in said} for of in (made.train, made.test) for row in of]
     splits = {"train": made.train} | ({"test": made.test} if made.test else {})
     data = DatasetCardData(
-        pretty_name=repo_id.split("/")[1] if repo_id else "RSD traces",
+        pretty_name=repo_id.split("/")[1] if repo_id else "RSD traces" if ours else "Traces with soft targets",
         task_categories=["text-generation"],
-        tags=["reverse-speculative-decoding", "reasoning", "distillation", "sft"],
+        tags=[*(["reverse-speculative-decoding"] if ours else []), "rsd", "reasoning", "distillation", "sft"],
         size_categories=[next((name for most, name in SIZES if len(rows) < most), "n>1M")],
         configs=[
             {
@@ -77,6 +78,7 @@ def card(made: Export, files: Mapping[str, str], *, repo_id: str | None = None) 
         template_path=str(Path(__file__).with_name("card.md")),
         title=data.pretty_name,
         version=__version__,
+        ours=ours,
         load=_load(files, repo_id),
         format=c.format,
         format_says=SAYS[c.format]

@@ -5,12 +5,16 @@ import reprlib
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rsd.dataset.formats import Ids, Row
+from rsd.files import first_row
+from rsd.reading import Reading
+from rsd.scoring.responses import read_responses
 from rsd.strictjson import finite
 from rsd.traces.columns import is_chat, not_ours
 from rsd.traces.given import Given, file_of, rows_of
@@ -44,6 +48,9 @@ def gathered(source: Given, *, soft: bool = False) -> Gathered:
         ValueError: they are no rows of ours, or there are none; or no soft targets, which were asked for.
     """
     file = file_of(source)
+    if file is not None and soft and (scoring := anybodys(Path(file))) is not None:
+        rows = scored_rows(file, scoring)
+        return Gathered(file, rows, 0, {}, {}, {}, _soft(file), as_manifest(scoring))
     if file is not None:
         rows, torn = read_traces(Path(file))
         tokens, broken, teacher, manifest = beside(file)
@@ -69,6 +76,41 @@ def _soft(path: str) -> Callable[[Key], SoftTargets | None]:
         if "teacher" in file.models:
             return file.get
     raise ValueError(f"{files[0].file} holds the student's soft targets alone: {made_by()}")
+
+
+def anybodys(path: Path) -> Row | None:
+    """By what `rsd score` scored a file of anybody's rows; None if it is no such file, or its rows are a job's."""
+    row = first_row(path)
+    scoring = row.get("scoring")
+    return scoring if isinstance(scoring, dict) and not_ours(row) is not None else None
+
+
+def scored_rows(path: str, scoring: Row) -> list[Row]:
+    """Anybody's rows in the shape of ours, by the names that they had when they were scored.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    names = {f.name for f in fields(Reading)}
+    made: list[Row] = []
+    for one in read_responses(path, Reading(**{name: of for name, of in scoring.items() if name in names})):
+        row = one.row
+        told = {"id": one.id, "generation": one.generation, "num_tokens": row.get("scored_tokens")}
+        told |= {"is_correct": row.get("is_correct"), "error": row.get("score_error") or one.error}
+        score = {"local_naturalness": row.get("local_naturalness")}
+        texts = {"prompt": one.messages, "completion": [{"role": "assistant", "content": one.text}]}
+        made.append(texts | told | score)
+        if (what := not_ours(made[-1])) is not None:
+            raise ValueError(f"{path}, row {len(made)}: {what}")
+    return made
+
+
+def as_manifest(scoring: Row) -> Row:
+    """What a job's manifest would say of the student that scored, and of its template."""
+    name = str(scoring.get("student"))
+    identity = {"chat_template_kwargs": scoring.get("chat_template_kwargs") or {}}
+    student = {"name": name, "path": name, "revision": None}
+    return {"scored": True, "student": student, "teacher": {}, "identity": identity}
 
 
 def read_traces(path: Path) -> tuple[list[Row], int]:

@@ -90,7 +90,7 @@ def _of_a_format(columns: Iterable[str]) -> bool:
 def card(file: Path) -> bool:
     """Whether it is the card of an exported data set, by what stands at its head."""
     head = _head(file)
-    return head.startswith(b"---\n") and b"\n- reverse-speculative-decoding\n" in head
+    return head.startswith(b"---\n") and (b"\n- reverse-speculative-decoding\n" in head or b"\n- rsd\n" in head)
 
 
 def compression(file: Path) -> bool:
