@@ -87,17 +87,15 @@ class TraceReader:
         ids = [self._ids_for(role, trace) for trace in traces]
         reader = self.reader(role)
         for batch in reader.together(ids):
+            scores: list[np.ndarray | None]
             try:
                 scores = [score.logprobs for score in reader.read_all([ids[i] for i in batch])]
-            except Exception as e:  # of one of them, or of so many at once
-                scores = [self._read_alone(reader, traces[i], ids[i]) for i in batch] if len(batch) > 1 else []
-                if not scores:
-                    traces[batch[0]].error = line(e)
-            for i, logprobs in zip(batch, scores, strict=False):
+            except Exception:  # of one of them, or of so many at once
+                scores = [self._read_alone(reader, traces[i], ids[i]) for i in batch]
+            for i, logprobs in zip(batch, scores, strict=True):
                 if logprobs is not None:
-                    setattr(
-                        traces[i], role, self._by_token(role, traces[i], ids[i].tokens, logprobs.astype(np.float64))
-                    )
+                    made = self._by_token(role, traces[i], ids[i].tokens, logprobs.astype(np.float64))
+                    setattr(traces[i], role, made)
 
     @staticmethod
     def _read_alone(reader: Reader, trace: TraceSteps, ids: TraceIds) -> np.ndarray | None:
