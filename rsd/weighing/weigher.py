@@ -62,8 +62,11 @@ class Weigher:
             raise ValueError(f"{name}: weighing needs a fast tokenizer (a tokenizer.json)")
         self.texts = Texts(self.pair.student)
         self._readers: dict[str, Reader] = {}
+        self._read_by: Engine | None = None
         noted = manifest is not None and same_pair(self.pair, config, manifest)
-        self.reading = TraceReader(self.pair, config, texts=self.texts, noted=noted, reader=self._reader)
+        self.reading = TraceReader(
+            self.pair, config, texts=self.texts, noted=noted, reader=self._reader, engine=self._reading
+        )
 
     @property
     def weighing(self) -> dict[str, Any]:
@@ -97,6 +100,12 @@ class Weigher:
         if role not in self._readers:
             self._readers[role] = Reader(getattr(self.models, role))
         return self._readers[role]
+
+    def _reading(self) -> Engine:
+        """One of its own: another one is in the midst of its rows when it needs the next trace."""
+        if self._read_by is None:
+            self._read_by = engine_of(self.pair, self.models, self.acting, rows=self.rows)
+        return self._read_by
 
     @cached_property
     def student(self) -> Engine:
