@@ -10,7 +10,7 @@ from rsd.decoding.sequence import Finished
 from rsd.pair.prompts import Prompt
 from rsd.pair.vocabulary import TeacherContext, Vocabulary
 from rsd.scoring.responses import Response
-from rsd.scoring.steps import split, step_end
+from rsd.scoring.steps import step_end
 from rsd.scoring.texts import Texts
 
 NOT_CUT = 64, 256  # tokens that a move may have in any case, and at the most
@@ -116,7 +116,7 @@ class StepEnd:
         ids = finished.token_ids.tolist()
         shown = self.texts.without_eos(ids)
         text = self.texts.decode([*self.before, *shown])
-        end = next((b for _, b in split(text, steps=self.steps) if b > self.start), len(text))
+        end = step_end(text, self.start, steps=self.steps, written=True) or len(text)
         keep = self._tokens(shown, end) if end < len(text) else len(ids)
         return Move(ids[:keep], text[self.start : end], finished.teacher_logprobs[:keep])
 

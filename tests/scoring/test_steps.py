@@ -344,4 +344,5 @@ def test_a_block_that_is_not_closed_has_no_end_yet():
     assert step_end("So:\n$$\nx = 1\ny = 2\n", 4) is None
     assert step_end("So:\n$$\nx = 1\ny = 2\n$$\nThen it ", 4) == 22
     assert step_end("Done. Then ", 0) == 5
+    assert step_end("Done.\nThen it is. So ", 5) == 17  # the line break would be the step's before, if it had more
     assert step_end("Done. The", 0) is None
