@@ -36,6 +36,7 @@ SHAPES = {
     "teacher_load_in": "8bit",
     "student_load_in": "8bit",
     "score": True,
+    "top_logprobs": 3,
     "system_prompt": "Be brief.",
     "chat_template_kwargs": {"enable_thinking": True},
     "dtype": "bfloat16",

@@ -11,7 +11,10 @@ pytestmark = pytest.mark.real
 def test_a_real_models_own_greedy_trace_weighs_a_half():
     model = str(smollm2())
     same = {"teacher": model, "student": model, "skip_check": True}
-    problem = {"problem": "Tom has 34 pens and gives 12 to Ana. How many has he now? Think step by step.", "answer": "22"}
+    problem = {
+        "problem": "Tom has 34 pens and gives 12 to Ana. How many has he now? Think step by step.",
+        "answer": "22",
+    }
     how = {"temperature": 0, "threshold": 1, "max_new_tokens": 80, "verify": "none"}
     traces = rsd.generate([problem], **same, **how)
     (row,) = rsd.weigh(traces, **same)
