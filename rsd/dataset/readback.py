@@ -3,7 +3,7 @@
 import json
 import reprlib
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -18,12 +18,10 @@ from rsd.scoring.responses import read_responses
 from rsd.strictjson import finite
 from rsd.traces.columns import is_chat, not_ours
 from rsd.traces.given import Given, file_of, rows_of
-from rsd.traces.lines import Key, files_of, key_of, whole_lines
+from rsd.traces.lines import Key, files_of, key_of, made_of, whole_lines
 from rsd.traces.rows import Messages
 from rsd.traces.soft import SoftFile, SoftTargets, made_by, soft_file, soft_targets
 from rsd.traces.trace import Trace
-
-MADE = (".kept", ".scored", ".weighed")  # how the names of files end that are made of a job's, trace by trace
 
 
 class Gathered(NamedTuple):
@@ -68,7 +66,7 @@ def _soft(path: str) -> Callable[[Key], SoftTargets | None]:
     Raises:
         ValueError: there are none of the teacher's.
     """
-    names = list(_names(path))
+    names = list(made_of(path))
     files = [SoftFile(soft_file(name)) for name in names if soft_file(name).is_file()] or [
         SoftFile(soft_file(names[-1]))
     ]
@@ -165,21 +163,12 @@ def _given(given: Given) -> tuple[Any, ...]:
     return rows, 0, ids, {}, teacher, soft.get, {}
 
 
-def _names(path: str | Path) -> Iterator[str]:
-    """A file of rows, and those that it may have been made of."""
-    name = str(path).removesuffix(".jsonl")
-    yield f"{name}.jsonl"
-    while (end := Path(name).suffix) in MADE:
-        name = name.removesuffix(end)
-        yield f"{name}.jsonl"
-
-
 def beside(path: str | Path) -> tuple[dict[Key, Ids], dict[Key, str], dict[Key, Messages | None], Row]:
     """The tokens and the manifest of the job that made a file, or the one that it was scored, weighed or filtered from.
 
     Between them, what is wrong with the tokens that are none, and the teacher's own prompts.
     """
-    for name in _names(path):
+    for name in made_of(path):
         sidecar, file = files_of(name)
         if sidecar.exists() or file.exists():
             tokens: dict[Key, Ids] = {}

@@ -11,7 +11,8 @@ from rsd.weighing.config import WeighConfig
 from rsd.weighing.moves import TraceSteps
 from rsd.weighing.weights import HALF, mean, rollout_weight, rounded, token_weights, weight
 
-# What is added to a row, in this order; rollouts are counted for --validity rollout alone.
+# What is added to a row, in this order. The teacher's action is for --proposals, where it is not the trace's step;
+# rollouts are counted for --validity rollout alone.
 COLUMNS = (
     "token_ids",
     "step_spans",
@@ -20,6 +21,7 @@ COLUMNS = (
     "validity_teacher",
     "validity_student",
     "student_action",
+    "teacher_action",
     "rollouts_teacher",
     "rollouts_student",
     "weighing",
@@ -49,8 +51,9 @@ def weighed(trace: TraceSteps, config: WeighConfig, weighing: Mapping[str, Any])
     """The columns of a trace whose moves are all known, or of its error."""
     response, error = trace.response, trace.error
     made: dict[str, Any] = dict.fromkeys(COLUMNS)
-    if config.validity != "rollout":
-        made = {name: value for name, value in made.items() if not name.startswith("rollouts_")}
+    some = {"teacher_action": config.proposals}
+    some |= dict.fromkeys(("rollouts_teacher", "rollouts_student"), config.validity == "rollout")
+    made = {name: value for name, value in made.items() if some.get(name, True)}
     made |= {"weighing": dict(weighing), "weigh_error": error}
     if error is None:
         made |= _weights(trace, config)
@@ -86,6 +89,8 @@ def _weights(trace: TraceSteps, c: WeighConfig) -> dict[str, Any]:
         by_step = [weight(a, b, t) for a, b in zip(theirs, ours, strict=True)]
     if by_token is None:
         by_token = np.repeat(by_step, np.diff([*trace.first, len(trace.ids)]))
+    if c.proposals:
+        made["teacher_action"] = [move and move.text for move in trace.proposed]
     return made | {
         "step_weights": rounded(by_step),
         "token_weights": rounded(by_token.tolist()),

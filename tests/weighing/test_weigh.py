@@ -87,7 +87,7 @@ def test_the_teachers_own_step_in_place_of_the_traces(tables):
     row = whole(weigh(tables, proposals=True, teacher="student", student="endless")[0])
     said = tables["student"]
     assert row["validity_teacher"] == pytest.approx([said.said("xy\n").mean()] * 3, abs=1e-4)
-    assert row["student_action"] == ["x" * 64] * 3
+    assert row["student_action"] == ["x" * 64] * 3 and row["teacher_action"] == ["xy\n"] * 3
 
 
 def test_a_student_that_ends_at_once_is_as_valid_as_that_end(tables):
