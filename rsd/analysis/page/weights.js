@@ -15,7 +15,7 @@ function weightList(t, role) {
     const step = t.text.slice(places[2 * n], places[2 * n + 1]);
     const validity = `validity ${number(teacher[n])}`;
     const theirs = action("teacher's step", step, proposals ? "" : validity);
-    if (proposals) theirs.append(make("div", "proposal", ...said("its own next step: ", proposals[n], validity)));
+    if (proposals) theirs.append(make("div", "proposal", ...spoken("its own next step: ", proposals[n], validity)));
     return make("tr", "", begins, theirs,
       action("student's action", actions[n], `validity ${number(student[n])}`));
   });
@@ -33,12 +33,12 @@ function weightList(t, role) {
 }
 
 function action(label, text, validity) {  // of the teacher or the student, in one step
-  const made = make("td", "", ...said("", text, validity));
+  const made = make("td", "", ...spoken("", text, validity));
   made.dataset.l = label;
   return made;
 }
 
-function said(before, text, validity) {
+function spoken(before, text, validity) {
   const told = text === null ? "–" : text.trim() ? make("code", "", visible(text.trim())) : "(no text)";
   return [make("div", "", before, told), make("small", "", validity)];
 }
