@@ -1,0 +1,204 @@
+"""What `distill.py` trains on: students, their traces, and what an arm adds to these."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+
+THRESHOLDS = {"raw": 0.0, "rsd": 0.01, "own": 1.0}
+GENERATIONS = 4  # at the most, until one is right
+LONGEST = 256  # tokens of a trace
+TOP = 8  # of the teacher's tokens in a soft target
+WORK = Path()  # set by `start`: traces, weights and students, by what made them
+
+Task = dict[str, Any]
+Rows = dict[str, dict[str, Any]]
+
+
+class Size:
+    """How large an experiment is."""
+
+    def __init__(self, *, quick: bool, scale: float) -> None:
+        self.problems = 240 if quick else int(1600 * scale)
+        self.steps = 60 if quick else int(300 * scale)
+        self.held_out = 400 if quick else int(2000 * scale)
+        self.validation = 200 if quick else int(1000 * scale)
+        self.seeds = range(1) if quick else range(5)
+        self.tuning_seeds = (100,) if quick else (100, 101)
+        self.rates = (1e-4, 1e-3) if quick else (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+        self.sweep = (0.003, 0.01, 0.3) if quick else (0.003, 0.01, 0.03, 0.1, 0.3)
+        self.sweep_seeds = range(1) if quick else range(3)
+        self.headroom = 800  # steps of the student with room, of 1,500
+        self.coarse = (1e-3,) if quick else (1e-5, 1e-4, 1e-3)  # rates for it
+        self.policy_steps = 10 if quick else int(150 * scale)
+        self.policy_rates = (1e-3,) if quick else (1e-4, 1e-3)
+        self.policy_every = 5 if quick else int(50 * scale)  # steps from one evaluation to the next
+
+
+def start(work: str) -> None:
+    """Of a process: one thread, no noise."""
+    import datasets
+    import torch
+    import transformers
+
+    global WORK
+    WORK = Path(work)
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def kept(file: Path, make: Callable[[], Any]) -> Any:
+    """What a file of `WORK` holds, made if it is not there."""
+    if not file.exists():
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(make()))
+        os.replace(temporary, file)
+    return json.loads(file.read_text())
+
+
+# --- students and traces ---------------------------------------------------------------------------
+
+
+def questions(name: str, count: int, *, held_out: bool) -> list[dict[str, str]]:
+    from problems import problems
+
+    stream = problems(name, held_out=held_out)
+    made = (next(stream) for _ in range(count))
+    return [{"id": f"{p.family}-{i}", "prompt": p.text, "answer": str(p.answer)} for i, p in enumerate(made)]
+
+
+def training_problems(size: Size) -> list[dict[str, str]]:
+    return questions("distill", size.problems + size.validation, held_out=False)[: size.problems]
+
+
+def student(name: str, size: Size) -> Path:
+    """The folder of a student; the one with room is the bundled one, made in the same way and stopped early."""
+    from rsd.models.bundled import bundled
+
+    if name == "bundled":
+        return bundled("student")
+    folder = WORK / f"student-{size.headroom}"
+    if not folder.exists():
+        import make_pair as pair
+
+        tokenizer = pair.PreTrainedTokenizerFast.from_pretrained(bundled("student"))
+        encoder = pair.Encoder(tokenizer)
+        model = pair.model_of(768, hidden=96, layers=2, heads=3, kv_heads=1, inner=288)
+        data = pair.batches(encoder, f"{pair.SEED} student", 1.0, 64)
+        pair.train(model, data, size.headroom, 3e-3, "cpu", mixed=False)
+        temporary = folder.with_suffix(f".{os.getpid()}")
+        tokenizer.save_pretrained(temporary)
+        pair.save(model, tokenizer, encoder, temporary)
+        os.replace(temporary, folder)
+    return folder
+
+
+def traces(of: str, threshold: float, seed: int, size: Size) -> Rows:
+    """The first right trace of each problem that has one, with its scores under the untrained student, and the ids
+    that were sampled, the EOS included."""
+
+    def make() -> Rows:
+        columns = ("id", "prompt", "completion", "num_tokens", "acceptance_rate", "local_naturalness", "low_prob_share")
+        made = right(of, threshold, seed, size, score=True)
+        ids = {t.id: {"prompt_ids": t.prompt_ids, "token_ids": t.token_ids.tolist()} for t in made}
+        return {t.id: {c: t.row()[c] for c in columns} | ids[t.id] for t in made}
+
+    return kept(WORK / f"traces-{of}-{threshold:g}-{seed}.json", make)
+
+
+def right(of: str, threshold: float, seed: int, size: Size, **settings: Any) -> list[Any]:
+    from rsd import GenerateConfig, TraceGenerator
+
+    config = GenerateConfig(
+        student=str(student(of, size)),
+        threshold=threshold,
+        num_generations=GENERATIONS,
+        until_correct=True,
+        verify="boxed",
+        seed=seed,
+        max_new_tokens=LONGEST,
+        **settings,
+    )
+    return [trace for trace in TraceGenerator(config).run(training_problems(size)) if trace.is_correct]
+
+
+def soft(of: str, threshold: float, seed: int, size: Size) -> Rows:
+    """The same traces' teacher_ids and teacher_logprobs [T, TOP] by problem; made again, since they are large."""
+
+    def make() -> Rows:
+        from rsd.traces.soft import soft_targets
+
+        targets = ((t.id, soft_targets(t.tokens)) for t in right(of, threshold, seed, size, top_logprobs=TOP))
+        return {
+            k: {
+                "token_ids": s.token_ids.tolist(),
+                "teacher_ids": s.teacher_ids.tolist(),
+                "teacher_logprobs": np.nan_to_num(s.teacher_logprobs, nan=-100.0).round(3).tolist(),
+            }
+            for k, s in targets
+        }
+
+    return kept(WORK / f"soft-{of}-{threshold:g}-{seed}.json", make)
+
+
+def weights(of: str, threshold: float, seed: int, size: Size) -> Rows:
+    """The same traces' weights by problem, by `rsd weigh --validity likelihood`."""
+
+    def make() -> Rows:
+        import rsd
+
+        config = rsd.WeighConfig(student=str(student(of, size)), validity="likelihood")
+        made = rsd.weigh(list(traces(of, threshold, seed, size).values()), config)
+        return {row["id"]: {"token_ids": row["token_ids"], "loss_weights": row["token_weights"]} for row in made}
+
+    return kept(WORK / f"weights-{of}-{threshold:g}-{seed}.json", make)
+
+
+MORE = {"soft": soft, "weights": weights}  # what an arm adds to its traces, by the name behind the `+`
+
+
+def arm(name: str, task: Task, size: Size) -> Rows:
+    """An arm's traces by problem: raw, rsd, own, ln, or a threshold; with `+weights` or `+soft`."""
+    name, _, more = name.partition("+")
+    of, seed = task.get("student", "bundled"), task["seed"]
+    if name == "ln":
+        raw, rsd = arm("raw", task, size), arm("rsd", task, size)
+        both = {k: [rows[k] for rows in (rsd, raw) if k in rows] for k in rsd | raw}
+        return {k: max(rows, key=lambda trace: trace["local_naturalness"]) for k, rows in both.items()}
+    threshold = THRESHOLDS[name] if name in THRESHOLDS else float(name)
+    rows = traces(of, threshold, seed, size)
+    if more:
+        added = MORE[more](of, threshold, seed, size)
+        rows = {k: row | added[k] for k, row in rows.items()}
+    return rows
+
+
+def make(tasks: list[Task], size: Size) -> list[list[tuple[Callable[..., Any], tuple[Any, ...]]]]:
+    """The jobs that make what runs read, as functions and arguments; those of a list do not need each other."""
+    students, plain, more = {}, {}, {}
+    for task in tasks:
+        of, seed = task.get("student", "bundled"), task["seed"]
+        students[of] = (student, (of, size))
+        names = {task["arm"], *task["among"]} | ({"rsd"} if task["table"] == "tokens" else set())
+        for name in sorted((names | ({"raw", "rsd"} if "ln" in names else set())) - {"none", "policy", "ln"}):
+            name, _, added = name.partition("+")
+            what = (of, THRESHOLDS[name] if name in THRESHOLDS else float(name), seed, size)
+            plain[what[:3]] = (traces, what)
+            if added:
+                more[added, *what[:3]] = (MORE[added], what)
+    return [list(jobs.values()) for jobs in (students, plain, more)]
+
+
+def chosen(task: Task, size: Size) -> list[dict[str, Any]]:
+    """The rows that a run trains on: of the problems that all of `among` solved."""
+    own = arm("raw" if task["arm"] == "policy" else task["arm"], task, size)
+    common = set(own).intersection(*(arm(other, task, size) for other in task["among"]))
+    return [own[k] for k in own if k in common]
