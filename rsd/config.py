@@ -81,6 +81,8 @@ class ScoreConfig(Scoring, Reading, Loading):
         return {name: value for name in names if (value := getattr(self, name))}
 
 
+MOST_TOP = 1024
+TOP_LOGPROBS = "Keep so many likeliest tokens of both models in each place, in OUTPUT's .logprobs.arrow"
 USUAL = "the student's, else {}"
 LOAD_IN = "Quantise its weights as they are loaded"
 
@@ -231,6 +233,7 @@ class GenerateConfig(Prompting, PairPlacing, Loading):
     student_load_in: Literal["4bit", "8bit"] | None = setting(None, LOADING, help=LOAD_IN, resume=SAME)
     compile: bool = setting(False, SPEED, help="torch.compile both models: slower to start, then faster", resume=FREE)
     score: bool = setting(False, MAKE, help="Add the scores of `rsd score` to every trace", resume=SAME)
+    top_logprobs: int = setting(0, MAKE, help=TOP_LOGPROBS, unset="none", resume=SAME, whole=(0, MOST_TOP))
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -175,12 +175,12 @@ def _flock(handle: IO[bytes]) -> bool:
     return True
 
 
-def rewritten(file: Path, lines: Iterable[Mapping[str, Any]]) -> BinaryIO:
-    """Put other lines into the place of a locked file; the new one, open behind them, and locked before it is there."""
+def rewritten(file: Path, parts: Iterable[bytes]) -> BinaryIO:
+    """Put other contents into the place of a locked file; the new one, open behind them, locked before it is there."""
     with replacing(file) as new:
         lock(new, file)
-        for line in lines:
-            new.write(encode(line))
+        for part in parts:
+            new.write(part)
         new.flush()
         return os.fdopen(os.dup(new.fileno()), "wb")  # another name of the same open file, so the lock is kept
 
@@ -279,16 +279,17 @@ def _same(a: Path, b: str | Path) -> bool:
 
 
 def _beside(rows: str | Path) -> list[Path]:
-    """The sidecar and the manifest that a file of rows may have; see `traces.lines.files_of`."""
+    """What a file of rows may have beside it; see `traces.lines.files_of` and `traces.soft`."""
     base = str(rows).removesuffix(".jsonl")
-    return [Path(base + end) for end in (".tokens.jsonl", ".meta.json")]
+    return [Path(base + end) for end in (".tokens.jsonl", ".meta.json", ".logprobs.arrow")]
 
 
 def _manifests(file: Path) -> list[Path]:
-    """The manifests that make a file a job's: its rows, its sidecar, its kept rows or the manifest."""
+    """The manifests that make a file a job's: its rows or kept rows, its sidecar, its soft targets or the manifest."""
     name = str(file)
     bases = [name.removesuffix(".jsonl")]
-    bases += [name.removesuffix(end) for end in (".tokens.jsonl", ".kept.jsonl", ".meta.json") if name.endswith(end)]
+    ends = (".tokens.jsonl", ".logprobs.arrow", ".kept.jsonl", ".meta.json")
+    bases += [name.removesuffix(end) for end in ends if name.endswith(end)]
     return [Path(f"{base}.meta.json") for base in bases]
 
 

@@ -127,9 +127,10 @@ def generate(
         from rsd.generation.summary import kept_file
         from rsd.models.bundled import bundled
         from rsd.traces.lines import files_of
+        from rsd.traces.soft import soft_file
 
         source = str(bundled("problems.jsonl")) if source is None else source
-        beside = [*files_of(output), kept_file(output)]
+        beside = [*files_of(output), kept_file(output), soft_file(output)]
         begun: dict[str, Any] = {"source": source, "output": output, "beside": beside, "job": beside[1], "shard": share}
         alone = not (share or ray or keep or overwrite)
         if alone and not dry_run and (known := finished_before(config, source, output, limit)) is not None:

@@ -70,12 +70,7 @@ def likeliest(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     if sampling.temperature == 0:
         ids = logits.argmax(-1, keepdim=True)
         return ids, torch.ones_like(ids, dtype=torch.float64)
-    width = logits.shape[-1]
-    k = min(sampling.top_k, width)
-    # On a CPU topk of fewer than 64 k entries takes another algorithm, here four times as slow.
-    short = max(0, 64 * k - width)
-    wide = torch.nn.functional.pad(logits, (0, short), value=-torch.inf) if short else logits
-    values, ids = wide.topk(k, dim=-1)
+    values, ids = largest(logits, sampling.top_k)
     probs = (values.float() / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
         before = probs.cumsum(-1) - probs
@@ -83,6 +78,16 @@ def likeliest(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         probs = probs / probs.sum(-1, keepdim=True)
     ids, order = ids.sort(-1)
     return ids, probs.double().gather(-1, order)
+
+
+def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of x [..., V], or all V if these are fewer, in descending order, and their places."""
+    width = x.shape[-1]
+    k = min(k, width)
+    # On a CPU topk of fewer than 64 k entries takes another algorithm, here four times as slow.
+    short = max(0, 64 * k - width)
+    values, places = (torch.nn.functional.pad(x, (0, short), value=-torch.inf) if short else x).topk(k, dim=-1)
+    return values, places.clamp_max(width - 1)
 
 
 def union(*parts: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,6 @@ from rsd.decoding.teacher import LocalTeacher, Teacher
 from rsd.models.kv_cache import CachedModel
 from rsd.models.room import Room, out_of_memory, twice_fit
 from rsd.pair.vocabulary import Vocabulary
-from rsd.traces.tokens import TOKEN
 
 READ_AHEAD = 2048  # prompt tokens that are prefilled together, before rows are free for them
 AT_ONCE = 16  # and how many prompts at the most
@@ -44,6 +43,7 @@ class Engine:
             on it (in fp32, up to near-ties).
         loop_check: end traces that repeat themselves for ever, see `loops`.
         compile: see `kv_cache.CachedModel`.
+        top_logprobs: how many of each model's likeliest tokens a record holds (`traces.tokens.record`).
 
     Raises:
         ValueError: a model whose state cannot be rolled back.
@@ -62,6 +62,7 @@ class Engine:
         block: int | None = None,
         loop_check: bool = True,
         compile: bool = False,
+        top_logprobs: int = 0,
     ) -> None:
         self.vocabulary = vocabulary
         self.room, self.at_once = Room(rows), AT_ONCE
@@ -81,6 +82,7 @@ class Engine:
             blocks=self.blocks,
             loop_check=loop_check,
             graphs=compile and self.student.device.type == "cuda",
+            top=top_logprobs,
         )
 
     @property
@@ -99,7 +101,7 @@ class Engine:
         rows again later. With one row left, that row ends as an error.
         """
         self.blocks.begin()
-        rows = _Rows(requests, self.room.asked)
+        rows = _Rows(requests, self.room.asked, self.rounds.record)
         while True:
             if self.room.may_grow and (rows.ready or rows.waiting.rows):
                 self._try_more_rows(rows)
@@ -167,7 +169,8 @@ class Engine:
                 done = len(row.tokens)
                 rows.state[slot] = row.request.key, done, row.request.max_new_tokens, len(ours) - 1, ours[-1]
                 rows.reserve(done)
-                rows.records[slot, :done] = row.tokens
+                if done:
+                    rows.records[slot, :done] = row.tokens
                 live[slot : slot + 1] = [row]
                 rows.ready.popleft()
             elif slot >= len(live):
@@ -225,15 +228,15 @@ class Engine:
 class _Rows:
     """The rows of one run: those that wait, those that are read, and the live ones, with their state and records.
 
-    live: by slot. state: [slots] of `sequence.STATE`. records: [slots, T] of `tokens.TOKEN`.
+    live: by slot. state: [slots] of `sequence.STATE`. records: [slots, T] of `record`, a type of `tokens.record`.
     """
 
-    def __init__(self, requests: Iterable[Request], slots: int) -> None:
+    def __init__(self, requests: Iterable[Request], slots: int, record: np.dtype) -> None:
         self.waiting = _Waiting(requests)
         self.ready: deque[Ready] = deque()
         self.live: list[TraceSoFar | None] = []
         self.state = np.zeros(slots, dtype=STATE)
-        self.records = np.empty((slots, 256), dtype=TOKEN)
+        self.records = np.empty((slots, 256), dtype=record)
 
     def reserve(self, tokens: int) -> None:
         """Have room for the records of so many tokens a row."""

@@ -67,7 +67,7 @@ class PartialFilter:
         masses: [R, K, C], of a teacher between two tokens, on the student's tokens: with all of `split` on
             their first ones. pool: [R, K, C'], its distribution over its own tokens.
         corrections: by place, what comes to these of tokens that it spells.
-        before: where it is in each row before its drafts.
+        before: where it is in each row before its drafts, and before those that follow as far as that is known.
     """
 
     def __init__(
@@ -76,19 +76,25 @@ class PartialFilter:
         masses: Candidates,
         pool: Candidates,
         corrections: Mapping[At, Correction],
-        before: Sequence[Partial],
+        before: Sequence[Sequence[Partial]],
     ) -> None:
         self.split, self.masses, self.pool, self.corrections = split, masses, pool, corrections
-        self.before = [[partial] for partial in before]  # of each row, before each of its tokens
+        self.before = [list(partials) for partials in before]
+
+    def follow(self, drafts: Sequence[Sequence[int]]) -> "PartialFilter":
+        """Find out where the teacher is before each draft; returns itself."""
+        for i, row in enumerate(drafts):
+            for j, token in enumerate(row):
+                self.before[i].append(self.after(i, j, token))
+        return self
 
     def mix(self, drafts: Sequence[Sequence[int]]) -> dict[At, tuple[float, dict[int, float], float]]:
         """What the masses before each draft are wherever the teacher is, where that changes them: by what they are
         multiplied, what is added to which tokens then, and the mass of all that the teacher may say (0: nothing)."""
         changed = {}
         for i, row in enumerate(drafts):
-            for j, token in enumerate(row):
+            for j in range(len(row)):
                 partial, here = self.before[i][j], self.corrections.get((i, j))
-                self.before[i].append(self.after(i, j, token))
                 if partial.remainders or here:
                     here = here or Correction()
                     scale, more, total = 1.0, dict(here.more), here.total

@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 
 from rsd.acceptance import Sampling
-from rsd.decoding.candidates import Candidates, bounded, likeliest, placed, union
+from rsd.decoding.candidates import Candidates, bounded, largest, likeliest, placed, union
 from rsd.decoding.draft import Drafts
-from rsd.decoding.partial_tokens import At, Partial, PartialFilter, SplitTokens
+from rsd.decoding.partial_tokens import AT_BOUNDARY, At, Correction, Partial, PartialFilter, SplitTokens
 from rsd.decoding.pieces import Units
 from rsd.decoding.sampling import warp
 from rsd.decoding.teacher import Teacher, TeacherOutput, TokenTree
 from rsd.pair.vocabulary import Vocabulary
 
+WIDER = 64  # and twice as many tokens of the teacher's as are asked for: some are one of the student's, or none
 SURE = 2.0**-40  # masses below it are what rounding leaves of a difference
 
 
@@ -37,7 +38,8 @@ class Proposed:
     ids: the candidates [R, K, C], None for all tokens; q, p: the teacher's and the student's distribution over them, p
     None if these are all. coverage [R, K]: the share of what the teacher may say that is tokens of the student's.
     sound [R, K]: finite where the teacher's logits are. Where a row has fewer drafts than K, what stands is of others.
-    rows: whose drafts these are. errors: rows that the teacher cannot read, and why.
+    soft: where they are asked for, the tokens that it finds likeliest before any filter, and their log-probs, [R, K, k]
+    each. rows: whose drafts these are. errors: rows that the teacher cannot read, and why.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Proposed:
         index: Tensor,
         to_teacher: "ToTeacher",
         output: TeacherOutput,
+        soft: tuple[Tensor, ...] = (),
     ) -> None:
         """logits: [N, V_teacher]. total: their log-sum-exp. top: the index of the largest one. index: int64 [R, K],
         which of the N stand where."""
@@ -61,6 +64,7 @@ class Proposed:
         self.sound = (logits.gather(-1, top[:, None])[:, 0] - total)[index]
         self.rows = slice(output.first, output.first + len(index))
         self.errors: Mapping[int, str] = output.errors
+        self.soft = soft
 
     def place(self, tokens: Tensor) -> Tensor:
         """Where tokens [R, K], candidates all of them, are among these."""
@@ -99,10 +103,13 @@ class ToTeacher:
 
 
 class Proposals:
-    """The teacher's distribution over the student's tokens, for one pair. few: whether it has few candidates."""
+    """The teacher's distribution over the student's tokens, for one pair. few: whether it has few candidates.
 
-    def __init__(self, vocabulary: Vocabulary, sampling: Sampling, device: torch.device) -> None:
-        self.sampling = sampling
+    top: how many of its likeliest tokens are found out, too.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, sampling: Sampling, device: torch.device, *, top: int = 0) -> None:
+        self.sampling, self.top = sampling, top
         self.few = bounded(sampling, vocabulary.width)
         self.to_teacher = ToTeacher(vocabulary, device)
         self.shared, self.theirs = vocabulary.shared.to(device), self.to_teacher.theirs
@@ -175,63 +182,98 @@ class Proposals:
 
         pool = Candidates(None if said.ids is None else grid(said.ids), grid(said.masses))
         mass = self.mass(pool)
-        corrections = self.units.corrections(pool, drafts.accepts, teacher, trees, output, recent, drafted)
+
+        def corrected(pool: Candidates) -> Mapping[At, Correction]:
+            return self.units.corrections(pool, drafts.accepts, teacher, trees, output, recent, drafted)
+
+        corrections = corrected(pool)
         where, mixed = None, {}
         if corrections or self.split.teacher_to_student or any(partial.remainders for partial in partials):
-            where = PartialFilter(self.split, mass, pool, corrections, partials)
-            mixed = where.mix(drafted)
-        scaled, total, added = _scaled(mass.masses, mixed)
-        ids, q, p = _over(Candidates(mass.ids, scaled), added, drafts.candidates)
-        if added:
-            q = q * (q > SURE)
+            where = PartialFilter(self.split, mass, pool, corrections, [[partial] for partial in partials])
+            mixed = where.follow(drafted).mix(drafted)
+        ids, q, p, total = _over(*_scaled(mass, mixed), drafts.candidates)
         covered = q.sum(-1, keepdim=True)
         q = q / covered.clamp_min(torch.finfo(covered.dtype).tiny)
         coverage = covered if total is None else torch.where(total > 0, covered / total, 1.0)
         top = said.masses.argmax(-1, keepdim=True)
         top = (top if said.ids is None else said.ids.gather(-1, top))[:, 0]
+        sums = teacher.total(logits, top)
+        soft: tuple[Tensor, ...] = ()
+        if self.top:
+            values, tokens = largest(logits, 2 * self.top + WIDER)
+            unfiltered = Candidates(grid(tokens), grid((values - sums[:, None]).double().exp()))
+            before = where.before if where else [[AT_BOUNDARY] * len(row) for row in drafted]
+            soft = self._soft(unfiltered, corrected(unfiltered), before, drafted)
         proposed = Proposed(
             ids,
             q,
             p,
             coverage[..., 0],
             logits=logits,
-            total=teacher.total(logits, top),
+            total=sums,
             top=top,
             index=places,
             to_teacher=self.to_teacher,
             output=output,
+            soft=soft,
         )
         return proposed, where
+
+    def _soft(
+        self,
+        pool: Candidates,
+        corrections: Mapping[At, Correction],
+        before: Sequence[Sequence[Partial]],
+        drafted: Sequence[Sequence[int]],
+    ) -> tuple[Tensor, Tensor]:
+        """The student's tokens that the teacher finds likeliest, [R, K, top], -1 where it knows no more, and their
+        log-probs, of its likeliest tokens before any filter.
+
+        Where it is in its own tokens (`before`) is what the proposals found.
+        """
+        mass = self.mass(pool)
+        mixed = {}
+        if corrections or any(partial.remainders for row in before for partial in row):
+            mixed = PartialFilter(self.split, mass, pool, corrections, before).mix(drafted)
+        none = pool.masses.new_empty(*pool.masses.shape[:2], 0)
+        ids, masses, _, total = _over(*_scaled(mass, mixed), (none.long(), none))
+        if total is not None:
+            masses = masses / total.clamp_min(torch.finfo(total.dtype).tiny)
+        values, places = largest(masses, self.top)
+        tokens = ids.gather(-1, places)  # type: ignore[union-attr]
+        values, tokens = (torch.nn.functional.pad(x, (0, self.top - x.shape[-1])) for x in (values, tokens))
+        return torch.where(values > 0, tokens, -1), torch.where(values > 0, values.log(), torch.nan)
 
 
 Added = Sequence[tuple[int, int, int, float]]  # row, position, token and mass
 
 
 def _scaled(
-    mass: Tensor, mixed: Mapping[At, tuple[float, Mapping[int, float], float]]
-) -> tuple[Tensor, Tensor | None, Added]:
+    mass: Candidates, mixed: Mapping[At, tuple[float, Mapping[int, float], float]]
+) -> tuple[Candidates, Tensor | None, Added]:
     """Masses [R, K, C] multiplied as `PartialFilter.mix` says, the total [R, K, 1] if not 1, and what is added."""
     if not mixed:
         return mass, None, ()
-    scale, total = np.ones((2, *mass.shape[:2], 1))
+    scale, total = np.ones((2, *mass.masses.shape[:2], 1))
     added = []
     for (i, j), (factor, more, whole) in mixed.items():
         scale[i, j], total[i, j] = factor, whole
         added += [(i, j, token, m) for token, m in more.items()]
-    mass = mass * torch.from_numpy(scale).to(mass)
-    return mass, torch.from_numpy(total).to(mass), added
+    scaled = Candidates(mass.ids, mass.masses * torch.from_numpy(scale).to(mass.masses))
+    return scaled, torch.from_numpy(total).to(mass.masses), added
 
 
 def _over(
-    mass: Candidates, added: Added, candidates: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """Masses with what is added, over the candidates of both models: their ids, the masses, and the student's p."""
+    mass: Candidates, total: Tensor | None, added: Added, candidates: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
+    """Masses with what is added, over the candidates of both models: their ids, the masses, the student's p, and the
+    total as it is given."""
     if mass.ids is None or candidates is None:
         masses = mass.masses
         if added:
             *at, values = (torch.tensor(x, device=masses.device) for x in zip(*added, strict=True))
             masses = masses.index_put(tuple(at), values.to(masses.dtype), accumulate=True)
-        return None, masses, None
+        return None, _sure(masses, added), None, total
     ours, p = candidates
     parts, masses = [ours, mass.ids], mass.masses
     if added:
@@ -240,7 +282,11 @@ def _over(
         masses = torch.cat([masses, values.to(masses)], -1)
     every, place = union(*parts)
     masses = placed(masses, place[..., -masses.shape[-1] :], every.shape[-1])
-    return every, masses, placed(p, place[..., : p.shape[-1]], every.shape[-1])
+    return every, _sure(masses, added), placed(p, place[..., : p.shape[-1]], every.shape[-1]), total
+
+
+def _sure(masses: Tensor, added: Added) -> Tensor:
+    return masses * (masses > SURE) if added else masses
 
 
 def _columns(added: Added, shape: torch.Size) -> tuple[Tensor, Tensor]:

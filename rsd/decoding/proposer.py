@@ -23,10 +23,18 @@ class Proposer:
     """
 
     def __init__(
-        self, teacher: Teacher, vocabulary: Vocabulary, *, sampling: Sampling, rows: int, device: torch.device
+        self,
+        teacher: Teacher,
+        vocabulary: Vocabulary,
+        *,
+        sampling: Sampling,
+        rows: int,
+        device: torch.device,
+        top: int = 0,
     ) -> None:
+        """top: how many of its likeliest tokens are found out, too."""
         self.teacher, self.vocabulary = teacher, vocabulary
-        self.proposals = Proposals(vocabulary, sampling, device)
+        self.proposals = Proposals(vocabulary, sampling, device, top=top)
         self.contexts: list[TeacherContext] = [TeacherContext()] * rows  # what it reads in each row, to its last token
         self.partials: list[Partial] = [AT_BOUNDARY] * rows
         self.recent: list[list[int]] = [[]] * rows  # the student's last tokens, as far as they may begin a spelling

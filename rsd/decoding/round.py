@@ -26,7 +26,7 @@ from rsd.decoding.sequence import TraceSoFar
 from rsd.decoding.teacher import LOGITS, LOGITS_ELSEWHERE, Teacher
 from rsd.models.kv_cache import CachedModel
 from rsd.pair.vocabulary import TeacherContext, Vocabulary
-from rsd.traces.tokens import TOKEN
+from rsd.traces.tokens import record, top_columns
 
 Ended = list[tuple[int, str, str | None]]  # rows that ended, how, and what went wrong
 
@@ -34,7 +34,7 @@ Ended = list[tuple[int, str, str | None]]  # rows that ended, how, and what went
 class Verified(NamedTuple):
     """What verifying makes of R rows' K drafts, on the host.
 
-    tokens: records [R, K] of `TOKEN`: the drafts, and in place of the first of a row that falls what replaces it.
+    tokens: `tokens.record`s [R, K]: the drafts, and in place of the first of a row that falls what replaces it.
     survived: int64 [R], how many stand before that. sound: bool [R, K], both models' logits are finite. ratio: [R, K],
     r / d of what the student drafted. errors: rows that the teacher cannot read, and why.
     """
@@ -62,11 +62,13 @@ class Rounds:
         blocks: BlockController,
         loop_check: bool,
         graphs: bool,
+        top: int = 0,
     ) -> None:
-        """graphs: replay the student's steps as CUDA graphs."""
+        """graphs: replay the student's steps as CUDA graphs. top: how many likeliest tokens of each model are kept."""
         self.student = Student(student, vocabulary, sampling=sampling, acceptance=acceptance)
-        self.proposer = Proposer(teacher, vocabulary, sampling=sampling, rows=rows, device=student.device)
+        self.proposer = Proposer(teacher, vocabulary, sampling=sampling, rows=rows, device=student.device, top=top)
         self.acceptance, self.blocks, self.loop_check = acceptance, blocks, loop_check
+        self.top, self.record = top, record(top)
         self.stops = np.isin(np.arange(vocabulary.width), list(eos))
         self.loop = DraftLoop(self.student.step, student, capture=True) if graphs else None
         # Columns of a pass over what was looked up, whose log-probs are kept.
@@ -101,7 +103,7 @@ class Rounds:
         """Draft, verify, commit: advances `state` [R] and `records` [R, T].
 
         Args:
-            state: of `sequence.STATE`. records: of `TOKEN`; a row holds what was committed before.
+            state: of `sequence.STATE`. records: of `tokens.record`; a row holds what was committed before.
 
         Returns the rows that ended. Nothing is advanced if it raises.
         """
@@ -146,11 +148,18 @@ class Rounds:
                 "sound": proposed.sound + mine.sound,
                 "ratio": verdict.ratio,
             }
-            made.append(torch.stack([x.double() for x in kept.values()]))  # exact for ids; one transfer carries all
+            numbers = [torch.stack([x.double() for x in kept.values()])]  # exact for ids; one transfer carries all
+            if self.top:
+                numbers += [x.double().movedim(-1, 0) for x in (*proposed.soft, *mine.top(self.top))]
+            made.append(torch.cat(numbers))
             errors |= proposed.errors
-        columns = dict(zip(kept, torch.cat(made, 1).cpu().numpy(), strict=True))
-        records = np.empty((rows, block), dtype=TOKEN)
-        for name in TOKEN.names or ():
+        host = torch.cat(made, 1).cpu().numpy()
+        columns = dict(zip(kept, host, strict=False))
+        if self.top:
+            wide = host[len(kept) :].reshape(4, self.top, rows, block)
+            columns |= dict(zip(top_columns(), np.moveaxis(wide, 1, -1), strict=True))
+        records = np.empty((rows, block), dtype=self.record)
+        for name in self.record.names or ():
             records[name] = columns[name]
         survived = columns["survived"][:, 0].astype(np.int64)
         return Verified(records, survived, np.isfinite(columns["sound"]), columns["ratio"], errors)

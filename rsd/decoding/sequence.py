@@ -36,7 +36,7 @@ class Request(Generic[T]):
 class Finished(TokenColumns, Generic[T]):
     """One trace made.
 
-    tokens: the committed tokens [T], the final EOS included, as records of `traces.tokens.TOKEN`.
+    tokens: the committed tokens [T], the final EOS included, as records of `traces.tokens.record`.
     finish_reason: "stop" (an EOS), "length", "loop" (see `loops`), or "error".
     """
 

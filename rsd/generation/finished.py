@@ -22,6 +22,7 @@ from rsd.models.fingerprint import fingerprint
 from rsd.terminal import say
 from rsd.traces.lines import files_of, hash_of, read_manifest
 from rsd.traces.shards import part_files
+from rsd.traces.soft import soft_file
 from rsd.version import __version__
 
 # Settings that only say how traces are made, so that what is made already is no other.
@@ -55,7 +56,10 @@ def finished_before(config: GenerateConfig, source: str | Path, out: str | Path,
         return None
     if manifest["settings"].get("output") != Path(out).name or done.get("stamp") != stamp(config, source, limit):
         return None
-    if not all(_as_noted(manifest, name, file) for name, file in (("rows", Path(out)), ("tokens", files_of(out)[0]))):
+    files = {"rows": Path(out), "tokens": files_of(out)[0]} | (
+        {"logprobs": soft_file(out)} if config.top_logprobs else {}
+    )
+    if not all(_as_noted(manifest, name, file) for name, file in files.items()):
         return None
     say(f"{out} is finished: it holds all {done.get('traces')} traces of this job")
     return Summary(manifest["totals"], 0, 0, 0.0, 0.0, left_out(manifest))

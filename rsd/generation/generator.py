@@ -134,6 +134,7 @@ class TraceGenerator:
                 block=self.config.block_size,
                 loop_check=self.config.loop_check,
                 compile=self.config.compile,
+                top_logprobs=self.config.top_logprobs,
             )
         return self
 
@@ -214,6 +215,7 @@ class TraceGenerator:
             }
             | ({"score": asdict(Scoring()) | {"step_rules": RULES}} if c.score else {})
             | ({"teacher_top_logprobs": TOP} if c.served else {})
+            | ({"top_logprobs": c.top_logprobs} if c.top_logprobs else {})
         )
 
     def prepare(self, rows: Given) -> Rows:

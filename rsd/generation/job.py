@@ -28,6 +28,7 @@ from rsd.traces.lines import Key, files_of
 from rsd.traces.readers import stream_rows
 from rsd.traces.rows import Rows, in_memory
 from rsd.traces.shards import part_files
+from rsd.traces.soft import soft_file
 from rsd.traces.store import Store
 from rsd.version import __version__
 
@@ -56,13 +57,15 @@ def run_job(
     sidecar, job = files_of(out)
     kept = [Output(kept_file(out), ours.kept)] if keep else []
     inputs = [file for file in (file_of(source),) if file is not None]
-    check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=inputs, job=job)
+    top = generator.config.top_logprobs
+    soft = [Output(soft_file(out))] if top else []
+    check_outputs([Output(out), Output(sidecar), Output(job), *soft, *kept], inputs=inputs, job=job)
     rows = generator.prepare(islice(read(source, split=generator.config.split, strict=True), limit))
     manifest = manifest_of(generator, source, out, limit, command)
     if part_files(out) and not overwrite:
         merge(out, max_fallback_rate=generator.config.max_fallback_rate)
         say(f"{out}: the parts of several processes are merged")
-    with Store(out) as store:
+    with Store(out, top=top) as store:
         return run_rows(generator, rows, store, manifest, overwrite=overwrite, keep=keep)
 
 
@@ -77,6 +80,8 @@ def stream_job(
 
     Returns how many of them are errors.
     """
+    if generator.config.top_logprobs:
+        raise ValueError(f"{called('top_logprobs')} writes a file beside the rows: name an {called('output')}")
     rows = generator.prepare(islice(stream_rows(source, split=generator.config.split), limit))
     schedule = generator.schedule(rows, {})
     for notice in (
@@ -154,7 +159,7 @@ def run_rows(
         generator.load()
     store.begin(manifest, done, overwrite=overwrite, verdicts=verdicts, session=None if finished else session)
     if overwrite:
-        discard_beside(out)
+        discard_beside(out, soft=not generator.config.top_logprobs)
     if finished:  # a job may have been killed after its last trace and before its totals
         totals = store.totals(max_fallback_rate=fallback)
         store.end(manifest | {"totals": totals} | _stamped(generator, manifest, totals, found, others))
@@ -243,10 +248,12 @@ def _check_settings(
     say(f"notice: {store.manifest} was lost: {len(picked)} of its traces, made again, are the same, so the job goes on")
 
 
-def discard_beside(out: str | Path) -> None:
-    """Remove what is of traces that are no more: parts, and the rows that were kept, beside whose tokens others will
-    be."""
+def discard_beside(out: str | Path, *, soft: bool) -> None:
+    """Remove what is of traces that are no more: parts, the rows that were kept, beside whose tokens others will be,
+    and `soft` targets, where no others take their place."""
     discard(out)
+    if soft and ours.soft(soft_file(out)):
+        place(soft_file(out)).unlink()
     if kept_file(out).is_file() and ours.kept(kept_file(out)):
         place(kept_file(out)).unlink()
 

@@ -5,13 +5,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from rsd.files import encode
 from rsd.generation.session import sessions_of
 from rsd.generation.statistics import combined, readable
 from rsd.traces.columns import not_ours
 from rsd.traces.found import Found, kept, scan
-from rsd.traces.lines import Key, key_of, read_manifest, whole_lines
+from rsd.traces.lines import Key, files_of, key_of, read_manifest, whole_lines
 from rsd.traces.rows import in_memory
 from rsd.traces.shards import Shard, part_files
+from rsd.traces.soft import SoftFile
 from rsd.traces.store import Store
 
 
@@ -27,18 +29,19 @@ def merge(out: str | Path, *, max_fallback_rate: float = 1.0) -> dict[str, Any]:
     if not parts:
         raise ValueError(f"{out} has no parts: nothing is to be merged")
     with ExitStack() as stack:
-        whole = stack.enter_context(Store(out))
-        stores = [stack.enter_context(Store(file)) for file in parts.values()]
-        manifests = [read_manifest(store.manifest) for store in stores]
-        before = read_manifest(whole.manifest)
+        before = read_manifest(files_of(out)[1])
+        manifests = [read_manifest(files_of(file)[1]) for file in parts.values()]
         known = [m for m in (before, *manifests) if m is not None]
+        top = next((m["identity"].get("top_logprobs") or 0 for m in known), 0)
+        whole = stack.enter_context(Store(out, top=top))
+        stores = [stack.enter_context(Store(file, top=top)) for file in parts.values()]
         if not known or any(m["identity"] != known[0]["identity"] for m in known):
             raise ValueError(f"the parts of {out} are of jobs with other settings: remove those that are not wanted")
         whole.made(
             known[0]["identity"], in_memory([]), overwrite=True
         )  # what is there is a job's, or nothing is replaced
         sources = [whole, *stores]
-        found = [scan(store.out, in_memory([])) for store in sources]
+        found = [scan(store.out, in_memory([]), top=top) for store in sources]
         good = set[Key]().union(*(of.done for of in found))
         merged = {k: v for k, v in known[-1].items() if k != "files"} | {"totals": None}
         merged["settings"] = {**known[-1]["settings"], "output": Path(out).name}
@@ -48,12 +51,15 @@ def merge(out: str | Path, *, max_fallback_rate: float = 1.0) -> dict[str, Any]:
                 merged["decoding"] = combined(merged["decoding"], decoding)
         merged["processes"] = [*((before or {}).get("processes") or []), *_processes(parts, stores, manifests)]
         merged["sessions"] = sessions_of([before, *manifests])
-        whole.rewrite(merged, _once(sources, found, good, 0), _once(sources, found, good, 1))
+        contents = {name: map(encode, _once(sources, found, good, i)) for i, name in enumerate(("tokens", "rows"))}
+        soft: dict[Key, SoftFile | None] = {}
+        for of in found:
+            soft = dict.fromkeys(of.done, of.soft) | soft
+        whole.rewrite(merged, contents | {"logprobs": whole.soft_of((file, key) for key, file in soft.items())})
         merged["totals"] = whole.totals(max_fallback_rate=max_fallback_rate)
         whole.end(merged)
         for store in stores:
-            for file in (store.out, store.sidecar, store.manifest):
-                file.unlink(missing_ok=True)
+            store.remove()
     return merged
 
 
@@ -65,8 +71,7 @@ def discard(out: str | Path) -> None:
     """
     with ExitStack() as stack:
         for store in [stack.enter_context(Store(file)) for file in part_files(out).values()]:
-            for file in (store.out, store.sidecar, store.manifest):
-                file.unlink(missing_ok=True)
+            store.remove()
 
 
 def _once(sources: Sequence[Store], found: Sequence[Found], good: set[Key], i: int) -> Iterator[Mapping[str, Any]]:

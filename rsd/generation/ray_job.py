@@ -32,6 +32,7 @@ from rsd.traces.lines import Key, files_of, read_manifest
 from rsd.traces.readers import stream_rows
 from rsd.traces.rows import Row, Rows, in_memory
 from rsd.traces.shards import Lines, Shard, number_of, part_files
+from rsd.traces.soft import soft_file
 from rsd.traces.store import Store
 
 # A worker's engine runs empty at the end of a share, and has to wait at the end of the job for those that have more:
@@ -81,7 +82,7 @@ class TraceWorker:
         """Make a share's traces, but for those that are in its part file or `done` elsewhere."""
         settings = {**manifest["settings"], "output": part.name}
         own = {**manifest, "settings": settings, "process": process()}
-        with Store(part) as store:
+        with Store(part, top=self.generator.config.top_logprobs) as store:
             run_rows(
                 self.generator, in_memory(rows), store, own, others=Others(done=done, total=0, files=[], shown=False)
             )
@@ -112,16 +113,18 @@ def run_on_ray(
     """
     sidecar, job = files_of(out)
     kept = [Output(kept_file(out), ours.kept)] if keep else []
-    check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
+    top = generator.config.top_logprobs
+    soft = [Output(soft_file(out))] if top else []
+    check_outputs([Output(out), Output(sidecar), Output(job), *soft, *kept], inputs=[source], job=job)
     rows = generator.prepare(islice(stream_rows(source, split=generator.config.split), limit))
     manifest = manifest_of(generator, source, out, limit, command)
     fallback = generator.config.max_fallback_rate
     before = made_before(Path(out))
     if part_files(out) and not overwrite:
-        with Store(out):  # no other driver is at it
+        with Store(out, top=top):  # no other driver is at it
             _await_dead(out)
         merge(out, max_fallback_rate=fallback)
-    with Store(out) as store:
+    with Store(out, top=top) as store:
         spelled = generator.find().decode
         done = store.made(manifest["identity"], rows, overwrite=overwrite, max_fallback_rate=fallback, spelled=spelled)
         if store.found.lost:
@@ -141,7 +144,7 @@ def run_on_ray(
             own = {name: value for name, value in manifest.items() if name != "command"}
             store.begin(own | stays, done, overwrite=overwrite)
             if overwrite:
-                discard_beside(out)
+                discard_beside(out, soft=not top)
                 before = 0, 0
             count = shares(left, workers.count)
             parts = [Shard(number, count).part(out) for number in range(1, count + 1)]

@@ -24,6 +24,7 @@ from rsd.traces.lines import Key, files_of, read_manifest, whole_lines
 from rsd.traces.readers import stream_rows
 from rsd.traces.rows import Rows, in_memory
 from rsd.traces.shards import Lines, Shard, part_files
+from rsd.traces.soft import soft_file
 from rsd.traces.store import Store
 
 POLL = 0.3  # seconds
@@ -66,7 +67,9 @@ def run_share(
     started = time.monotonic()
     sidecar, job = files_of(out)
     kept = [Output(kept_file(out), ours.kept)] if keep else []
-    check_outputs([Output(out), Output(sidecar), Output(job), *kept], inputs=[source], job=job)
+    top = generator.config.top_logprobs
+    soft = [Output(soft_file(out))] if top else []
+    check_outputs([Output(out), Output(sidecar), Output(job), *soft, *kept], inputs=[source], job=job)
     check_outputs([Output(file) for file in (part, *files_of(part))], inputs=[source], job=files_of(part)[1])
     rows = generator.prepare(islice(stream_rows(source, split=generator.config.split), limit))
     # What is wrong with the pair is said before anything goes.
@@ -81,7 +84,7 @@ def run_share(
     files += [file for file in part_files(out).values() if file not in files]
     total = len(rows) * generator.config.num_generations
     others = Others(done=done, total=total, files=files, shown=shard.main)
-    with Store(part) as store:
+    with Store(part, top=top) as store:
         summary = run_rows(generator, mine, store, manifest, others=others)
     if shard.launched:
         if not shard.main:
@@ -132,7 +135,7 @@ def _made_elsewhere(
     """The traces that are in other files of the job, and whether each is right."""
     done: dict[Key, bool] = {}
     for file in (out, *part_files(out).values()):
-        store = Store(file)
+        store = Store(file, top=generator.config.top_logprobs)
         begun = all(f.is_file() and f.stat().st_size for f in (store.out, store.sidecar))
         if file == own or not (begun or (file == out and out.exists())):
             continue
@@ -195,8 +198,7 @@ def _discard_together(out: Path, shard: Shard) -> None:
         if files_of(out)[1].exists() or out.exists():
             with Store(out) as store:
                 store.made({}, in_memory([]), overwrite=True)
-                for file in (store.out, store.sidecar, store.manifest):
-                    file.unlink(missing_ok=True)
+                store.remove()
         told.set(DISCARDED, "")
     else:
         told.wait([DISCARDED], timedelta(seconds=LAUNCH))

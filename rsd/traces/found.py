@@ -20,6 +20,7 @@ from rsd.traces.columns import not_ours
 from rsd.traces.filters import is_right
 from rsd.traces.lines import Key, files_of, hash_of, key_of, read_manifest, whole
 from rsd.traces.rows import Row, Rows, answer_of, digest
+from rsd.traces.soft import SoftFile, is_beginning, soft_file
 from rsd.traces.tokens import SIDECAR, of_sidecar
 from rsd.traces.trace import COLUMNS, FINISH_REASONS
 
@@ -34,7 +35,7 @@ class Found:
     lines, hashes: how many the sidecar (0) and the rows (1) have, and the hashes of these files. odd: the numbers of
     those that are whole, and not what the job would have written. why: what is the matter with the first of these.
     unjudged: by key the rows that have no verdict since the judge failed. lost: the manifest is gone, empty or torn,
-    and with it the settings that they were made with.
+    and with it the settings that they were made with. soft: their soft targets, if they have any.
     """
 
     done: dict[Key, bool] = field(default_factory=dict)
@@ -44,6 +45,7 @@ class Found:
     why: str = ""
     unjudged: dict[Key, dict[str, Any]] = field(default_factory=dict)
     lost: bool = False
+    soft: SoftFile | None = None
 
     def add_odd(self, i: int, why: str) -> None:
         """The last line that was counted is odd."""
@@ -60,6 +62,7 @@ def look(
     overwrite: bool,
     max_fallback_rate: float = 1.0,
     spelled: Spelled | None = None,
+    top: int = 0,
 ) -> Found:
     """Look at a job's files. Writes nothing.
 
@@ -69,6 +72,7 @@ def look(
         new: the output is not there yet.
         overwrite: no trace counts; any job's files will do, but never a file that is no job's.
         spelled: the text of ids, to tell a record by that is not its row's.
+        top: how many likeliest tokens the soft targets of a trace have; 0: it needs none.
 
     Raises:
         ValueError: the files are another job's.
@@ -77,6 +81,8 @@ def look(
     if not _ours(out, torn=before is not None):
         which = "has no manifest" if before is None else "is not what its manifest is of"
         raise ValueError(f"{out} exists and {which}: it is not this job's; use another {called('output')}")
+    if top and not is_beginning(soft_file(out), top):
+        raise ValueError(f"{soft_file(out)} holds no soft targets of this job: use another {called('output')}")
     if overwrite:
         return Found()
     differing = [
@@ -87,7 +93,7 @@ def look(
     if differing:
         raise ValueError(f"{out} was made with other settings: {'; '.join(differing)}; {anew()}")
     own_prompts = any(identity.get(k) for k in ("teacher_prompt_column", "teacher_template"))
-    found = scan(out, rows, own_prompts=own_prompts, max_fallback_rate=max_fallback_rate, spelled=spelled)
+    found = scan(out, rows, own_prompts=own_prompts, max_fallback_rate=max_fallback_rate, spelled=spelled, top=top)
     found.lost = before is None and any(f.is_file() and f.stat().st_size for f in (out, files_of(out)[0]))
     if found.lost and not {str(i) for i in rows.ids} & {key[0] for key in found.done}:
         raise ValueError(
@@ -104,8 +110,9 @@ def scan(
     own_prompts: bool = False,
     max_fallback_rate: float = 1.0,
     spelled: Spelled | None = None,
+    top: int = 0,
 ) -> Found:
-    """The traces that are in both files, whatever job's they are.
+    """The traces that are in all files, whatever job's they are.
 
     Args:
         own_prompts: whether the teacher had prompts of its own. The rest: as of `look`.
@@ -113,17 +120,18 @@ def scan(
     Raises:
         ValueError: one is of another prompt or answer than its row has.
     """
-    return _Look(out, rows, spelled).found(max_fallback_rate, own_prompts=own_prompts)
+    return _Look(out, rows, spelled, top).found(max_fallback_rate, own_prompts=own_prompts)
 
 
 class _Look:
-    """One look at the lines of both files."""
+    """One look at the lines of both files, and at the soft targets."""
 
-    def __init__(self, out: Path, rows: Rows, spelled: Spelled | None) -> None:
-        self.out, self.rows, self.spelled = out, rows, spelled
+    def __init__(self, out: Path, rows: Rows, spelled: Spelled | None, top: int) -> None:
+        self.out, self.rows, self.spelled, self.top = out, rows, spelled, top
         self.sidecar, self.manifest = files_of(out)
         self.at = {str(row_id): i for i, row_id in enumerate(rows.ids)}
         self.made = Found()
+        self.tokens: dict[Key, int | None] = {}  # that rows say they have
         self.unsure: dict[Key, _Expected] = {}  # what must be the record of a row that is not known to be as written
 
     def found(self, max_fallback_rate: float, *, own_prompts: bool) -> Found:
@@ -132,6 +140,13 @@ class _Look:
         sure, prompts = self._read_tokens(tokens, all_prompts=own_prompts)
         made = self.made
         made.done = {key: right for key, right in made.done.items() if key not in self.unsure or key in sure}
+        if self.top:
+            with suppress(ValueError):  # nothing is there yet
+                made.soft = SoftFile(soft_file(self.out))
+            there = made.soft
+            made.done = {
+                key: right for key, right in made.done.items() if there and there.tokens(key) == self.tokens[key]
+            }
         made.unjudged = {key: line for key, line in made.unjudged.items() if key in made.done}
         if own_prompts:
             self._check_prompts(prompts)
@@ -165,6 +180,8 @@ class _Look:
             if (i := self.at.get(key[0])) is not None and (what := _differing(row, self.rows[i])):
                 self._refuse(what, key)
             made.done[key] = is_right(row, max_fallback_rate=max_fallback_rate)
+            if self.top:
+                self.tokens[key] = row.get("num_tokens")
             if row.get("verify_error") is not None:
                 made.unjudged[key] = row
             if not sure:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rsd.files import TOO_LONG, first_row
+from rsd.traces.soft import SoftFile
 from rsd.traces.trace import PROVENANCE
 
 SHAPES = (
@@ -42,6 +43,13 @@ def kept(file: Path) -> bool:
     # A job's own scores come right after its columns, and before those of its input.
     with_scores = "scoring" not in row or columns[columns.index("error") + 1] == "local_naturalness"
     return with_scores and "selected_by" not in row
+
+
+def soft(file: Path) -> bool:
+    """Whether it holds soft targets of rsd."""
+    with suppress(ValueError):
+        return bool(SoftFile(file).k)
+    return False
 
 
 def exported(file: Path) -> bool:

@@ -5,7 +5,7 @@ a trace: ids, and log-probs in 16 bits, packed. A batch that a killed job has to
 """
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,6 +86,15 @@ def head(schema: Any) -> bytes:
     return bytes(schema.serialize())
 
 
+def is_beginning(file: Path, k: int) -> bool:
+    """Whether a file may be one of so many tokens a place: it begins as such a one, or is empty, or not there."""
+    start = head(schema_of(k))
+    there = b""
+    with suppress(FileNotFoundError), open(file, "rb") as f:
+        there = f.read(len(start))
+    return start.startswith(there)
+
+
 def batch(schema: Any, key: Key, soft: SoftTargets) -> bytes:
     """What a trace adds to a file."""
     pa, ipc = arrow()
@@ -164,6 +173,10 @@ class SoftFile:
 
     def keys(self) -> Iterable[Key]:
         return self._places.keys()
+
+    def holds_only(self, keys: Collection[Key]) -> bool:
+        """Whether it holds these traces, each once, and nothing that is torn behind them."""
+        return self.batches == len(keys) and self._places.keys() == set(keys) and self.size == self._source.size()
 
     def tokens(self, key: Key) -> int | None:
         """How many tokens a trace has; None if it is not there."""

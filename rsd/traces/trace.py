@@ -10,6 +10,7 @@ import numpy as np
 from rsd.traces.html import block, escaped, token_spans
 from rsd.traces.pieces import pieces, token_starts
 from rsd.traces.rows import Messages, digest
+from rsd.traces.soft import SoftTargets, soft_targets
 from rsd.traces.tokens import TokenColumns, no_tokens, sidecar_columns
 
 COLUMNS = (
@@ -41,7 +42,7 @@ class Trace(TokenColumns):
         kept. prompt_ids: the student's. prefix_ids: the part of the completion that was written and not
         sampled (`completion_prefix`); no array covers it. thinking_opened: the prompt ends in `<think>`.
         teacher_messages: what the teacher read in the prompt's place.
-    tokens: records [T] of `tokens.TOKEN`, the final EOS included; their columns are attributes, too: token_ids,
+    tokens: records [T] of `tokens.record`, the final EOS included; their columns are attributes, too: token_ids,
         teacher_logprobs, student_logprobs, from_teacher, accepted, proposals and left_out.
     is_correct: None where it is not known, with verify_error if it could not be found out.
     columns: the input row's other columns, kept. scores: what `rsd generate --score` adds.
@@ -103,6 +104,11 @@ class Trace(TokenColumns):
             **({"teacher_prompt": digest(self.teacher_messages)} if self.teacher_messages else {}),
             **sidecar_columns(self.tokens),
         }
+
+    @property
+    def soft_targets(self) -> SoftTargets | None:
+        """What both models found likeliest in each place, where `top_logprobs` asked for it."""
+        return soft_targets(self.tokens)
 
     def _repr_html_(self) -> str:
         """The trace in a notebook: coloured tokens, where it was made in this process."""
