@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from distill_data import GENERATIONS, THRESHOLDS, Size, Task, make, start
-from distill_tables import curves, plot, plot_students, show, summary
+from distill_tables import plots, show, summary
 from distill_train import BATCH, train
 
 PLAIN, ARMS = ("raw", "rsd", "own"), ("raw", "rsd", "own", "ln")
@@ -58,7 +58,7 @@ def tables(size: Size) -> list[Table]:
     primary = "the problems that every arm solved, same optimizer steps"
     return [
         Table("headroom", "steps", PLAIN + MORE, PLAIN, f"A student with headroom: {primary}"),
-        Table("headroom", "cold", COLD, PLAIN, "Cold start: the same student and problems, then on-policy distillation"),
+        Table("headroom", "cold", COLD, PLAIN, "Cold start: the same student, then on-policy distillation"),
         Table("headroom", "solved", PLAIN, None, "A student with headroom: the problems that each arm solved itself"),
         Table("bundled", "steps", ARMS + MORE, ARMS, f"The bundled student, primary: {primary}"),
         Table("bundled", "tokens", ARMS, ARMS, "Secondary: the same problems, same completion tokens"),
@@ -90,7 +90,8 @@ class Runs:
                 pass
         for task, result in self.pool.imap_unordered(_do, [(train, (task, self.size)) for task in todo]):
             self.runs.append({"task": task, **result})
-            print(f"{task.get('student', 'bundled')} {task['table']:<9} {task['arm']:<11} seed {task['seed']} rate "
+            name = f"{task.get('student', 'bundled')} {task['table']:<9} {task['arm']:<11}"
+            print(f"{name} seed {task['seed']} rate "
                   f"{task['rate']:g}: {result['accuracy']:.1%} in {result['seconds']:.0f} s", file=sys.stderr)  # fmt: skip
             self.write()
 
@@ -133,12 +134,12 @@ def tuning(table: Table) -> str:
 
 
 def tune(table: Table, arms: Iterable[str], runs: Runs, size: Size) -> None:
-    """Find the learning rates of a table's arms, by seeds and problems of their own; all tables but one use the same."""
+    """Find the learning rates of a table's arms, by seeds and problems of their own; tables share them."""
     if table.name == "sweep":
         arms = ["rsd"]
-    rates = size.policy_rates if table.name == "cold" else size.rates if table.student == "bundled" else size.coarse
+    rates = size.policy_rates if table.name == "cold" else size.rates if table.student == "bundled" else size.few_rates
     among = ARMS if table.student == "bundled" else PLAIN
-    seeds = size.tuning_seeds[:1] if table.name == "cold" else size.tuning_seeds
+    seeds = size.tuning_seeds if table.student == "bundled" else size.tuning_seeds[:1]
     runs.do(task(table._replace(name=tuning(table), among=among), arm, seed, rate, runs)
             for seed in seeds for arm in arms for rate in rates)  # fmt: skip
 
@@ -170,7 +171,7 @@ def run(runs: Runs, size: Size, wanted: set[str]) -> None:
         runs.do(task(table, arm, seed, runs.best(table, arm), runs) for seed in seeds for arm in arms)
 
 
-def report(runs: Runs, size: Size, plots: str | None) -> None:
+def report(runs: Runs, size: Size, folder: str | None) -> None:
     """Tables and plots of all that has been run so far."""
     made: dict[str, Any] = {}
     none: dict[str, Any] = {}
@@ -192,14 +193,11 @@ def report(runs: Runs, size: Size, plots: str | None) -> None:
               if r["task"]["rate"] == runs.best(table, arm)]  # fmt: skip
         name = f"{table.student}/{table.name}"
         made[name] = summary(of, none[table.student], size.held_out)
-        if table.name == "cold":
-            curves(table.title, made[name], none[table.student], size.held_out)
-        else:
-            show(table.title, made[name], none[table.student], size.held_out)
-    runs.write(untrained={of: run["accuracy"] for of, run in none.items()}, tables=made)
-    if plots:
-        plot(Path(plots), made, {of: run["accuracy"] for of, run in none.items()}, ARMS)
-        plot_students(Path(plots), made, {of: run["accuracy"] for of, run in none.items()})
+        show(table.title, made[name], none[table.student], size.held_out)
+    accuracy = {student: run["accuracy"] for student, run in none.items()}
+    runs.write(untrained=accuracy, tables=made)
+    if folder:
+        plots(Path(folder), made, accuracy)
     hours = sum(r["seconds"] for r in runs.runs) / 3600
     print(f"\n{len(runs.runs)} runs so far, of {hours:.1f} hours in all with one thread each")
 

@@ -34,8 +34,11 @@ class Size:
         self.rates = (1e-4, 1e-3) if quick else (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
         self.sweep = (0.003, 0.01, 0.3) if quick else (0.003, 0.01, 0.03, 0.1, 0.3)
         self.sweep_seeds = range(1) if quick else range(3)
-        self.headroom = 800  # steps of the student with room, of 1,500
-        self.coarse = (1e-3,) if quick else (1e-5, 1e-4, 1e-3)  # rates for it
+        # The student with headroom: how long it is trained, and what it is measured with.
+        self.headroom = 400 if quick else 1250  # steps; the bundled student had 1,500
+        self.few_problems = self.problems // 2
+        self.few_steps = self.steps * 2 // 3
+        self.few_rates = (1e-3,) if quick else (1e-5, 1e-4, 1e-3)
         self.policy_steps = 10 if quick else int(150 * scale)
         self.policy_rates = (1e-3,) if quick else (1e-4, 1e-3)
         self.policy_every = 5 if quick else int(50 * scale)  # steps from one evaluation to the next
@@ -75,8 +78,9 @@ def questions(name: str, count: int, *, held_out: bool) -> list[dict[str, str]]:
     return [{"id": f"{p.family}-{i}", "prompt": p.text, "answer": str(p.answer)} for i, p in enumerate(made)]
 
 
-def training_problems(size: Size) -> list[dict[str, str]]:
-    return questions("distill", size.problems + size.validation, held_out=False)[: size.problems]
+def training_problems(of: str, size: Size) -> list[dict[str, str]]:
+    all_of_them = questions("distill", size.problems + size.validation, held_out=False)
+    return all_of_them[: size.problems if of == "bundled" else size.few_problems]
 
 
 def student(name: str, size: Size) -> Path:
@@ -102,51 +106,42 @@ def student(name: str, size: Size) -> Path:
 
 
 def traces(of: str, threshold: float, seed: int, size: Size) -> Rows:
-    """The first right trace of each problem that has one, with its scores under the untrained student, and the ids
-    that were sampled, the EOS included."""
+    """The first right trace of each problem that has one, with its scores under the untrained student.
+
+    token_ids: as they were sampled, with the EOS. teacher_ids, teacher_logprobs: [T, TOP], what the teacher proposes.
+    """
 
     def make() -> Rows:
+        from rsd import GenerateConfig, TraceGenerator
+
+        config = GenerateConfig(
+            student=str(student(of, size)),
+            threshold=threshold,
+            num_generations=GENERATIONS,
+            until_correct=True,
+            verify="boxed",
+            seed=seed,
+            score=True,
+            max_new_tokens=LONGEST,
+            top_logprobs=TOP,
+        )
         columns = ("id", "prompt", "completion", "num_tokens", "acceptance_rate", "local_naturalness", "low_prob_share")
-        made = right(of, threshold, seed, size, score=True)
-        ids = {t.id: {"prompt_ids": t.prompt_ids, "token_ids": t.token_ids.tolist()} for t in made}
-        return {t.id: {c: t.row()[c] for c in columns} | ids[t.id] for t in made}
+        made: Rows = {}
+        for trace in TraceGenerator(config).run(training_problems(of, size)):
+            if trace.is_correct:
+                row, soft = trace.row(), trace.soft_targets
+                made[trace.id] = {c: row[c] for c in columns} | {
+                    "prompt_ids": trace.prompt_ids,
+                    "token_ids": trace.token_ids.tolist(),
+                    "teacher_ids": soft.teacher_ids.tolist(),
+                    "teacher_logprobs": np.nan_to_num(soft.teacher_logprobs, neginf=-100.0)
+                    .clip(-100)
+                    .round(3)
+                    .tolist(),
+                }
+        return made
 
     return kept(WORK / f"traces-{of}-{threshold:g}-{seed}.json", make)
-
-
-def right(of: str, threshold: float, seed: int, size: Size, **settings: Any) -> list[Any]:
-    from rsd import GenerateConfig, TraceGenerator
-
-    config = GenerateConfig(
-        student=str(student(of, size)),
-        threshold=threshold,
-        num_generations=GENERATIONS,
-        until_correct=True,
-        verify="boxed",
-        seed=seed,
-        max_new_tokens=LONGEST,
-        **settings,
-    )
-    return [trace for trace in TraceGenerator(config).run(training_problems(size)) if trace.is_correct]
-
-
-def soft(of: str, threshold: float, seed: int, size: Size) -> Rows:
-    """The same traces' teacher_ids and teacher_logprobs [T, TOP] by problem; made again, since they are large."""
-
-    def make() -> Rows:
-        from rsd.traces.soft import soft_targets
-
-        targets = ((t.id, soft_targets(t.tokens)) for t in right(of, threshold, seed, size, top_logprobs=TOP))
-        return {
-            k: {
-                "token_ids": s.token_ids.tolist(),
-                "teacher_ids": s.teacher_ids.tolist(),
-                "teacher_logprobs": np.nan_to_num(s.teacher_logprobs, nan=-100.0).round(3).tolist(),
-            }
-            for k, s in targets
-        }
-
-    return kept(WORK / f"soft-{of}-{threshold:g}-{seed}.json", make)
 
 
 def weights(of: str, threshold: float, seed: int, size: Size) -> Rows:
@@ -156,13 +151,11 @@ def weights(of: str, threshold: float, seed: int, size: Size) -> Rows:
         import rsd
 
         config = rsd.WeighConfig(student=str(student(of, size)), validity="likelihood")
-        made = rsd.weigh(list(traces(of, threshold, seed, size).values()), config)
+        given = traces(of, threshold, seed, size).values()
+        made = rsd.weigh([{c: row[c] for c in ("id", "prompt", "completion")} for row in given], config)
         return {row["id"]: {"token_ids": row["token_ids"], "loss_weights": row["token_weights"]} for row in made}
 
     return kept(WORK / f"weights-{of}-{threshold:g}-{seed}.json", make)
-
-
-MORE = {"soft": soft, "weights": weights}  # what an arm adds to its traces, by the name behind the `+`
 
 
 def arm(name: str, task: Task, size: Size) -> Rows:
@@ -175,15 +168,15 @@ def arm(name: str, task: Task, size: Size) -> Rows:
         return {k: max(rows, key=lambda trace: trace["local_naturalness"]) for k, rows in both.items()}
     threshold = THRESHOLDS[name] if name in THRESHOLDS else float(name)
     rows = traces(of, threshold, seed, size)
-    if more:
-        added = MORE[more](of, threshold, seed, size)
+    if more == "weights":
+        added = weights(of, threshold, seed, size)
         rows = {k: row | added[k] for k, row in rows.items()}
     return rows
 
 
 def make(tasks: list[Task], size: Size) -> list[list[tuple[Callable[..., Any], tuple[Any, ...]]]]:
     """The jobs that make what runs read, as functions and arguments; those of a list do not need each other."""
-    students, plain, more = {}, {}, {}
+    students, plain, weighed = {}, {}, {}
     for task in tasks:
         of, seed = task.get("student", "bundled"), task["seed"]
         students[of] = (student, (of, size))
@@ -192,9 +185,9 @@ def make(tasks: list[Task], size: Size) -> list[list[tuple[Callable[..., Any], t
             name, _, added = name.partition("+")
             what = (of, THRESHOLDS[name] if name in THRESHOLDS else float(name), seed, size)
             plain[what[:3]] = (traces, what)
-            if added:
-                more[added, *what[:3]] = (MORE[added], what)
-    return [list(jobs.values()) for jobs in (students, plain, more)]
+            if added == "weights":
+                weighed[what[:3]] = (weights, what)
+    return [list(jobs.values()) for jobs in (students, plain, weighed)]
 
 
 def chosen(task: Task, size: Size) -> list[dict[str, Any]]:

@@ -39,7 +39,9 @@ class SoftTrainer(SFTTrainer):
         q, log_p = given.exp() * known, says.gather(-1, ids.clamp(min=0))
         rest, rest_p = ((1 - mass.sum(-1)).clamp(min=1e-6) for mass in (q, log_p.exp() * known))
         soft = (q * (given - log_p)).sum(-1) + rest * (rest.log() - rest_p.log())
-        loss = (HARD * hard + (1 - HARD) * soft).sum() / (len(hard) if num_items_in_batch is None else num_items_in_batch)
+        loss = (HARD * hard + (1 - HARD) * soft).sum() / (
+            len(hard) if num_items_in_batch is None else num_items_in_batch
+        )
         return (loss, None) if return_outputs else loss
 
 
