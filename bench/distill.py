@@ -91,8 +91,8 @@ class Runs:
         for task, result in self.pool.imap_unordered(_do, [(train, (task, self.size)) for task in todo]):
             self.runs.append({"task": task, **result})
             name = f"{task.get('student', 'bundled')} {task['table']:<9} {task['arm']:<11}"
-            print(f"{name} seed {task['seed']} rate "
-                  f"{task['rate']:g}: {result['accuracy']:.1%} in {result['seconds']:.0f} s", file=sys.stderr)  # fmt: skip
+            came = f"{result['accuracy']:.1%} in {result['seconds']:.0f} s"
+            print(f"{name} seed {task['seed']} rate {task['rate']:g}: {came}", file=sys.stderr)
             self.write()
 
     def of(self, student: str, table: str, arm: str) -> list[dict[str, Any]]:

@@ -130,14 +130,12 @@ def traces(of: str, threshold: float, seed: int, size: Size) -> Rows:
         for trace in TraceGenerator(config).run(training_problems(of, size)):
             if trace.is_correct:
                 row, soft = trace.row(), trace.soft_targets
+                logprobs = np.nan_to_num(soft.teacher_logprobs, neginf=-100.0).clip(-100)
                 made[trace.id] = {c: row[c] for c in columns} | {
                     "prompt_ids": trace.prompt_ids,
                     "token_ids": trace.token_ids.tolist(),
                     "teacher_ids": soft.teacher_ids.tolist(),
-                    "teacher_logprobs": np.nan_to_num(soft.teacher_logprobs, neginf=-100.0)
-                    .clip(-100)
-                    .round(3)
-                    .tolist(),
+                    "teacher_logprobs": logprobs.round(3).tolist(),
                 }
         return made
 

@@ -1,4 +1,4 @@
-"""What `distill.py` trains by besides the next token: soft targets, and a teacher that judges the student's own text."""
+"""What `distill.py` trains by besides the next token: soft targets, and a judge of the student's own text."""
 
 from typing import Any
 

@@ -18,7 +18,7 @@ from rsd.traces.readers import read_rows
 pytest.importorskip("trl")
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
-from distill_losses import HARD, InStudentsTokens, SoftTrainer, collate  # noqa: E402
+from distill_losses import HARD, InStudentsTokens, SoftTrainer, collate
 
 PROBLEMS = list(read_rows(bundled("problems.jsonl")))[:6]
 

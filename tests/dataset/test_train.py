@@ -201,7 +201,7 @@ def test_the_distillation_benchmark_runs_and_goes_on_where_it_was_stopped(tmp_pa
         assert rows.keys() > more and len({row["problems"] for row in rows.values()}) == 1
     assert arms["raw"]["below_1_percent"] > 0.5 and arms["rsd"]["below_1_percent"] == 0
     cold = {row["arm"]: [step for step, _ in row["curve"]] for row in made["tables"]["headroom/cold"]}
-    assert cold == dict.fromkeys(("policy", "raw", "rsd"), [0, 5, 10])
+    assert cold == {arm: [0, 5, 10] for arm in ("policy", "raw", "rsd")}
 
 
 @pytest.mark.slow
