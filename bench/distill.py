@@ -6,7 +6,7 @@ A student is fine-tuned with TRL (completion-only loss, full fine-tuning) on cor
 (raw) the teacher's own, (rsd) reverse speculative decoding, (own) its own, (ln) for each problem the more natural of
 raw and rsd; and (none) not at all. With `+soft` half of the loss is the teacher's distribution, with `+weights` the
 loss of a token counts by the weights of `rsd weigh`. There are two students: the bundled one, and one with headroom,
-which is made in the same way and stopped early. Then (cold) the latter goes on with on-policy distillation from the
+which is made in the same way of half as many examples. Then (cold) the latter goes on with on-policy distillation from the
 teacher, after raw traces, after RSD's or at once (policy).
 
 Greedy accuracy on held-out problems, with 95 % bootstrap intervals over seeds and problems. Learning rates are tuned

@@ -35,7 +35,7 @@ class Size:
         self.sweep = (0.003, 0.01, 0.3) if quick else (0.003, 0.01, 0.03, 0.1, 0.3)
         self.sweep_seeds = range(1) if quick else range(3)
         # The student with headroom: how long it is trained, and what it is measured with.
-        self.headroom = 400 if quick else 1250  # steps; the bundled student had 1,500
+        self.headroom = 600 if quick else 1500  # steps of 32 examples; the bundled student had 1,500 of 64
         self.few_problems = self.problems // 2
         self.few_steps = self.steps * 2 // 3
         self.few_rates = (1e-3,) if quick else (1e-5, 1e-4, 1e-3)
@@ -84,7 +84,7 @@ def training_problems(of: str, size: Size) -> list[dict[str, str]]:
 
 
 def student(name: str, size: Size) -> Path:
-    """The folder of a student; the one with room is the bundled one, made in the same way and stopped early."""
+    """The folder of a student; the one with headroom is made as the bundled one, of half as much."""
     from rsd.models.bundled import bundled
 
     if name == "bundled":
@@ -96,7 +96,7 @@ def student(name: str, size: Size) -> Path:
         tokenizer = pair.PreTrainedTokenizerFast.from_pretrained(bundled("student"))
         encoder = pair.Encoder(tokenizer)
         model = pair.model_of(768, hidden=96, layers=2, heads=3, kv_heads=1, inner=288)
-        data = pair.batches(encoder, f"{pair.SEED} student", 1.0, 64)
+        data = pair.batches(encoder, f"{pair.SEED} student", 1.0, 32)
         pair.train(model, data, size.headroom, 3e-3, "cpu", mixed=False)
         temporary = folder.with_suffix(f".{os.getpid()}")
         tokenizer.save_pretrained(temporary)
@@ -148,9 +148,9 @@ def weights(of: str, threshold: float, seed: int, size: Size) -> Rows:
     def make() -> Rows:
         import rsd
 
-        config = rsd.WeighConfig(student=str(student(of, size)), validity="likelihood")
         given = traces(of, threshold, seed, size).values()
-        made = rsd.weigh([{c: row[c] for c in ("id", "prompt", "completion")} for row in given], config)
+        rows = [{c: row[c] for c in ("id", "prompt", "completion")} for row in given]
+        made = rsd.weigh(rows, student=str(student(of, size)), validity="likelihood")
         return {row["id"]: {"token_ids": row["token_ids"], "loss_weights": row["token_weights"]} for row in made}
 
     return kept(WORK / f"weights-{of}-{threshold:g}-{seed}.json", make)
