@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 from rsd.config import GenerateConfig, ScoreConfig
 from rsd.dataset.config import ExportConfig
 from rsd.version import __version__
+from rsd.weighing.config import WeighConfig
 
 if TYPE_CHECKING:
-    from rsd.api import compare, export, generate, score, select, verify
+    from rsd.api import compare, export, generate, score, select, verify, weigh
     from rsd.generation.generator import TraceGenerator
     from rsd.traces.trace import Trace
 
@@ -18,6 +19,7 @@ __all__ = [
     "ScoreConfig",
     "Trace",
     "TraceGenerator",
+    "WeighConfig",
     "__version__",
     "compare",
     "export",
@@ -25,10 +27,11 @@ __all__ = [
     "score",
     "select",
     "verify",
+    "weigh",
 ]
 # torch and transformers take seconds to import: `rsd --help` must not wait for them.
 _PLACES = {
-    **dict.fromkeys(("compare", "export", "generate", "score", "select", "verify"), "rsd.api"),
+    **dict.fromkeys(("compare", "export", "generate", "score", "select", "verify", "weigh"), "rsd.api"),
     "Trace": "rsd.traces.trace",
     "TraceGenerator": "rsd.generation.generator",
 }

@@ -20,6 +20,7 @@ from rsd.reading import Reading
 from rsd.scoring.metrics import BY
 from rsd.settings import amended, check_choice, check_whole, shown
 from rsd.traces.filters import KEEP
+from rsd.weighing.config import WeighConfig
 
 if TYPE_CHECKING:
     from rsd.analysis.compare import Comparison
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rsd.scoring.verify import VerifySummary
     from rsd.traces.given import Given
     from rsd.traces.trace import Trace
+    from rsd.weighing.job import WeighSummary
 
 File = str | Path
 
@@ -325,6 +327,50 @@ def select(
     if output is not None:
         write_rows(selection.rows(), str(output))
     return selection
+
+
+@overload
+def weigh(
+    source: "Given", output: None = None, *, config: WeighConfig | None = None, **settings: Any
+) -> list[dict[str, Any]]: ...
+@overload
+def weigh(
+    source: "Given", output: File, *, overwrite: bool = False, config: WeighConfig | None = None, **settings: Any
+) -> "WeighSummary": ...
+def weigh(
+    source: "Given",
+    output: File | None = None,
+    *,
+    overwrite: bool = False,
+    config: WeighConfig | None = None,
+    **settings: Any,
+) -> "list[dict[str, Any]] | WeighSummary":
+    """How hard a student is to learn each step of the traces in `source`: the rows, in order, with a weight for every
+    step and every token. The formulas are this project's (`weighing.weights`), after the idea of arXiv 2605.04078.
+
+    Args:
+        output: a .jsonl file for them. Then it resumes what is there, and what is returned is the summary.
+        overwrite: start anew instead of resuming.
+        settings: of `WeighConfig`, such as `validity="rollout"` or `teacher="simplescaling/s1.1-7B"`.
+
+    Raises:
+        ValueError: a bad setting or source, a pair that does not fit, or `output` is of other rows.
+    """
+    config = amended(WeighConfig, config, settings)
+    if output is None:
+        if overwrite:
+            raise ValueError("overwrite is for an output: name one")
+        from rsd.weighing.job import weigher_for
+
+        weigher, todo = weigher_for(source, config)
+        return [made.row() for made in weigher.weigh(todo)]
+    from rsd.files import Output, check_outputs, lines_only
+    from rsd.traces import ours
+    from rsd.weighing.job import weigh_file, weigher_for
+
+    lines_only(output)
+    check_outputs([Output(output, ours.weighed if overwrite else None)], inputs=_files(source))
+    return weigh_file(*weigher_for(source, config, strict=True), output, overwrite=overwrite)
 
 
 def export(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from rsd.acceptance import Acceptance, Sampling
-from rsd.placing import PairPlacing, Placing
+from rsd.placing import PairPlacing, Placing, TeacherPlacing
 from rsd.reading import Prompting, Reading, Scoring, check_how
 from rsd.settings import (
     ACCEPTANCE,
@@ -83,12 +83,43 @@ class ScoreConfig(Scoring, Reading, Loading):
 
 MOST_TOP = 1024
 TOP_LOGPROBS = "Keep so many likeliest tokens of both models in each place, in OUTPUT's .logprobs.arrow"
-USUAL = "the student's, else {}"
 LOAD_IN = "Quantise its weights as they are loaded"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(Prompting, PairPlacing, Loading):
+class Pairing(PairPlacing, Loading):
+    """Which two models, where they are, how they are loaded, and how many rows they decode together."""
+
+    teacher: str = setting(BUNDLED_TEACHER, MODELS, help=MODEL, resume=SAME, kind="model")
+    student: str = setting(BUNDLED_STUDENT, MODELS, help=MODEL, resume=SAME, kind="model")
+    teacher_revision: str | None = setting(None, MODELS, help=REVISION, resume=SAME)
+    student_revision: str | None = setting(None, MODELS, help=REVISION, resume=SAME)
+    batch_size: int | None = setting(
+        None,
+        SPEED,
+        help="Rows decoded together; changes no trace",
+        unset="auto: as memory allows",
+        resume=FREE,
+        kind="rows",
+        whole=(1, TOGETHER),
+    )
+    block_size: int | None = setting(
+        None,
+        SPEED,
+        help="Tokens drafted a round; changes no trace",
+        unset="what is fastest",
+        resume=FREE,
+        whole=(1, TOGETHER),
+    )
+    teacher_load_in: Literal["4bit", "8bit"] | None = setting(None, LOADING, help=LOAD_IN, resume=SAME)
+    student_load_in: Literal["4bit", "8bit"] | None = setting(None, LOADING, help=LOAD_IN, resume=SAME)
+
+
+USUAL = "the student's, else {}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(Prompting, TeacherPlacing, Pairing):
     """Everything that shapes a run of `rsd generate`.
 
     With `score`, traces carry the scores of `Scoring()` under the student. Where `teacher` is the address of a server,
@@ -100,9 +131,6 @@ class GenerateConfig(Prompting, PairPlacing, Loading):
     """
 
     teacher: str = setting(BUNDLED_TEACHER, MODELS, help=f"{MODEL}, or a server's URL", resume=SAME, kind="model")
-    student: str = setting(BUNDLED_STUDENT, MODELS, help=MODEL, resume=SAME, kind="model")
-    teacher_revision: str | None = setting(None, MODELS, help=REVISION, resume=SAME)
-    student_revision: str | None = setting(None, MODELS, help=REVISION, resume=SAME)
     teacher_model: str | None = setting(
         None, MODELS, help="The name of the model on a server that is the --teacher", resume=SAME
     )
@@ -212,25 +240,6 @@ class GenerateConfig(Prompting, PairPlacing, Loading):
     suppress: Sequence[str | int] = setting(
         (), SAMPLING, help="A token that no trace holds (several times: several)", resume=SAME, kind="tokens"
     )
-    batch_size: int | None = setting(
-        None,
-        SPEED,
-        help="Rows decoded together; changes no trace",
-        unset="auto: as memory allows",
-        resume=FREE,
-        kind="rows",
-        whole=(1, TOGETHER),
-    )
-    block_size: int | None = setting(
-        None,
-        SPEED,
-        help="Tokens drafted a round; changes no trace",
-        unset="what is fastest",
-        resume=FREE,
-        whole=(1, TOGETHER),
-    )
-    teacher_load_in: Literal["4bit", "8bit"] | None = setting(None, LOADING, help=LOAD_IN, resume=SAME)
-    student_load_in: Literal["4bit", "8bit"] | None = setting(None, LOADING, help=LOAD_IN, resume=SAME)
     compile: bool = setting(False, SPEED, help="torch.compile both models: slower to start, then faster", resume=FREE)
     score: bool = setting(False, MAKE, help="Add the scores of `rsd score` to every trace", resume=SAME)
     top_logprobs: int = setting(0, MAKE, help=TOP_LOGPROBS, unset="none", resume=SAME, whole=(0, MOST_TOP))

@@ -48,11 +48,7 @@ class Placing:
 
 @dataclass(frozen=True, kw_only=True)
 class PairPlacing(Placing):
-    """Where the models of a pair are; what is said of one wins over what is said of both.
-
-    Raises:
-        ValueError: the teacher cannot be held like that.
-    """
+    """Where the models of a pair are; what is said of one wins over what is said of both."""
 
     teacher_device: str | None = setting(
         None, SPEED, help="Of the teacher alone", unset="--device", resume=FREE, kind="device"
@@ -66,6 +62,23 @@ class PairPlacing(Placing):
     student_device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = setting(
         None, SPEED, help="Of the student alone", unset="--device-map", resume=FREE
     )
+
+    def place_of(self, role: str) -> str | None:
+        device, spread = (getattr(self, f"{role}_{what}") for what in ("device", "device_map"))
+        return device or spread or super().place_of(role)
+
+    def on_one_device(self) -> bool:
+        return not (self.device_map or self.teacher_device_map or self.student_device_map)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherPlacing(PairPlacing):
+    """The same, where several processes may hold the teacher together.
+
+    Raises:
+        ValueError: the teacher cannot be held like that.
+    """
+
     tensor_parallel: int = setting(
         1,
         PROCESSES,
@@ -85,9 +98,7 @@ class PairPlacing(Placing):
     def place_of(self, role: str) -> str | None:
         if role == "teacher" and self.tensor_parallel > 1:
             return None
-        device, spread = (getattr(self, f"{role}_{what}") for what in ("device", "device_map"))
-        return device or spread or super().place_of(role)
+        return super().place_of(role)
 
     def on_one_device(self) -> bool:
-        spread = self.device_map or self.teacher_device_map or self.student_device_map
-        return not spread and self.tensor_parallel == 1
+        return super().on_one_device() and self.tensor_parallel == 1

@@ -8,7 +8,9 @@ from click.testing import CliRunner
 from conftest import read
 
 from rsd.cli import main
+from rsd.traces.lines import Key
 from rsd.traces.shards import part_files
+from rsd.traces.soft import SoftFile, SoftTargets, soft_file
 
 FLAGS = ["--max-new-tokens", "30", "--temperature", "1", "--top-k", "0", "--top-p", "1"]
 PROBLEMS = [{"id": f"p{i}", "problem": f"{i} plus {i}?", "answer": str(2 * i), "level": i} for i in range(10)]
@@ -58,6 +60,25 @@ def same_rows(made: list[dict], want: list[dict]) -> bool:
     return len(made) == len(want) and near and rest[0] == rest[1]
 
 
+def soft_of(out: Path) -> dict[Key, SoftTargets | None]:
+    """The soft targets that are beside a job's file; nothing may be torn there, or there twice."""
+    if not soft_file(out).exists():
+        return {}
+    file = SoftFile(soft_file(out))
+    assert file.holds_only(file.keys())
+    return {key: file.get(key) for key in [*file.keys()]}
+
+
+def assert_same_soft(mine: dict, theirs: dict) -> None:
+    assert mine.keys() == theirs.keys()
+    for key, soft in mine.items():
+        for one, other in zip(soft, theirs[key], strict=True):
+            if one.dtype == np.int32:
+                assert (one == other).mean() > 0.99  # two that are equally likely may change places
+            else:
+                np.testing.assert_allclose(one, other, atol=0.02)  # of sixteen bits
+
+
 def assert_same(folder: Path, alone: Path) -> dict:
     """Files of a job t.jsonl that several processes made are what one left, but for the order; returns the manifest."""
     (rows, tokens, manifest), (want, wanted, one) = files(folder / "t.jsonl"), files(alone / "t.jsonl")
@@ -70,6 +91,8 @@ def assert_same(folder: Path, alone: Path) -> dict:
         for column in ("student_logprobs", "teacher_logprobs"):
             mine, other = (np.array(v[column], dtype=float) for v in (line, theirs))
             np.testing.assert_allclose(mine, other, atol=1e-4)
+    mine, theirs = (soft_of(place / "t.jsonl") for place in (folder, alone))
+    assert_same_soft(mine, theirs)
     assert manifest["identity"] == one["identity"]
     for name in ("rows", "tokens", "correct", "errors", "solved"):
         assert manifest["totals"][name] == one["totals"][name]
@@ -78,5 +101,6 @@ def assert_same(folder: Path, alone: Path) -> dict:
         "t.jsonl",
         "t.tokens.jsonl",
         "t.meta.json",
+        "t.logprobs.arrow",
     }
     return manifest

@@ -210,6 +210,7 @@ def decode(
     max_new_tokens: int = 24,
     seed: int = 0,
     compile: bool = False,
+    top_logprobs: int = 0,
 ) -> dict[int, Finished]:
     """Traces by the index of their prompt."""
     if vocabulary is None:
@@ -224,6 +225,7 @@ def decode(
         rows=rows,
         block=block,
         compile=compile,
+        top_logprobs=top_logprobs,
     )
     todo = requests(prompts, max_new_tokens=max_new_tokens, vocabulary=vocabulary, seed=seed)
     return {f.request.tag: f for f in engine.run(todo)}

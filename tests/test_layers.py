@@ -26,7 +26,7 @@ LAYERS = (
     ("models", "answers"),
     ("pair", "scoring"),
     ("decoding", "analysis", "dataset", "live"),
-    ("generation",),
+    ("generation", "weighing"),
     ("api",),
     ("cli",),
     ("__init__", "__main__"),

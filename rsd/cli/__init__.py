@@ -15,6 +15,7 @@ from rsd.cli.merge import merge
 from rsd.cli.reporting import COMMAND
 from rsd.cli.scores import compare, score, select
 from rsd.cli.verify import verify
+from rsd.cli.weigh import weigh
 from rsd.settings import as_flags
 from rsd.terminal import echo, guarded, marked, shortened
 from rsd.version import __version__
@@ -71,5 +72,5 @@ def main() -> None:
     """Reasoning traces tailored to a small model, by reverse speculative decoding (arXiv 2509.22230)."""
 
 
-for command in (generate, verify, score, compare, select, export, merge):
+for command in (generate, verify, score, compare, select, weigh, export, merge):
     main.add_command(command)

@@ -85,9 +85,13 @@ def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     width = x.shape[-1]
     k = min(k, width)
     # On a CPU topk of fewer than 64 k entries takes another algorithm, here four times as slow.
-    short = max(0, 64 * k - width)
-    values, places = (torch.nn.functional.pad(x, (0, short), value=-torch.inf) if short else x).topk(k, dim=-1)
+    values, places = (wide(x, 64 * k, -torch.inf) if 64 * k > width else x).topk(k, dim=-1)
     return values, places.clamp_max(width - 1)
+
+
+def wide(x: Tensor, k: int, fill: float) -> Tensor:
+    """x [..., C] with k columns at the least."""
+    return torch.nn.functional.pad(x, (0, max(0, k - x.shape[-1])), value=fill)
 
 
 def union(*parts: Tensor) -> tuple[Tensor, Tensor]:

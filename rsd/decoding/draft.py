@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rsd.acceptance import Acceptance, Sampling
-from rsd.decoding.candidates import bounded, largest, likeliest
+from rsd.decoding.candidates import bounded, largest, likeliest, wide
 from rsd.decoding.sampling import accept_mask, drafter, draw, least_logprob, warp
 from rsd.models.kv_cache import CachedModel
 from rsd.pair.vocabulary import Vocabulary
@@ -181,9 +181,10 @@ class Drafts:
         return Over(mask, p, drafter(p, mask), logprobs)
 
     def top(self, k: int) -> tuple[Tensor, Tensor]:
-        """The k likeliest tokens in each place, [R, K, k], and their log-probs."""
+        """The k likeliest tokens in each place, [R, K, k], -1 where it has no more, and their log-probs."""
         found = [largest(one.step.logprobs[self._mine(one)], k) for one in self._passes()]
-        return self._placed([ids for _, ids in found]), self._placed([values for values, _ in found])
+        ids, values = self._placed([ids for _, ids in found]), self._placed([values for values, _ in found])
+        return wide(ids, k, -1), wide(values, k, torch.nan)
 
     def accepts(self, places: Sequence[tuple[int, int, int]]) -> list[bool]:
         """Of (row, draft, token), whether the token could stand there."""

@@ -24,14 +24,19 @@ from rsd.pair.vocabulary import Vocabulary
 READ_AHEAD = 2048  # prompt tokens that are prefilled together, before rows are free for them
 AT_ONCE = 16  # and how many prompts at the most
 ALIKE = 256  # rows that are asked for at once, of which many may have one prompt: there may be a million
+AGAIN = 16  # ids of the teacher's that a row may read itself, where its prompt begins like another one's
 
 
 class Ready(NamedTuple):
-    """A row that is read, all but its last id: it is row `at` of what both models prefilled."""
+    """A row that is read, all but its last id: it is row `at` of what both models prefilled, or the beginning of that.
+
+    shared: how many ids of the teacher's context are in there.
+    """
 
     row: TraceSoFar
     prefilled: tuple[CachedModel, Any]
     at: int
+    shared: int
 
 
 class Engine:
@@ -162,10 +167,10 @@ class Engine:
             if not rows.ready:
                 self._prefill(rows)
             if rows.ready:
-                row, (student, teacher), at = rows.ready[0]
+                row, (student, teacher), at, shared = rows.ready[0]
                 ours, theirs = row.read(self.vocabulary)
                 self.student.copy_row(student, at, slot, length=len(ours) - 1)
-                self.rounds.place_row(slot, row, theirs, prefilled=teacher, at=at)
+                self.rounds.place_row(slot, row, theirs, prefilled=teacher, at=at, shared=shared)
                 done = len(row.tokens)
                 rows.state[slot] = row.request.key, done, row.request.max_new_tokens, len(ours) - 1, ours[-1]
                 rows.reserve(done)
@@ -185,22 +190,24 @@ class Engine:
                 live[slot] = live.pop()
 
     def _prefill(self, rows: "_Rows") -> None:
-        """Read what waits first: several different prompts in one pass, equal ones in a row once.
+        """Read what waits first: several different prompts in one pass; those in a row that begin the one before once.
 
         Out of memory, it reads half as many at once.
         """
         while True:
-            group: list[tuple[TraceSoFar, int]] = []
+            group: list[tuple[TraceSoFar, int, int]] = []
             ours: list[list[int]] = []
             theirs: list[list[int]] = []
             while len(group) < ALIKE and (row := rows.waiting.peek(len(group))) is not None:
-                reads = row.read(self.vocabulary)
-                if not group or (reads[0], reads[1].ids) != (ours[-1], theirs[-1]):
+                mine, context = row.read(self.vocabulary)
+                shared = begun(mine, context.ids, ours[-1], theirs[-1]) if group else None
+                if shared is None:
                     if len(ours) == self.at_once or sum(map(len, ours)) >= READ_AHEAD:
                         break
-                    ours.append(reads[0])
-                    theirs.append(reads[1].ids)
-                group.append((row, len(ours) - 1))
+                    ours.append(mine)
+                    theirs.append(context.ids)
+                    shared = len(context.ids) - 1
+                group.append((row, len(ours) - 1, shared))
             if not group:
                 return
             try:
@@ -209,9 +216,9 @@ class Engine:
                 if len(ours) == 1 or not out_of_memory(e):
                     raise
             else:
-                for row, at in group:
+                for row, at, shared in group:
                     rows.waiting.pop()
-                    rows.ready.append(Ready(row, prefilled, at))
+                    rows.ready.append(Ready(row, prefilled, at, shared))
                 return
             self.at_once = len(ours) // 2
 
@@ -223,6 +230,22 @@ class Engine:
     def _models(self) -> list[CachedModel]:
         teacher = [self.teacher.model] if isinstance(self.teacher, LocalTeacher) else []
         return [self.student, *teacher]
+
+
+def begun(ours: list[int], theirs: list[int], read: list[int], by_teacher: list[int]) -> int | None:
+    """How many ids of a teacher's context `theirs` a row has from another one's prefill; None if it shares none.
+
+    What the student reads, `ours`, must be the beginning of what it has `read`. The teacher may read the last few ids
+    otherwise (its context changes with what follows): these the row reads itself.
+    """
+    if ours != read[: len(ours)]:
+        return None
+    most = min(len(theirs), len(by_teacher)) - 1
+    if theirs[:most] == by_teacher[:most]:
+        shared = most
+    else:
+        shared = next(i for i, (a, b) in enumerate(zip(theirs, by_teacher, strict=False)) if a != b)
+    return shared if shared >= len(theirs) - 1 - AGAIN else None
 
 
 class _Rows:

@@ -30,17 +30,10 @@ class Units:
     Args:
         ordinary: the student's tokens for those of the teacher's that both have.
         table: int64 [V_teacher], the student's (first) token for any of the teacher's, or -1.
-        pool: the teacher's sampling distribution of logits.
     """
 
-    def __init__(
-        self,
-        vocabulary: Vocabulary,
-        ordinary: Mapping[int, int],
-        table: Tensor,
-        pool: Callable[[Tensor], Candidates],
-    ) -> None:
-        self.table, self.pool = table.cpu().numpy(), pool  # looked up token by token: on the host
+    def __init__(self, vocabulary: Vocabulary, ordinary: Mapping[int, int], table: Tensor) -> None:
+        self.table = table.cpu().numpy()  # looked up token by token: on the host
         sampled = vocabulary.own.numpy() == 0
         spelled = {s: pieces for s, pieces in vocabulary.student_to_teacher.items() if sampled[s]}
         self.units: dict[Pieces, int] = {pieces: s for s, pieces in spelled.items() if len(pieces) > 1}
@@ -79,15 +72,20 @@ class Units:
         output: TeacherOutput,
         before: Sequence[Sequence[int]],
         drafts: Sequence[Sequence[int]],
+        *,
+        pooled: Callable[[Tensor], Candidates],
     ) -> dict[At, Correction]:
-        """What comes to the proposal mass of tokens that the teacher spells, by place."""
+        """What comes to the proposal mass of tokens that the teacher spells, by place.
+
+        pooled: the teacher's distribution of logits [N, V_teacher], of which `pool` is in these places.
+        """
         if not self.units:
             return {}
         units, banned = self._wanted(pool, accepts, drafts), self._banned(pool, before, drafts)
         if not units and not banned:
             return {}
         wanted = {at: [*units.get(at, ()), *banned.get(at, ())] for at in sorted({*units, *banned})}
-        after = self._after(pool, teacher, trees, output, wanted)
+        after = self._after(pool, teacher, trees, output, wanted, pooled)
         likely = {
             at: [path for path in paths if (at, path[:-1]) in after or len(path) == 1] for at, paths in wanted.items()
         }
@@ -200,6 +198,7 @@ class Units:
         trees: Sequence[TokenTree],
         output: TeacherOutput,
         wanted: Mapping[At, Sequence[Pieces]],
+        pooled: Callable[[Tensor], Candidates],
     ) -> After:
         """The teacher's distributions after the first pieces of spellings; it reads what it has not read yet.
 
@@ -228,7 +227,8 @@ class Units:
                     found |= {key: more.logits[n] for key, n in zip(keys, index, strict=False)}
             if not found:
                 return after
-            pools = self.pool(torch.stack(list(found.values())).to(self.heads.device).float()[None])
+            made = pooled(torch.stack(list(found.values())).to(self.heads.device).float())
+            pools = Candidates(None if made.ids is None else made.ids[None], made.masses[None])
             after |= {key: (pools, 0, n) for n, key in enumerate(found)}
             alive = {
                 at: [path for path in paths if _reach(pool, at, path[:-1], after) > NEGLIGIBLE]

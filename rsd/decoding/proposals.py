@@ -13,14 +13,14 @@ distribution of the teacher's text, read in units (the longest spelling first); 
 has no mass to speak of, or neither s nor t1 could stand, nothing needs to be looked up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rsd.acceptance import Sampling
-from rsd.decoding.candidates import Candidates, bounded, largest, likeliest, placed, union
+from rsd.decoding.candidates import Candidates, bounded, largest, likeliest, placed, union, wide
 from rsd.decoding.draft import Drafts
 from rsd.decoding.partial_tokens import AT_BOUNDARY, At, Correction, Partial, PartialFilter, SplitTokens
 from rsd.decoding.pieces import Units
@@ -127,13 +127,18 @@ class Proposals:
             table[[t for t, _ in also]] = [s for _, s in also]
         self.table = torch.from_numpy(table).to(device)
         self.also = torch.tensor(also, dtype=torch.long, device=device).T if also else None
-        self.units = Units(vocabulary, ordinary, self.table, self.pool)
+        self.units = Units(vocabulary, ordinary, self.table)
 
     def pool(self, logits: Tensor) -> Candidates:
         """The teacher's sampling distribution over its own tokens, of logits [..., V_teacher]."""
         if self.few:
             return Candidates(*likeliest(logits, self.sampling))
         return Candidates(None, warp(logits, self.sampling))
+
+    def unfiltered(self, logits: Tensor, total: Tensor) -> Candidates:
+        """Its likeliest tokens at temperature 1, of logits [N, V_teacher] and their log-sum-exp [N]."""
+        values, ids = largest(logits, 2 * self.top + WIDER)
+        return Candidates(ids, (values - total[:, None]).double().exp())
 
     def mass(self, pool: Candidates) -> Candidates:
         """What of it falls on tokens of the student: of several, on the first one. The rest is not covered."""
@@ -183,10 +188,11 @@ class Proposals:
         pool = Candidates(None if said.ids is None else grid(said.ids), grid(said.masses))
         mass = self.mass(pool)
 
-        def corrected(pool: Candidates) -> Mapping[At, Correction]:
-            return self.units.corrections(pool, drafts.accepts, teacher, trees, output, recent, drafted)
+        def corrected(pool: Candidates, pooled: Callable[[Tensor], Candidates]) -> Mapping[At, Correction]:
+            asked = teacher, trees, output, recent, drafted
+            return self.units.corrections(pool, drafts.accepts, *asked, pooled=pooled)
 
-        corrections = corrected(pool)
+        corrections = corrected(pool, self.pool)
         where, mixed = None, {}
         if corrections or self.split.teacher_to_student or any(partial.remainders for partial in partials):
             where = PartialFilter(self.split, mass, pool, corrections, [[partial] for partial in partials])
@@ -200,10 +206,14 @@ class Proposals:
         sums = teacher.total(logits, top)
         soft: tuple[Tensor, ...] = ()
         if self.top:
-            values, tokens = largest(logits, 2 * self.top + WIDER)
-            unfiltered = Candidates(grid(tokens), grid((values - sums[:, None]).double().exp()))
+            likely = self.unfiltered(logits, sums)
+            unfiltered = Candidates(None if likely.ids is None else grid(likely.ids), grid(likely.masses))
+
+            def also_unfiltered(logits: Tensor) -> Candidates:
+                return self.unfiltered(logits, teacher.total(logits, logits.argmax(-1)))
+
             before = where.before if where else [[AT_BOUNDARY] * len(row) for row in drafted]
-            soft = self._soft(unfiltered, corrected(unfiltered), before, drafted)
+            soft = self._soft(unfiltered, corrected(unfiltered, also_unfiltered), before, drafted)
         proposed = Proposed(
             ids,
             q,
@@ -241,7 +251,7 @@ class Proposals:
             masses = masses / total.clamp_min(torch.finfo(total.dtype).tiny)
         values, places = largest(masses, self.top)
         tokens = ids.gather(-1, places)  # type: ignore[union-attr]
-        values, tokens = (torch.nn.functional.pad(x, (0, self.top - x.shape[-1])) for x in (values, tokens))
+        values, tokens = wide(values, self.top, 0), wide(tokens, self.top, 0)
         return torch.where(values > 0, tokens, -1), torch.where(values > 0, values.log(), torch.nan)
 
 

@@ -44,10 +44,18 @@ class Proposer:
         self._where: list[tuple[PartialFilter | None, int]] = []
 
     def place_row(
-        self, row: int, context: TeacherContext, partial: Partial, ids: Sequence[int], *, prefilled: Any, at: int
+        self,
+        row: int,
+        context: TeacherContext,
+        partial: Partial,
+        ids: Sequence[int],
+        *,
+        prefilled: Any,
+        at: int,
+        shared: int,
     ) -> None:
-        """Row `row` becomes row `at` of what was prefilled: its context, and the trace's ids so far."""
-        self.teacher.copy_row(prefilled, at, row, length=len(context.ids) - 1)
+        """Row `row` becomes the first `shared` ids of row `at` of what was prefilled: its context, and ids so far."""
+        self.teacher.copy_row(prefilled, at, row, length=shared)
         self.contexts[row], self.partials[row] = context, partial
         self.recent[row] = list(ids[-self.proposals.units.longest :])
 

@@ -6,7 +6,7 @@ one is lockstep: one step of each model a token. Rows advance by different amoun
 (`row_cache`).
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,6 +74,7 @@ class Rounds:
         # Columns of a pass over what was looked up, whose log-probs are kept.
         self.columns = (LOGITS if student.device.type == "cpu" else LOGITS_ELSEWHERE) // (4 * vocabulary.width)
         self.seen: list[LookUp | None] = [None] * rows  # what each row has read, to look drafts up in
+        self.asked: list[Callable[[Sequence[int]], int | None] | None] = [None] * rows  # each row's `Request.ends`
 
     def drop_caches(self, rows: int) -> None:
         """Free what both models have read, and have room for `rows` rows from now on."""
@@ -82,9 +83,12 @@ class Rounds:
         self.student.model.drop(rows)
         self.proposer.teacher.drop(rows)
 
-    def place_row(self, row: int, so_far: TraceSoFar, context: TeacherContext, *, prefilled: Any, at: int) -> None:
-        """Row `row` becomes row `at` of what the teacher prefilled: its context, and the trace so far."""
-        self.proposer.place_row(row, context, so_far.partial, so_far.ids, prefilled=prefilled, at=at)
+    def place_row(
+        self, row: int, so_far: TraceSoFar, context: TeacherContext, *, prefilled: Any, at: int, shared: int
+    ) -> None:
+        """Row `row` becomes the first `shared` ids of row `at` that the teacher prefilled, and the trace so far."""
+        self.proposer.place_row(row, context, so_far.partial, so_far.ids, prefilled=prefilled, at=at, shared=shared)
+        self.asked[row] = so_far.request.ends
         if self.blocks.fixed is None:
             request = so_far.request
             theirs = self.proposer.in_ours(request.teacher_prompt)
@@ -93,7 +97,7 @@ class Rounds:
     def move_row(self, row: int, to: int) -> None:
         self.student.model.move_row(row, to)
         self.proposer.move_row(row, to)
-        self.seen[to] = self.seen[row]
+        self.seen[to], self.asked[to] = self.seen[row], self.asked[row]
 
     def drop_row(self, row: int) -> None:
         self.student.model.drop_row(row)
@@ -178,6 +182,9 @@ class Rounds:
         ends = (stops | full | looping) & valid
         ended = ends.any(1)
         count = np.where(ended, ends.argmax(1) + 1, kept)
+        cut = self._cut(records["token_ids"], tokens, state["done"], count)
+        ended |= cut >= 0
+        ends |= (cut >= 0)[:, None] & (column == count[:, None] - 1)
         valid &= column < count[:, None]
         broken = (~verified.sound & valid).any(1)
 
@@ -191,6 +198,7 @@ class Rounds:
         for seen, row, n in zip(self.seen, tokens.tolist(), count.tolist(), strict=False):
             if seen:
                 seen.say(row[:n])
+        state["done"] = np.where(cut >= 0, cut, state["done"])
         state["done"][broken] = 0  # nothing of a broken row is kept
         drafting.learn(
             valid,
@@ -203,10 +211,27 @@ class Rounds:
         made: Ended = []
         for i in (ended | broken).nonzero()[0].tolist():
             j = last[i]
-            how = "error" if broken[i] else "stop" if stops[i, j] else "loop" if looping[i, j] else "length"
+            how = "stop" if stops[i, j] else "loop" if looping[i, j] else "length"
+            how = "error" if broken[i] else "cut" if cut[i] >= 0 else how
             nan = "the logits of a model hold NaN or infinity" if broken[i] else None
             made.append((i, how, verified.errors.get(i, nan) if broken[i] else None))
         return made
+
+    def _cut(self, before: np.ndarray, tokens: np.ndarray, done: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """How many tokens each row keeps whose request wants it to end here, int64 [R], else -1.
+
+        Asked token by token, so that it does not depend on blocks; `count` [R] is then that of the last one's.
+        """
+        cut = np.full(len(tokens), -1)
+        for i, ends in enumerate(self.asked[: len(tokens)]):
+            if ends is None:
+                continue
+            said = [*before[i, : done[i]].tolist(), *tokens[i, : count[i]].tolist()]
+            for n in range(int(done[i]) + 1, len(said) + 1):
+                if (keep := ends(said[:n])) is not None:
+                    cut[i], count[i] = keep, n - done[i]
+                    break
+        return cut
 
     def _looping(self, before: np.ndarray, tokens: np.ndarray, position: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """Where a row says the same for ever, bool [R, K]: of ids `before` [R, T], and a block's `tokens` [R, K]."""

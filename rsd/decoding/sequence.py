@@ -1,5 +1,6 @@
 """One trace on its way through the engine: what is asked for, its state in a round, what comes of it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -19,10 +20,11 @@ STATE = np.dtype([(name, np.int64) for name in ("key", "done", "limit", "length"
 class Request(Generic[T]):
     """One trace to make.
 
-    student_prompt, teacher_prompt: the prompt as each model reads it; at least one id each.
-        Requests in a row with equal prompts share one prefill.
+    student_prompt, teacher_prompt: the prompt as each model reads it; at least one id each. Requests in a row whose
+        prompts are the beginning of the first one's, or all of it, share one prefill.
     key: the noise key, from `sampling.row_key`.
     tag: the caller's; handed back untouched.
+    ends: asked after every token, with all ids so far: how many of these the trace keeps, if it ends here, else None.
     """
 
     student_prompt: list[int]
@@ -30,6 +32,7 @@ class Request(Generic[T]):
     key: int
     max_new_tokens: int
     tag: T = None  # type: ignore[assignment]
+    ends: Callable[[Sequence[int]], int | None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +40,7 @@ class Finished(TokenColumns, Generic[T]):
     """One trace made.
 
     tokens: the committed tokens [T], the final EOS included, as records of `traces.tokens.record`.
-    finish_reason: "stop" (an EOS), "length", "loop" (see `loops`), or "error".
+    finish_reason: "stop" (an EOS), "length", "loop" (see `loops`), "cut" (see `Request.ends`), or "error".
     """
 
     request: Request[T]

@@ -1,32 +1,27 @@
 """The class that jobs call: it finds and loads a pair, and makes traces of rows."""
 
-import os
-import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
-
-from transformers import PreTrainedModel
 
 from rsd.answers.verifier import Judgement, Verifier, answer_columns, read_reference, resolve
 from rsd.config import GenerateConfig
 from rsd.decoding.block_size import BlockController
 from rsd.decoding.engine import Engine
-from rsd.decoding.teacher import TOP, LocalTeacher, Teacher
+from rsd.decoding.loading import engine_of, find_pair, load_pair, load_part, memory_of
+from rsd.decoding.teacher import TOP
 from rsd.generation.pipeline import Pipeline, verdict
 from rsd.generation.schedule import Schedule
 from rsd.models import tensor_parallel
-from rsd.models.loading import dtype_of, find, load, one_model
-from rsd.models.memory import PROMPT, Estimate, estimate, need_of
-from rsd.models.selfcheck import check_decoding
-from rsd.models.source import Source
-from rsd.models.tensor_parallel import Group, Led, together
-from rsd.pair.pair import Pair, pair_up
+from rsd.models.loading import dtype_of
+from rsd.models.memory import Estimate
+from rsd.models.tensor_parallel import Group
+from rsd.pair.pair import Pair
 from rsd.pair.prompts import own_prompt, privileged
 from rsd.reading import Scoring
 from rsd.scoring.scorer import Scorer
 from rsd.scoring.steps import RULES
-from rsd.settings import amended, called
+from rsd.settings import amended
 from rsd.traces.given import Given, columns_of, rows_of
 from rsd.traces.rows import Row, Rows, prepare
 from rsd.traces.trace import Trace
@@ -69,26 +64,7 @@ class TraceGenerator:
     def find(self) -> Pair:
         """The pair, without its weights."""
         if self._pair is None:
-            c = self.config
-            code = c.trust_remote_code
-            if c.served:
-                from rsd.decoding.probe import find_served  # needs httpx
-
-                name = str(c.teacher_model)
-                teacher = find_served(c.teacher, name, c.teacher_tokenizer or name, trust_remote_code=code)
-            else:
-                teacher = find(
-                    "teacher", c.teacher, c.teacher_revision, trust_remote_code=code, load_in=c.teacher_load_in
-                )
-            if c.tensor_parallel > 1:
-                tensor_parallel.check(teacher, c.tensor_parallel)
-            if (c.student, c.student_revision, c.student_load_in) == (c.teacher, c.teacher_revision, c.teacher_load_in):
-                student = replace(teacher, role="student")
-            else:
-                student = find(
-                    "student", c.student, c.student_revision, trust_remote_code=code, load_in=c.student_load_in
-                )
-            self._pair = pair_up(teacher, student, c)
+            self._pair = find_pair(self.config)
         return self._pair
 
     @property
@@ -105,63 +81,20 @@ class TraceGenerator:
     def load(self) -> "TraceGenerator":
         """Load the weights. Idempotent; returns itself."""
         if self._engine is None:
-            pair = self.find()
-            teacher, student, vocabulary = pair.teacher, pair.student, pair.vocabulary
-            if self.group is None and self.config.tensor_parallel > 1:
-                name = called("tensor_parallel")
-                raise ValueError(f"{name} is for a launch: torchrun --nproc-per-node N -m rsd generate ...")
-            if self.config.compile and not shutil.which(os.environ.get("CXX", "g++")):
-                raise ValueError(
-                    f"{called('compile')} needs a C++ compiler: install g++, name one in CXX, or leave it out"
-                )
+            pair, c = self.find(), self.config
             self._judges().start()
             rows = self.memory().rows  # before the weights take their part
-            packed = not self.config.compile
-            student_model = self._load(student, packed=packed)
-            one = one_model(teacher, student, self.config)
-            if self.config.score:
-                kwargs = self.config.chat_template_kwargs
-                layout = {"chat_template_kwargs": dict(kwargs)} if kwargs else {}
-                self._scorer = Scorer(student, student_model, Scoring(), dtype=dtype_of(self.config), layout=layout)
-            self._engine = Engine(
-                student_model if one else self._load_teacher(teacher, rows, packed=packed),
-                student_model,
-                vocabulary,
-                sampling=pair.sampling,
-                acceptance=self.config.acceptance(),
-                eos=student.eos | vocabulary.of_teacher(teacher.eos),
-                rows=rows,
-                block=self.config.block_size,
-                loop_check=self.config.loop_check,
-                compile=self.config.compile,
-                top_logprobs=self.config.top_logprobs,
-            )
+            models = load_pair(pair, c, rows=rows, group=self.group)
+            if c.score:
+                layout = {"chat_template_kwargs": dict(c.chat_template_kwargs)} if c.chat_template_kwargs else {}
+                self._scorer = Scorer(pair.student, models.student, Scoring(), dtype=dtype_of(c), layout=layout)
+            self._engine = engine_of(pair, models, c, rows=rows)
         return self
 
     def follow(self) -> None:
         """Hold a part of the teacher for the first process of the group, until that ends."""
         if self.group is not None:
-            tensor_parallel.follow(self.group, lambda: self._load_part(self.find().teacher))
-
-    def _load_part(self, teacher: Source) -> PreTrainedModel:
-        with together():
-            return self._load(teacher, parts=self.config.tensor_parallel)
-
-    def _load_teacher(self, teacher: Source, rows: int, *, packed: bool) -> PreTrainedModel | Teacher:
-        if self.group is not None:
-            self.group.tell("load")
-            return LocalTeacher(Led(self._load_part(teacher), rows, self.group, pooled=True))
-        if not self.config.served:
-            return self._load(teacher, packed=packed)
-        from rsd.decoding.served_teacher import ServedTeacher
-
-        return ServedTeacher(teacher.path, teacher.name, width=teacher.width, context=teacher.context)
-
-    def _load(self, source: Source, *, packed: bool = True, parts: int = 1) -> PreTrainedModel:
-        model = load(source, self.config, packed=packed, parts=parts)
-        if not self.config.skip_check:
-            check_decoding(model, f"{called(source.role)} {source.name}")
-        return model
+            tensor_parallel.follow(self.group, lambda: load_part(self.find(), self.config))
 
     @property
     def blocks(self) -> BlockController:
@@ -171,16 +104,8 @@ class TraceGenerator:
 
     def memory(self) -> Estimate:
         """What the pair will take, and the rows that are decoded together; reads no weights."""
-        if self._memory is not None:
-            return self._memory
-        pair = self.find()
-        teacher, student = pair.teacher, pair.student
-        tokens = min(pair.context, pair.max_new_tokens + PROMPT)
-        needs = [need_of(student, self.config, tokens)]
-        if not self.config.served:
-            needs.insert(0, need_of(teacher, self.config, tokens, parts=self.config.tensor_parallel))
-        one = one_model(teacher, student, self.config)
-        self._memory = estimate(*needs, tokens=tokens, rows=self.config.batch_size, one=one)
+        if self._memory is None:
+            self._memory = memory_of(self.find(), self.config)
         return self._memory
 
     def identity(self) -> dict[str, Any]:

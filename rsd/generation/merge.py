@@ -54,7 +54,8 @@ def merge(out: str | Path, *, max_fallback_rate: float = 1.0) -> dict[str, Any]:
         contents = {name: map(encode, _once(sources, found, good, i)) for i, name in enumerate(("tokens", "rows"))}
         soft: dict[Key, SoftFile | None] = {}
         for of in found:
-            soft = dict.fromkeys(of.done, of.soft) | soft
+            for key in of.done:
+                soft.setdefault(key, of.soft)
         whole.rewrite(merged, contents | {"logprobs": whole.soft_of((file, key) for key, file in soft.items())})
         merged["totals"] = whole.totals(max_fallback_rate=max_fallback_rate)
         whole.end(merged)

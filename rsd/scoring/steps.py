@@ -86,6 +86,10 @@ EVENT = re.compile(
 )
 
 
+BLOCK = re.compile(r"`{3,8}|~{3,8}|\$\$|\\\[|\\begin\{[a-zA-Z]{1,20}\*?\}")
+FOLLOWED = re.compile(rf"\s*+(?:\S{{{LONGEST}}}|\S++\s)")
+
+
 def split(text: str, *, steps: str = "sentence") -> list[tuple[int, int]]:
     r"""The steps of a text.
 
@@ -125,6 +129,24 @@ def split(text: str, *, steps: str = "sentence") -> list[tuple[int, int]]:
     if spans:
         spans[-1] = (spans[-1][0], len(text))
     return spans or [(0, len(text))] * bool(text)
+
+
+def step_end(text: str, start: int, *, steps: str = "sentence") -> int | None:
+    """Where the step of a text that is still being written ends, if that is known whatever follows; else None.
+
+    A word must have followed, since a sentence's end may depend on it, and a block that is open may still be closed. Of
+    formulas and code in a line that is not awaited: most dollars are money.
+
+    Args:
+        text: from the beginning of a step on; better, of the one before. start: where in it the step has begun.
+    """
+    end = next((b for _, b in split(text, steps=steps) if b > start), len(text))
+    if not FOLLOWED.match(text, end):
+        return None
+    for opener in dict.fromkeys(BLOCK.findall(text, 0, end)):
+        if all(b != end for _, b in split(f"{text}\n{_closer(opener)}", steps=steps)):
+            return None
+    return end
 
 
 def _part(text: str, begin: int, last: int, stop: int, steps: str) -> list[tuple[int, int]]:

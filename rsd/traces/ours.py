@@ -24,6 +24,12 @@ def scored(file: Path) -> bool:
     return "scoring" in row and list(row)[-1] == "score_error"
 
 
+def weighed(file: Path) -> bool:
+    """Whether `rsd weigh` wrote it: a row ends with its columns."""
+    row = first_row(file)
+    return "weighing" in row and list(row)[-1] == "weigh_error"
+
+
 def selected(file: Path) -> bool:
     """Whether `rsd select` wrote it: a row's last column is what it was selected by."""
     return [*first_row(file)][-1:] == ["selected_by"]
@@ -42,7 +48,7 @@ def kept(file: Path) -> bool:
         return False
     # A job's own scores come right after its columns, and before those of its input.
     with_scores = "scoring" not in row or columns[columns.index("error") + 1] == "local_naturalness"
-    return with_scores and "selected_by" not in row
+    return with_scores and not {"selected_by", "weighing"} & row.keys()
 
 
 def soft(file: Path) -> bool:

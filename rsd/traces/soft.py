@@ -22,12 +22,14 @@ END = 8  # bytes of an Arrow stream's end, which a stream that goes on does not 
 class SoftTargets(NamedTuple):
     """What both models say in the place of each of a trace's T tokens, of their K likeliest tokens.
 
-    token_ids: int32 [T], the trace's, the final EOS included, without its prompt and prefix. teacher_ids, student_ids:
+    prompt_ids: int32 [P], what the student reads before the trace: the prompt, and what was written and not sampled.
+    token_ids: int32 [T], the trace's, the final EOS included. teacher_ids, student_ids:
     int32 [T, K], the student's ids, likeliest first; -1 where fewer are known. teacher_logprobs, student_logprobs:
     float32 [T, K], natural log of the softmax over the full width at temperature 1, before any mask; NaN where there
     is no id. None, both of a model, where it was not asked.
     """
 
+    prompt_ids: np.ndarray
     token_ids: np.ndarray
     teacher_ids: np.ndarray | None
     teacher_logprobs: np.ndarray | None
@@ -45,11 +47,12 @@ class SoftTargets(NamedTuple):
         return [name for name in MODELS if getattr(self, f"{name}_ids") is not None]
 
 
-def soft_targets(tokens: np.ndarray) -> SoftTargets | None:
-    """Those of records [T] of `tokens.record(k)`; None where these have none."""
+def soft_targets(prompt_ids: Sequence[int], tokens: np.ndarray) -> SoftTargets | None:
+    """Those of records [T] of `tokens.record(k)` after a prompt; None where these have none."""
     if "teacher_top_ids" not in (tokens.dtype.names or ()):
         return None
-    return SoftTargets(tokens["token_ids"], *(tokens[name] for name in top_columns()))
+    before = np.array(prompt_ids, dtype=np.int32)
+    return SoftTargets(before, tokens["token_ids"], *(np.ascontiguousarray(tokens[name]) for name in top_columns()))
 
 
 def soft_file(out: str | Path) -> Path:
@@ -76,7 +79,7 @@ def schema_of(k: int, models: Sequence[str] = MODELS) -> Any:
     pa, _ = arrow()
     kinds = [("ids", pa.int32()), ("logprobs", pa.float16())]
     fields = [pa.field("id", pa.string()), pa.field("generation", pa.int64())]
-    fields.append(pa.field("token_ids", pa.list_(pa.int32())))
+    fields += [pa.field(name, pa.list_(pa.int32())) for name in ("prompt_ids", "token_ids")]
     fields += [pa.field(f"{name}_{of}", pa.list_(pa.list_(kind, k))) for name in models for of, kind in kinds]
     return pa.schema(fields, {SIZE: str(k)})
 
@@ -98,7 +101,6 @@ def is_beginning(file: Path, k: int) -> bool:
 def batch(schema: Any, key: Key, soft: SoftTargets) -> bytes:
     """What a trace adds to a file."""
     pa, ipc = arrow()
-    ends = pa.array([0, len(soft.token_ids)], pa.int32())
 
     def column(field: Any) -> Any:
         if not pa.types.is_list(field.type):
@@ -109,7 +111,7 @@ def batch(schema: Any, key: Key, soft: SoftTargets) -> bytes:
         else:
             flat = np.ascontiguousarray(values, np.float16 if inner.value_type == pa.float16() else np.int32)
             flat = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel(), inner.value_type), values.shape[1])
-        return pa.ListArray.from_arrays(ends, flat, type=field.type)
+        return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), flat, type=field.type)
 
     made = pa.record_batch([column(field) for field in schema], schema=schema)
     sink = io.BytesIO()
@@ -197,16 +199,19 @@ class SoftFile:
             self._source.seek(self._places[key][0])
             made = self._ipc.read_record_batch(self._ipc.read_message(self._source), self.schema)
             found = {name: made[name][0].values for name in made.schema.names[2:]}
-            token_ids = found.pop("token_ids").to_numpy(zero_copy_only=False)
+            prompt_ids, token_ids = (
+                found.pop(f"{of}_ids").to_numpy(zero_copy_only=False) for of in ("prompt", "token")
+            )
             wide = {
                 name: np.asarray(of.flatten().to_numpy(zero_copy_only=False)).reshape(len(token_ids), self.k)
                 for name, of in found.items()
             }
             kinds = {"ids": np.int32, "logprobs": np.float32}
-            columns = (wide.get(name) for name in SoftTargets._fields[1:])
-            asked = zip(SoftTargets._fields[1:], columns, strict=True)
+            asked = [(name, wide.get(name)) for name in SoftTargets._fields[2:]]
             return SoftTargets(
-                token_ids, *(None if x is None else x.astype(kinds[name.rpartition("_")[2]]) for name, x in asked)
+                prompt_ids,
+                token_ids,
+                *(None if x is None else x.astype(kinds[name.rpartition("_")[2]]) for name, x in asked),
             )
         return None
 
@@ -215,4 +220,4 @@ GENERATE = "make them with rsd generate --top-logprobs K"
 
 
 def _lists(made: Any) -> list[Any]:
-    return [made[name][0] for name in made.schema.names[2:]]
+    return [made[name][0] for name in made.schema.names[3:]]

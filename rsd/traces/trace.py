@@ -108,7 +108,7 @@ class Trace(TokenColumns):
     @property
     def soft_targets(self) -> SoftTargets | None:
         """What both models found likeliest in each place, where `top_logprobs` asked for it."""
-        return soft_targets(self.tokens)
+        return soft_targets([*self.prompt_ids, *self.prefix_ids], self.tokens)
 
     def _repr_html_(self) -> str:
         """The trace in a notebook: coloured tokens, where it was made in this process."""

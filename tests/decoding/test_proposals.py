@@ -32,14 +32,14 @@ def parse(text):
 class Oracle:
     """The chance of every next unit, from the chances of all texts that the teacher may go on with."""
 
-    def __init__(self, teacher, prompt):
-        self.teacher, self.prompt, self.known = teacher, prompt, {}
+    def __init__(self, teacher, prompt, sampling=SAMPLING):
+        self.teacher, self.prompt, self.sampling, self.known = teacher, prompt, sampling, {}
 
     def chances(self, text):
         if text not in self.known:
             with torch.inference_mode():
                 logits = self.teacher(torch.tensor([[*self.prompt, *text]])).logits[0, -1].double()
-            self.known[text] = warp(logits, SAMPLING).double().numpy()
+            self.known[text] = warp(logits, self.sampling).double().numpy()
         return self.known[text]
 
     def next_unit(self, units):

@@ -25,7 +25,7 @@ slow = pytest.mark.slow
 ROWS = [{**row, "tags": ["a", row["id"]]} for row in read_rows(bundled("problems.jsonl"))[:48]]
 ROWS[7]["problem"] = ""  # poisoned
 CONFIG = GenerateConfig(num_generations=2, max_new_tokens=200)
-FLAGS = ["--num-generations", "2", "--max-new-tokens", "200"]
+FLAGS = ["--num-generations", "2", "--max-new-tokens", "200", "--top-logprobs", "2"]
 CRAWL = ["--batch-size", "1", "--block-size", "1"]  # slowly enough to be killed midway
 
 

@@ -34,7 +34,7 @@ def alone(tmp_path_factory):
     """What one process makes: two generations of each row, one of which is bad."""
     folder = tmp_path_factory.mktemp("alone")
     write(folder / "in.jsonl", [*ROWS, {"id": "bad", "problem": ""}])
-    run(folder / "in.jsonl", "-o", folder / "t.jsonl", "--num-generations", "2", expect=1)
+    run(folder / "in.jsonl", "-o", folder / "t.jsonl", "--num-generations", "2", "--top-logprobs", "3", expect=1)
     return folder
 
 
@@ -42,7 +42,7 @@ def alone(tmp_path_factory):
 def job(alone, tmp_path, monkeypatch):
     shutil.copy(alone / "in.jsonl", tmp_path)
     monkeypatch.chdir(tmp_path)
-    return ["in.jsonl", "-o", "t.jsonl", "--num-generations", "2"]
+    return ["in.jsonl", "-o", "t.jsonl", "--num-generations", "2", "--top-logprobs", "3"]
 
 
 def code(number: int, count: int) -> int:
