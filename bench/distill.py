@@ -6,8 +6,8 @@ A student is fine-tuned with TRL (completion-only loss, full fine-tuning) on cor
 (raw) the teacher's own, (rsd) reverse speculative decoding, (own) its own, (ln) for each problem the more natural of
 raw and rsd; and (none) not at all. With `+soft` half of the loss is the teacher's distribution, with `+weights` the
 loss of a token counts by the weights of `rsd weigh`. There are two students: the bundled one, and one with headroom,
-which is made in the same way of half as many examples. Then (cold) the latter goes on with on-policy distillation from the
-teacher, after raw traces, after RSD's or at once (policy).
+which is made in the same way of half as many examples. Then (cold) the latter goes on with on-policy distillation
+from the teacher, after raw traces, after RSD's or at once (policy).
 
 Greedy accuracy on held-out problems, with 95 % bootstrap intervals over seeds and problems. Learning rates are tuned
 for every arm alike, on problems of their own. A seed is one of sampling the traces and of the order in training.
@@ -59,7 +59,6 @@ def tables(size: Size) -> list[Table]:
     return [
         Table("headroom", "steps", PLAIN + MORE, PLAIN, f"A student with headroom: {primary}"),
         Table("headroom", "cold", COLD, PLAIN, "Cold start: the same student, then on-policy distillation"),
-        Table("headroom", "solved", PLAIN, None, "A student with headroom: the problems that each arm solved itself"),
         Table("bundled", "steps", ARMS + MORE, ARMS, f"The bundled student, primary: {primary}"),
         Table("bundled", "tokens", ARMS, ARMS, "Secondary: the same problems, same completion tokens"),
         Table("bundled", "solved", ARMS, None, "The problems that each arm solved itself, same optimizer steps"),

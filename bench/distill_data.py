@@ -37,9 +37,9 @@ class Size:
         # The student with headroom: how long it is trained, and what it is measured with.
         self.headroom = 600 if quick else 1500  # steps of 32 examples; the bundled student had 1,500 of 64
         self.few_problems = self.problems // 2
-        self.few_steps = self.steps * 2 // 3
+        self.few_steps = self.steps // 3
         self.few_rates = (1e-3,) if quick else (1e-5, 1e-4, 1e-3)
-        self.policy_steps = 10 if quick else int(150 * scale)
+        self.policy_steps = 10 if quick else int(100 * scale)
         self.policy_rates = (1e-3,) if quick else (1e-4, 1e-3)
         self.policy_every = 5 if quick else int(50 * scale)  # steps from one evaluation to the next
 
@@ -78,9 +78,16 @@ def questions(name: str, count: int, *, held_out: bool) -> list[dict[str, str]]:
     return [{"id": f"{p.family}-{i}", "prompt": p.text, "answer": str(p.answer)} for i, p in enumerate(made)]
 
 
-def training_problems(of: str, size: Size) -> list[dict[str, str]]:
-    all_of_them = questions("distill", size.problems + size.validation, held_out=False)
-    return all_of_them[: size.problems if of == "bundled" else size.few_problems]
+def training_problems(of: str, threshold: float, seed: int, size: Size) -> list[dict[str, str]]:
+    """For the student with headroom, whose arms are all compared on what it solved itself, no others than these."""
+    every = questions("distill", size.problems + size.validation, held_out=False)
+    if of == "bundled":
+        return every[: size.problems]
+    few = every[: size.few_problems]
+    if threshold == 1:
+        return few
+    solved = traces(of, 1.0, seed, size)
+    return [question for question in few if question["id"] in solved]
 
 
 def student(name: str, size: Size) -> Path:
@@ -123,20 +130,19 @@ def traces(of: str, threshold: float, seed: int, size: Size) -> Rows:
             seed=seed,
             score=True,
             max_new_tokens=LONGEST,
-            top_logprobs=TOP,
+            top_logprobs=TOP if threshold < 1 else 0,  # nobody learns the teacher's on the student's own
         )
         columns = ("id", "prompt", "completion", "num_tokens", "acceptance_rate", "local_naturalness", "low_prob_share")
         made: Rows = {}
-        for trace in TraceGenerator(config).run(training_problems(of, size)):
+        for trace in TraceGenerator(config).run(training_problems(of, threshold, seed, size)):
             if trace.is_correct:
-                row, soft = trace.row(), trace.soft_targets
-                logprobs = np.nan_to_num(soft.teacher_logprobs, neginf=-100.0).clip(-100)
-                made[trace.id] = {c: row[c] for c in columns} | {
-                    "prompt_ids": trace.prompt_ids,
-                    "token_ids": trace.token_ids.tolist(),
-                    "teacher_ids": soft.teacher_ids.tolist(),
-                    "teacher_logprobs": logprobs.round(3).tolist(),
-                }
+                row = trace.row()
+                made[trace.id] = {c: row[c] for c in columns}
+                made[trace.id] |= {"prompt_ids": trace.prompt_ids, "token_ids": trace.token_ids.tolist()}
+                if (soft := trace.soft_targets) is not None:
+                    logprobs = np.nan_to_num(soft.teacher_logprobs, neginf=-100.0).clip(-100)
+                    made[trace.id] |= {"teacher_ids": soft.teacher_ids.tolist()}
+                    made[trace.id] |= {"teacher_logprobs": logprobs.round(3).tolist()}
         return made
 
     return kept(WORK / f"traces-{of}-{threshold:g}-{seed}.json", make)
@@ -174,7 +180,7 @@ def arm(name: str, task: Task, size: Size) -> Rows:
 
 def make(tasks: list[Task], size: Size) -> list[list[tuple[Callable[..., Any], tuple[Any, ...]]]]:
     """The jobs that make what runs read, as functions and arguments; those of a list do not need each other."""
-    students, plain, weighed = {}, {}, {}
+    students, own, plain, weighed = {}, {}, {}, {}
     for task in tasks:
         of, seed = task.get("student", "bundled"), task["seed"]
         students[of] = (student, (of, size))
@@ -182,10 +188,10 @@ def make(tasks: list[Task], size: Size) -> list[list[tuple[Callable[..., Any], t
         for name in sorted((names | ({"raw", "rsd"} if "ln" in names else set())) - {"none", "policy", "ln"}):
             name, _, added = name.partition("+")
             what = (of, THRESHOLDS[name] if name in THRESHOLDS else float(name), seed, size)
-            plain[what[:3]] = (traces, what)
+            (own if what[1] == 1 else plain)[what[:3]] = (traces, what)
             if added == "weights":
                 weighed[what[:3]] = (weights, what)
-    return [list(jobs.values()) for jobs in (students, plain, weighed)]
+    return [list(jobs.values()) for jobs in (students, own, plain, weighed)]
 
 
 def chosen(task: Task, size: Size) -> list[dict[str, Any]]:
