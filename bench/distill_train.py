@@ -46,14 +46,17 @@ def fine_tune(model: Any, tokenizer: Any, rows: list[dict[str, Any]], task: Task
     from datasets import Dataset
     from distill_losses import SoftTrainer, collate
     from trl import SFTConfig, SFTTrainer
+    from weighted import WeightedTrainer
 
     config = SFTConfig(**settings_of(task, steps), completion_only_loss=True)
     given = {"model": model, "args": config, "processing_class": tokenizer}
     more = task["arm"].partition("+")[2]
-    if more:
+    if more == "soft":
         config.remove_unused_columns, config.dataset_kwargs = False, {"skip_prepare_dataset": True}
         made = Dataset.from_list([with_targets(row) for row in rows])
         trainer = SoftTrainer(**given, train_dataset=made, data_collator=collate)
+    elif more == "weights":
+        trainer = WeightedTrainer(**given, train_dataset=Dataset.from_list([with_weights(row) for row in rows]))
     elif task["table"] == "template":
         made = Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
         trainer = SFTTrainer(**given, train_dataset=made)
@@ -166,6 +169,16 @@ def with_targets(row: dict[str, Any]) -> dict[str, Any]:
         "attention_mask": [1] * (len(prompt) + len(completion)),
         "teacher_ids": [[-1] * TOP] * len(prompt) + row["teacher_ids"],
         "teacher_logprobs": [[0.0] * TOP] * len(prompt) + row["teacher_logprobs"],
+    }
+
+
+def with_weights(row: dict[str, Any]) -> dict[str, Any]:
+    """The same with labels and a weight for each of them."""
+    prompt, completion = row["prompt_ids"], row["token_ids"]
+    return {
+        "input_ids": prompt + completion,
+        "labels": [-100] * len(prompt) + completion,
+        "loss_weights": [0.0] * len(prompt) + row["loss_weights"],
     }
 
 
