@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
+from problems import FAMILIES, problems
+
 THRESHOLDS = {"raw": 0.0, "rsd": 0.01, "own": 1.0}
 GENERATIONS = 4  # at the most, until one is right
 LONGEST = 256  # tokens of a trace
+UNSEEN = ("bakery", "savings")  # families that one of the students with headroom does not know
 TOP = 8  # of the teacher's tokens in a soft target
 WORK = Path()  # set by `start`: traces, weights and students, by what made them
 
@@ -34,10 +37,10 @@ class Size:
         self.rates = (1e-4, 1e-3) if quick else (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
         self.sweep = (0.003, 0.01, 0.3) if quick else (0.003, 0.01, 0.03, 0.1, 0.3)
         self.sweep_seeds = range(1) if quick else range(3)
-        # The student with headroom: how long it is trained, and what it is measured with.
-        self.headroom = 600 if quick else 1500  # steps of 32 examples; the bundled student had 1,500 of 64
-        self.few_problems = self.problems // 2
-        self.few_steps = self.steps // 3
+        # The students with headroom, which learn from less.
+        self.making = 600 if quick else 1500  # steps in which they are made, as many as the bundled student's
+        self.few_problems = {"early": self.problems // 2, "unseen": self.problems // 4}
+        self.few_steps = {"early": self.steps // 3, "unseen": self.steps // 2}
         self.few_rates = (1e-3,) if quick else (1e-5, 1e-4, 1e-3)
         self.policy_steps = 10 if quick else int(100 * scale)
         self.policy_rates = (1e-3,) if quick else (1e-4, 1e-3)
@@ -70,20 +73,23 @@ def kept(file: Path, make: Callable[[], Any]) -> Any:
 # --- students and traces ---------------------------------------------------------------------------
 
 
-def questions(name: str, count: int, *, held_out: bool) -> list[dict[str, str]]:
-    from problems import problems
-
-    stream = problems(name, held_out=held_out)
+def questions(name: str, count: int, *, held_out: bool, families: Iterable[str] = FAMILIES) -> list[dict[str, str]]:
+    stream = problems(name, held_out=held_out, families=families)
     made = (next(stream) for _ in range(count))
     return [{"id": f"{p.family}-{i}", "prompt": p.text, "answer": str(p.answer)} for i, p in enumerate(made)]
 
 
 def training_problems(of: str, threshold: float, seed: int, size: Size) -> list[dict[str, str]]:
-    """For the student with headroom, whose arms are all compared on what it solved itself, no others than these."""
+    """All families'; for the student that does not know some, these. Where all arms are compared on what a student
+    with headroom solved itself, no others than that."""
     every = questions("distill", size.problems + size.validation, held_out=False)
+    if of == "unseen":
+        tuning = {question["prompt"] for question in every[size.problems :]}
+        few = questions("distill unseen", size.few_problems[of], held_out=False, families=UNSEEN)
+        return [question for question in few if question["prompt"] not in tuning]
     if of == "bundled":
         return every[: size.problems]
-    few = every[: size.few_problems]
+    few = every[: size.few_problems[of]]
     if threshold == 1:
         return few
     solved = traces(of, 1.0, seed, size)
@@ -91,20 +97,22 @@ def training_problems(of: str, threshold: float, seed: int, size: Size) -> list[
 
 
 def student(name: str, size: Size) -> Path:
-    """The folder of a student; the one with headroom is made as the bundled one, of half as much."""
+    """The folder of a student: the bundled one, or one with headroom, which is made in the same way, but (early) of
+    half as many examples, or (unseen) without two families of problems, which the teacher knows."""
     from rsd.models.bundled import bundled
 
     if name == "bundled":
         return bundled("student")
-    folder = WORK / f"student-{size.headroom}"
+    folder = WORK / f"{name}-{size.making}"
     if not folder.exists():
         import make_pair as pair
 
         tokenizer = pair.PreTrainedTokenizerFast.from_pretrained(bundled("student"))
         encoder = pair.Encoder(tokenizer)
         model = pair.model_of(768, hidden=96, layers=2, heads=3, kv_heads=1, inner=288)
-        data = pair.batches(encoder, f"{pair.SEED} student", 1.0, 32)
-        pair.train(model, data, size.headroom, 3e-3, "cpu", mixed=False)
+        many, families = (32, FAMILIES) if name == "early" else (64, [f for f in FAMILIES if f not in UNSEEN])
+        data = pair.batches(encoder, f"{pair.SEED} student", 1.0, many, families)
+        pair.train(model, data, size.making, 3e-3, "cpu", mixed=False)
         temporary = folder.with_suffix(f".{os.getpid()}")
         tokenizer.save_pretrained(temporary)
         pair.save(model, tokenizer, encoder, temporary)

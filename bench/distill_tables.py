@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from distill_data import FAMILIES, UNSEEN
 
 Rows = list[dict[str, Any]]
 SHOWN = ("problems", "steps", "tokens_a_trace", "below_1_percent", "acceptance")
@@ -42,6 +43,10 @@ def summary(runs: Rows, untrained: dict[str, Any], count: int) -> Rows:
             both = _by_seed(of).keys() & _by_seed(other).keys()
             pair = (matrix([_by_seed(x)[seed] for seed in sorted(both)], count) for x in (of, other))
             row |= {"other": other[0]["task"]["arm"], "against": interval(*pair) if both else None}
+        if of[0]["task"].get("student") == "unseen":
+            new = np.isin(np.arange(count) % len(FAMILIES), [list(FAMILIES).index(name) for name in UNSEEN])
+            row["new"], row["known"] = (interval(right[:, part], none[:, part]) for part in (new, ~new))
+            row["new_before"], row["known_before"] = (float(none[:, part].mean()) for part in (new, ~new))
         row |= {c: float(np.mean([run[c] for run in of])) for c in SHOWN if c in of[0]}
         row["loss"] = _mean_curve([run.get("policy_loss", run.get("loss")) for run in of])
         if "curve" in of[0]:
@@ -69,7 +74,9 @@ def _points(x: tuple[float, float, float] | None) -> str:
 def show(title: str, rows: Rows, untrained: dict[str, Any], count: int) -> None:
     """Print a table, with what each step of on-policy distillation came to where there are such."""
     steps = [step for step, _ in rows[0].get("curve", [])]
+    parts = [part for part in ("new", "known") if part in rows[0]]  # families of problems
     columns = ["arm", "seeds", "accuracy", "95 %", "against no training", "against"]
+    columns += [f"{part} families, from {rows[0][f'{part}_before']:.1%}" for part in parts]
     columns += [f"after {step}" for step in steps]
     columns += [] if steps else ["problems", "steps", "tokens a trace", "below 1 %", "acceptance"]
     columns += ["rate", "loss, first and last"]
@@ -80,6 +87,7 @@ def show(title: str, rows: Rows, untrained: dict[str, Any], count: int) -> None:
         a = r["accuracy"]
         against = f"{r['other']}: {_points(r['against'])}" if r.get("against") else ""
         cells = [r["arm"], str(r["seeds"]), f"{a[0]:.1%}", f"{a[1]:.1%} .. {a[2]:.1%}", _points(r["gain"]), against]
+        cells += [_points(r[part]) for part in parts]
         cells += [f"{accuracy:.1%}" for _, accuracy in r.get("curve", [])]
         if not steps:
             cells += [f"{r['problems']:.0f}", f"{r['steps']:.0f}", f"{r['tokens_a_trace']:.0f}"]
@@ -95,10 +103,10 @@ def plots(folder: Path, tables: dict[str, Rows], none: dict[str, float]) -> None
     """A picture a question, of the tables that there are."""
     if "bundled/sweep" in tables:
         _bundled(folder / "distill.png", tables, none["bundled"])
-    if "headroom/steps" in tables:
+    if "unseen/steps" in tables:
         _arms(folder / "distill-headroom.png", tables, none)
-    if "headroom/cold" in tables:
-        _cold(folder / "distill-cold.png", tables["headroom/cold"], none["headroom"])
+    if "unseen/cold" in tables:
+        _cold(folder / "distill-cold.png", tables["unseen/cold"], none["unseen"])
 
 
 def _bars(axes: Any, rows: Rows, shift: float = 0.0, **style: Any) -> None:
@@ -148,7 +156,7 @@ def _bundled(file: Path, tables: dict[str, Rows], none: float) -> None:
 
 def _arms(file: Path, tables: dict[str, Rows], none: dict[str, float]) -> None:
     """All arms on the problems that the plain ones solved, a student beside the other."""
-    shown = [name for name in ("headroom", "bundled") if f"{name}/steps" in tables]
+    shown = [name for name in ("unseen", "early", "bundled") if f"{name}/steps" in tables]
     figure, (parts,) = _figure(len(shown))
     for name, axes in zip(shown, parts, strict=True):
         rows = tables[f"{name}/steps"]

@@ -15,7 +15,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -58,9 +58,11 @@ class Encoder:
         return [*self.open, *self.ids(style[0]), *self.close, *self.ids(style[1]), self.eos]
 
 
-def batches(enc: Encoder, seed: str, terse_share: float, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    enc: Encoder, seed: str, terse_share: float, size: int, families: Iterable[str] = FAMILIES
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (ids [size, T], labels [size, T]); examples of like length together, prompts not learnt."""
-    r, stream = random.Random(seed), problems(f"{seed} problems", held_out=False)
+    r, stream = random.Random(seed), problems(f"{seed} problems", held_out=False, families=families)
     while True:
         pool = []
         for _ in range(size * 16):
