@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, overload
 
-from rsd.config import TIMES, GenerateConfig, ScoreConfig
+from rsd.config import TIMES, GenerateConfig, ScoreConfig, StudentConfig
 from rsd.dataset.config import ExportConfig
 from rsd.reading import Reading
 from rsd.scoring.metrics import BY
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rsd.analysis.select import Selection
     from rsd.analysis.tracefile import TraceFile
     from rsd.dataset.export import Export
+    from rsd.generation.rereading import Rereader
     from rsd.generation.summary import Summary
     from rsd.scoring.scored_rows import ScoreSummary
     from rsd.scoring.scorer import Scorer
@@ -145,8 +146,8 @@ def score(
     from rsd.scoring.verdicts import judged, judging_of
 
     if output is None:
-        if overwrite:
-            raise ValueError("overwrite is for an output: name one")
+        if overwrite or config.top_logprobs:
+            raise ValueError("overwrite and top_logprobs are for an output: name one")
         from rsd.scoring.scorer import load_scorer
 
         todo = read_responses(source, config)
@@ -165,12 +166,13 @@ def score(
         raise ValueError(f"{out} was begun by several processes: rsd score goes on with that")
     todo = read_responses(source, config, strict=True)
     judging = judging_of(todo, config)
-    if not overwrite and (known := finished_before(todo, out, config, judging)) is not None:
+    top = config.top_logprobs
+    if not overwrite and (known := finished_before(todo, out, config, judging, top_logprobs=top)) is not None:
         return known
     from rsd.scoring.job import score_file
-    from rsd.scoring.scorer import load_scorer
 
-    return score_file(load_scorer(config), todo, out, judging=judging, overwrite=overwrite)
+    scorer, reread = scorer_of(config)
+    return score_file(scorer, todo, out, judging=judging, overwrite=overwrite, reread=reread, top=top)
 
 
 @overload
@@ -228,7 +230,7 @@ def compare(
     overwrite: bool = False,
     names: tuple[str, str] | None = None,
     shown: "Callable[[Comparison], object]" = lambda _: None,
-    config: ScoreConfig | None = None,
+    config: StudentConfig | None = None,
     **settings: Any,
 ) -> "Comparison":
     """Compare two sets of traces, such as a teacher's raw ones with produced ones, under a student.
@@ -238,12 +240,12 @@ def compare(
         html, json: files for a report, and for the figures. overwrite: replace these.
         names: what the two are called; by default the files' names.
         shown: is given the comparison before the files are written, which may fail.
-        settings: of `ScoreConfig`; its columns are the baseline's, and those of a candidate in no known format.
+        settings: of `StudentConfig`; its columns are the baseline's, and those of a candidate in no known format.
 
     Raises:
         ValueError: a bad setting or source, the student cannot be loaded, or they share no problem.
     """
-    config = amended(ScoreConfig, config, settings)
+    config = amended(StudentConfig, config, settings)
     if (baseline is None) != (candidate is None):
         raise ValueError("compare needs both, BASELINE and CANDIDATE, or neither for the bundled pair")
     from rsd.files import Output, check_outputs, write_text
@@ -296,7 +298,7 @@ def select(
     by: str = "ln",
     keep_incorrect: bool = False,
     overwrite: bool = False,
-    config: ScoreConfig | None = None,
+    config: StudentConfig | None = None,
     **settings: Any,
 ) -> "Selection":
     """Rank teachers by how natural their traces are for a student, and choose the best response to each prompt.
@@ -306,13 +308,13 @@ def select(
         output: a .jsonl file for the chosen rows, which are those of `Selection.rows()`.
         by: one of `scoring.metrics.BY`. keep_incorrect: where no response is known to be correct, choose among all.
         overwrite: replace `output`.
-        settings: of `ScoreConfig`.
+        settings: of `StudentConfig`.
 
     Raises:
         ValueError: a bad setting or source, or no response is known to be correct.
     """
     check_choice("by", by, [*BY])
-    config = amended(ScoreConfig, config, settings)
+    config = amended(StudentConfig, config, settings)
     from rsd.files import Output, check_outputs, lines_only, write_rows
     from rsd.traces import ours
     from rsd.traces.given import files_in
@@ -409,6 +411,17 @@ def export(
     check_outputs(outputs, inputs=_files(source), overwrite=overwrite)
     made = export_traces(source, config)
     return replace(made, files=write(made, output))
+
+
+def scorer_of(config: ScoreConfig) -> "tuple[Scorer, Rereader | None]":
+    """A scorer, and the pair that keeps soft targets where they are asked for."""
+    if config.top_logprobs:
+        from rsd.generation.rereading import load_rereader
+
+        return load_rereader(config)
+    from rsd.scoring.scorer import load_scorer
+
+    return load_scorer(config), None
 
 
 def _files(source: "Given | None") -> list[str]:

@@ -61,8 +61,8 @@ REVISION = "Branch, tag or commit on the Hub"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(Scoring, Reading, Loading):
-    """Everything that a scorer is asked to do: the student, what it scores by, where a trace is, and its judge."""
+class StudentConfig(Scoring, Reading, Loading):
+    """What a scorer is asked to do: the student, what it scores by, where a trace is, and its judge."""
 
     student: str = setting(BUNDLED_STUDENT, MODELS, help=MODEL, kind="model")
     student_revision: str | None = setting(None, MODELS, help=REVISION)
@@ -83,6 +83,7 @@ class ScoreConfig(Scoring, Reading, Loading):
 
 MOST_TOP = 1024
 TOP_LOGPROBS = "Keep so many likeliest tokens of both models in each place, in OUTPUT's .logprobs.arrow"
+NEARLY_ALL = 256  # tokens of either model that are looked at where no filter is to leave any out
 LOAD_IN = "Quantise its weights as they are loaded"
 
 
@@ -299,6 +300,39 @@ class GenerateConfig(Prompting, TeacherPlacing, Pairing):
             value = asked if asked is not None else defaults.get(f.name, f.default)
             values[f.name] = value
         return Sampling(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(StudentConfig):
+    """Everything that `rsd score` is asked to do.
+
+    Raises:
+        ValueError: a value is out of its range, or the teacher is behind a server.
+    """
+
+    teacher: str = setting(BUNDLED_TEACHER, MODELS, help=f"{MODEL}, for --top-logprobs", kind="model")
+    teacher_revision: str | None = setting(None, MODELS, help=REVISION)
+    top_logprobs: int = setting(0, MAKE, help=TOP_LOGPROBS, unset="none", whole=(0, MOST_TOP))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher.startswith(("http://", "https://")):
+            raise ValueError(
+                f"{called('teacher')} must be loaded here to read traces; rsd generate asks one on a server"
+            )
+
+    def rereading(self) -> GenerateConfig:
+        """How a pair reads traces that are there: nothing is filtered, so nothing is left out of soft targets."""
+        shared = {f.name: getattr(self, f.name) for f in (*fields(Prompting), *fields(Loading))}
+        names = ("teacher", "teacher_revision", "student", "student_revision", "top_logprobs")
+        return GenerateConfig(
+            **shared | {name: getattr(self, name) for name in names},
+            threshold=0,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=NEARLY_ALL,
+            loop_check=False,
+        )
 
 
 # The setting of the authors' generator (papers: 2509.22230 and its code).

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rsd.analysis.weighed import Weighed, weighed
 from rsd.scoring.metrics import METRICS
 from rsd.scoring.scorer import Scored
 
@@ -36,18 +37,14 @@ def packed(s: Scored, decode: Callable[[int], str], columns: Mapping[str, str]) 
         decode: the text of one token id, for what the teacher likes best. columns: of its row, to filter by.
 
     The columns [T]: low and high byte of the length of each token's text in UTF-16 units; the levels of the student's
-    log-probs; what those in its window add to these, modulo 256; and, if the sidecar knows them, the teacher's.
-    Lists of tokens hold each one's distance from the one before.
+    log-probs; what those in its window add to these, modulo 256; if the sidecar knows them, the teacher's; and, if it
+    was weighed, `LEVELS` times each token's weight. Lists of places hold each one's distance from the one before.
     """
     scores = s.token_scores
     if scores is None:
         raise ValueError("the trace has no log-probs of its tokens")
     ends = np.append(s.starts[1:], len(s.text)).astype(np.int64)
-    if s.text and max(s.text) > "\uffff":
-        wide = np.cumsum([0, *(2 if c > "\uffff" else 1 for c in s.text)])
-        lengths = np.diff(wide[ends], prepend=0)
-    else:
-        lengths = np.diff(ends, prepend=0)
+    lengths = np.diff(_utf16(s.text, ends), prepend=0)
     correct = s.response.row.get("is_correct")
     header: dict[str, Any] = {
         "id": s.response.id,
@@ -71,7 +68,30 @@ def packed(s: Scored, decode: Callable[[int], str], columns: Mapping[str, str]) 
         header["own"] = _gaps(np.flatnonzero(s.tokens["from_teacher"] == 0))
         header["unknown"] = _gaps(np.flatnonzero(s.tokens["from_teacher"] < 0))
         made.append(levels(s.tokens["teacher_logprobs"]).tobytes())
+    if (weights := weighed(s)) is not None:
+        header["weighed"] = _steps(weights, s.text)
+        of_tokens = np.rint(LEVELS * np.nan_to_num(weights.tokens))
+        made.append(np.where(np.isnan(weights.tokens), UNKNOWN, of_tokens).astype(np.uint8).tobytes())
     return header, b"".join(made)
+
+
+def _steps(w: Weighed, text: str) -> dict[str, Any]:
+    """Of each step its ends in the text, its weight, the validities and the student's action."""
+    return {
+        "places": _gaps(_utf16(text, w.places)),
+        "weights": [figure(value) for value in w.weights],
+        "teacher": [figure(value) for value in w.teacher],
+        "student": [figure(value) for value in w.student],
+        "actions": w.actions,
+        "proposals": w.proposals,
+    }
+
+
+def _utf16(text: str, places: np.ndarray) -> np.ndarray:
+    """Places in a text in UTF-16 units, as a browser counts."""
+    if not text or max(text) <= "\uffff":
+        return places
+    return np.cumsum([0, *(2 if c > "\uffff" else 1 for c in text)])[places]
 
 
 def _gaps(places: Sequence[int] | np.ndarray) -> list[int]:

@@ -149,7 +149,7 @@ def html_page(contents: Contents, traces: TraceFile, *, tokens: int = TOKENS) ->
         traces: the file that keeps what is shown of the traces.
         tokens: bounds the tokens that are embedded; figures and plots always cover all.
     """
-    shown = _embedded(contents.problems, tokens)
+    shown = _embedded(contents.problems, traces, tokens)
     index = Index(contents, shown)
     html = template("page.html").generate(
         p=contents,
@@ -166,12 +166,10 @@ def html_page(contents: Contents, traces: TraceFile, *, tokens: int = TOKENS) ->
         yield well_formed(piece)
 
 
-def _embedded(problems: Sequence[Problem], tokens: int) -> list[Problem]:
+def _embedded(problems: Sequence[Problem], traces: TraceFile, tokens: int) -> list[Problem]:
     """The problems whose tokens fit: a third the greatest gains, a third the greatest losses, a third between."""
     order = sorted(problems, key=lambda p: (p.gain is None, -(p.gain or 0), p.key))
-    sizes = np.array(
-        [sum(int(s.metrics["scored_tokens"] or 0) for side in p.sides for s in _some(side)) for p in order]
-    )
+    sizes = np.array([sum(traces.room(s) for side in p.sides for s in _some(side)) for p in order])
     n = len(order)
     while True:
         ends = n // 3
@@ -200,6 +198,7 @@ class Index:
         gains = [p.gain for p in problems if p.gain is not None]
         self.typical = float(np.median(gains)) if gains else 0.0
         self.story: tuple[Any, ...] = ()
+        self.weighed = False  # any trace
 
     def blocks(self, traces: TraceFile) -> Iterator[str]:
         """What is unpacked when a problem is shown: a line each."""
@@ -212,6 +211,7 @@ class Index:
     def _add(self, i: int, p: Problem, headers: Sequence[Sequence[Mapping[str, Any]]]) -> None:
         every = [h for side in headers for h in side]
         values = {pair for h in every for pair in h["columns"].items()}
+        self.weighed |= any("weighed" in h for h in every)
         if self.families:
             values.add(("beginning of the id", _family(p.key)))
         right = [right_share(side) for side in p.sides]
@@ -255,7 +255,7 @@ class Index:
             "values": [list(v) for v in self.values],
             "errors": errors,
             "story": -self.story[-1] if self.story else None,
-        }
+        } | ({"weighed": True} if self.weighed else {})
         yield f'{page_json(about)[:-1]},"problems":['
         for i, line in enumerate(self.lines):
             yield "," * (i > 0) + line

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rsd.analysis.compare import alignment, bootstrap, mean
-from rsd.config import ScoreConfig
+from rsd.config import StudentConfig
 from rsd.models.loading import dtype_of
 from rsd.scoring.job import progress
 from rsd.scoring.metrics import BY, METRICS
@@ -174,7 +174,7 @@ def _rank(
     return sorted(ranked, key=lambda r: -r.score if METRICS[metric].better else r.score)
 
 
-def by_teacher(teachers: Mapping[str, Given] | Sequence[str] | Given, config: ScoreConfig) -> dict[str, list[Scored]]:
+def by_teacher(teachers: Mapping[str, Given] | Sequence[str] | Given, config: StudentConfig) -> dict[str, list[Scored]]:
     """Scored responses by teacher: sources by their names, or files of one teacher each, or one source of all, with a
     `teacher` column.
 
@@ -209,7 +209,7 @@ def by_teacher(teachers: Mapping[str, Given] | Sequence[str] | Given, config: Sc
     return {name: [s if s is not None else next(made) for s in side] for name, side in known.items()}
 
 
-def _judged(source: Given, config: ScoreConfig) -> list[Response]:
+def _judged(source: Given, config: StudentConfig) -> list[Response]:
     todo = read_responses(source, config)
     return list(judged(todo, judging_of(todo, config)))
 

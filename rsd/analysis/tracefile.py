@@ -18,16 +18,21 @@ from rsd.scoring.scorer import Scored
 VALUES = 20  # that a column may have at the most to be one to filter by
 LONGEST = 60  # characters of such a value
 NAMES = 100  # of columns
+A_TOKEN = 12  # characters of what is kept of weights that take the room of a token in a page
 # Columns with a filter of their own, and those that name a trace.
 NOT_ASKED = {*COLUMNS, "id", "generation", "is_correct", "error", "prompt", "completion", "messages", "conversations"}
 
 
 class Place(NamedTuple):
-    """Where a trace is: its log-probs, and behind them the bytes of its header and of its columns."""
+    """Where a trace is: its log-probs, and behind them the bytes of its header and of its columns.
+
+    room: the tokens without weights that would take as much of a page.
+    """
 
     at: int
     header: int
     columns: int
+    room: int
 
 
 class TraceFile:
@@ -54,7 +59,9 @@ class TraceFile:
         if s.token_scores is not None:
             header, columns = packed(s, self.decode, self._values(s.response.row))
             head, body = zlib.compress(json.dumps(header).encode("ascii"), 1), zlib.compress(columns, 1)
-            self.places[kept] = Place(self.file.tell(), len(head), len(body))
+            weights = len(json.dumps(header["weighed"])) if "weighed" in header else 0
+            room = len(s.token_ids) + weights // A_TOKEN
+            self.places[kept] = Place(self.file.tell(), len(head), len(body), room)
             self.file.write(s.token_scores.logprobs.astype(np.float32).tobytes() + head + body)
         return kept
 
@@ -62,6 +69,10 @@ class TraceFile:
         """float32 [T], natural log: the student's log-prob of each token after all before it."""
         self.file.seek(self._place(kept).at)
         return np.frombuffer(self.file.read(_size(kept)), dtype=np.float32)
+
+    def room(self, kept: Scored) -> int:
+        """How much of a page a trace takes, in tokens."""
+        return self._place(kept).room
 
     def shown(self, kept: Scored) -> tuple[dict[str, Any], bytes]:
         """The trace as of `packed`, of whose columns those are left that a page can filter by."""

@@ -10,7 +10,7 @@ import click
 from rsd.cli.help import Command, option
 from rsd.cli.options import SHARD, flags, given, on_own_device, one_line_errors, quiet, share_of
 from rsd.cli.reporting import begin, reported
-from rsd.config import ScoreConfig
+from rsd.config import ScoreConfig, StudentConfig
 from rsd.events import Events
 from rsd.files import Output, check_outputs, lines_only
 from rsd.scoring.metrics import BY
@@ -81,13 +81,18 @@ def score(
             raise ValueError(
                 f"--overwrite with several processes: remove {output} and its parts, if they are not wanted"
             )
+        if share is not None and config.top_logprobs:
+            raise ValueError(
+                "--top-logprobs with several processes: one process alone writes soft targets in their order"
+            )
         if share is not None and html_file is not None:
             raise ValueError("--html with several processes: give it to the same command once more, when all is scored")
         begin(events, "score", config, source=source, output=output, shard=share)
         todo = read_responses(source, config)
         judging = judging_of(todo, config)
         asked = share is None and not overwrite and html_file is None  # a page needs every token's log-prob
-        known = finished_before(todo, Path(output), config, judging) if asked else None
+        top = config.top_logprobs
+        known = finished_before(todo, Path(output), config, judging, top_logprobs=top) if asked else None
         summary = known or _score(todo, output, config, share, judging, html_file, source, overwrite=overwrite)
         events.emit("end", **({"rows": summary.rows, "errors": summary.errors} if summary else {}))
     if summary is None:  # another process prints
@@ -109,24 +114,23 @@ def _score(
     overwrite: bool,
 ) -> "ScoreSummary | None":
     quiet()
+    from rsd.api import scorer_of
     from rsd.scoring.job import score_file
-    from rsd.scoring.scorer import load_scorer
 
-    scorer = load_scorer(on_own_device(config))
+    scorer, reread = scorer_of(on_own_device(config))
+    how: dict[str, Any] = {"judging": judging, "overwrite": overwrite, "reread": reread, "top": config.top_logprobs}
     if share is not None:
         from rsd.scoring.share import score_share
 
         return score_share(scorer, todo, output, share, judging)
     if html_file is None:
-        return score_file(scorer, todo, output, judging=judging, overwrite=overwrite)
+        return score_file(scorer, todo, output, **how)
     from rsd.analysis.report import write_set_report
     from rsd.api import trace_file
 
     with closing(trace_file(html_file, scorer)) as traces:
         kept: list[Scored] = []
-        summary = score_file(
-            scorer, todo, output, judging=judging, overwrite=overwrite, seen=lambda s: kept.append(traces.keep(s))
-        )
+        summary = score_file(scorer, todo, output, **how, seen=lambda s: kept.append(traces.keep(s)))
         # Whatever becomes of the page.
         echo(joined([summary.text(), f"written to   {one_line(output)}"], "\n"))
         write_set_report(html_file, kept, source, traces)
@@ -140,7 +144,7 @@ def _score(
 @option("--html", "html_file", group=Group.FILES, metavar="FILE", help="Write a report to FILE.")
 @option("--json", "json_file", group=Group.FILES, metavar="FILE", help="Write the figures to FILE.")
 @option("--overwrite", group=Group.FILES, is_flag=True, help="Replace these files.")
-@flags(ScoreConfig)
+@flags(StudentConfig)
 def compare(
     baseline: str | None,
     candidate: str | None,
@@ -162,7 +166,7 @@ def compare(
           --student Qwen/Qwen3-0.6B
     """
     with one_line_errors(html_file or json_file or ""):
-        config = ScoreConfig(**given(values))
+        config = StudentConfig(**given(values))
         quiet()
         from rsd.analysis.compare import table
         from rsd.api import compare as compare_traces
@@ -197,7 +201,7 @@ def compare(
     help=f"The score that decides: {', '.join(BY)} [ln].",
 )
 @option("--keep-incorrect", group=Group.MAKE, is_flag=True, help="Where no response is right, choose among all.")
-@flags(ScoreConfig)
+@flags(StudentConfig)
 def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, overwrite: bool, **values: Any) -> None:
     """Rank teachers by how natural their traces are for the student, and choose the best response to each prompt.
 
@@ -209,7 +213,7 @@ def select(files: tuple[str, ...], output: str, by: str, keep_incorrect: bool, o
       rsd select r1.jsonl qwq.jsonl -o best.jsonl --student Qwen/Qwen3-0.6B
     """
     with one_line_errors(output):
-        config = ScoreConfig(**given(values))
+        config = StudentConfig(**given(values))
         quiet()
         from rsd.api import select as select_traces
 

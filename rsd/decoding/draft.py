@@ -180,6 +180,14 @@ class Drafts:
         mask = accept_mask(logprobs, p, self.student.acceptance, self.student.sampling, self.least)
         return Over(mask, p, drafter(p, mask), logprobs)
 
+    def logprobs(self, tokens: Tensor) -> Tensor:
+        """What the student gives any tokens [R, K]."""
+        parts = []
+        for j, one in enumerate(self._passes()):
+            wanted = tokens[:, j] if one.rows is None else tokens[self._at(one.rows, one.columns)]
+            parts.append(one.step.logprobs[self._mine(one)].gather(-1, wanted[:, None])[:, 0])
+        return self._placed(parts)
+
     def top(self, k: int) -> tuple[Tensor, Tensor]:
         """The k likeliest tokens in each place, [R, K, k], -1 where it has no more, and their log-probs."""
         found = [largest(one.step.logprobs[self._mine(one)], k) for one in self._passes()]

@@ -13,7 +13,7 @@ distribution of the teacher's text, read in units (the longest spelling first); 
 has no mass to speak of, or neither s nor t1 could stand, nothing needs to be looked up.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from rsd.acceptance import Sampling
 from rsd.decoding.candidates import Candidates, bounded, largest, likeliest, placed, union, wide
 from rsd.decoding.draft import Drafts
 from rsd.decoding.partial_tokens import AT_BOUNDARY, At, Correction, Partial, PartialFilter, SplitTokens
-from rsd.decoding.pieces import Units
+from rsd.decoding.pieces import Accepts, Units
 from rsd.decoding.sampling import warp
 from rsd.decoding.teacher import Teacher, TeacherOutput, TokenTree
 from rsd.pair.vocabulary import Vocabulary
@@ -188,11 +188,8 @@ class Proposals:
         pool = Candidates(None if said.ids is None else grid(said.ids), grid(said.masses))
         mass = self.mass(pool)
 
-        def corrected(pool: Candidates, pooled: Callable[[Tensor], Candidates]) -> Mapping[At, Correction]:
-            asked = teacher, trees, output, recent, drafted
-            return self.units.corrections(pool, drafts.accepts, *asked, pooled=pooled)
-
-        corrections = corrected(pool, self.pool)
+        asked = teacher, trees, output, recent, drafted
+        corrections = self.units.corrections(pool, drafts.accepts, *asked, pooled=self.pool)
         where, mixed = None, {}
         if corrections or self.split.teacher_to_student or any(partial.remainders for partial in partials):
             where = PartialFilter(self.split, mass, pool, corrections, [[partial] for partial in partials])
@@ -209,11 +206,12 @@ class Proposals:
             likely = self.unfiltered(logits, sums)
             unfiltered = Candidates(None if likely.ids is None else grid(likely.ids), grid(likely.masses))
 
-            def also_unfiltered(logits: Tensor) -> Candidates:
+            def after(logits: Tensor) -> Candidates:
                 return self.unfiltered(logits, teacher.total(logits, logits.argmax(-1)))
 
+            corrected = self.units.corrections(unfiltered, self._among_top(unfiltered), *asked, pooled=after)
             before = where.before if where else [[AT_BOUNDARY] * len(row) for row in drafted]
-            soft = self._soft(unfiltered, corrected(unfiltered, also_unfiltered), before, drafted)
+            soft = self._soft(unfiltered, corrected, before, drafted)
         proposed = Proposed(
             ids,
             q,
@@ -228,6 +226,12 @@ class Proposals:
             soft=soft,
         )
         return proposed, where
+
+    def _among_top(self, pool: Candidates) -> Accepts:
+        """Whether a token, or what it takes its mass from, may be among the likeliest: its first piece is."""
+        least = pool.masses[..., : self.top][..., -1].tolist()
+        first = {token: pieces[0] for token, pieces in self.units.pieces.items()}
+        return lambda places: [pool.of(i, j, first[token]) >= least[i][j] for i, j, token in places]
 
     def _soft(
         self,

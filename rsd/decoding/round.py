@@ -18,6 +18,7 @@ from rsd.decoding.block_size import BlockController
 from rsd.decoding.cuda_graph import DraftLoop
 from rsd.decoding.draft import Drafts, Student
 from rsd.decoding.drafting import Drafting
+from rsd.decoding.given import Given, as_given
 from rsd.decoding.lookup import LookUp
 from rsd.decoding.loops import EVERY, REACH, loops
 from rsd.decoding.proposer import Proposer
@@ -75,6 +76,7 @@ class Rounds:
         self.columns = (LOGITS if student.device.type == "cpu" else LOGITS_ELSEWHERE) // (4 * vocabulary.width)
         self.seen: list[LookUp | None] = [None] * rows  # what each row has read, to look drafts up in
         self.asked: list[Callable[[Sequence[int]], int | None] | None] = [None] * rows  # each row's `Request.ends`
+        self.given: list[Sequence[int]] = [()] * rows  # each row's `Request.given`
 
     def drop_caches(self, rows: int) -> None:
         """Free what both models have read, and have room for `rows` rows from now on."""
@@ -88,7 +90,7 @@ class Rounds:
     ) -> None:
         """Row `row` becomes the first `shared` ids of row `at` that the teacher prefilled, and the trace so far."""
         self.proposer.place_row(row, context, so_far.partial, so_far.ids, prefilled=prefilled, at=at, shared=shared)
-        self.asked[row] = so_far.request.ends
+        self.asked[row], self.given[row] = so_far.request.ends, so_far.request.given
         if self.blocks.fixed is None:
             request = so_far.request
             theirs = self.proposer.in_ours(request.teacher_prompt)
@@ -97,7 +99,7 @@ class Rounds:
     def move_row(self, row: int, to: int) -> None:
         self.student.model.move_row(row, to)
         self.proposer.move_row(row, to)
-        self.seen[to], self.asked[to] = self.seen[row], self.asked[row]
+        self.seen[to], self.asked[to], self.given[to] = self.seen[row], self.asked[row], self.given[row]
 
     def drop_row(self, row: int) -> None:
         self.student.model.drop_row(row)
@@ -112,12 +114,16 @@ class Rounds:
         Returns the rows that ended. Nothing is advanced if it raises.
         """
         drafting = self.draft(state)
-        return self.commit(state, records, self.verify(drafting.drafts, drafting.noise), drafting)
+        given = isinstance(drafting, Given)
+        verified = self.verify(drafting.drafts, drafting.noise, given=given)
+        return self.commit(state, records, verified, drafting, given=given)
 
-    def draft(self, state: np.ndarray) -> Drafting:
+    def draft(self, state: np.ndarray) -> Drafting | Given:
         seen, rows = self.seen[: len(state)], len(state)
         streaks = [one.streak if one else 0 for one in seen]
         most = max(self.columns // rows - 1, 0)
+        if self.given[0]:
+            return Given(self.student, state, self.given[:rows], most=min(most + 1, self.blocks.longest))
         ahead = [
             one.ahead(min(self.blocks.look_up(rows, one.streak), most)) if one and one.streak else [] for one in seen
         ]
@@ -125,8 +131,9 @@ class Rounds:
             self.student, self.blocks, state, stops=self.stops, ahead=ahead, streaks=streaks, loop=self.loop
         )
 
-    def verify(self, drafts: Drafts, noise: Tensor) -> Verified:
+    def verify(self, drafts: Drafts, noise: Tensor, *, given: bool = False) -> Verified:
         """Keep drafts while they survive, each with min(1, r / d), and draw what replaces the first that falls.
+        What is `given` stands.
 
         r is the distribution of RSD (`sampling`), of the teacher's proposals q and the student's p and A.
         """
@@ -137,13 +144,18 @@ class Rounds:
             mine, chance = drafts.of(proposed.rows), noise[proposed.rows]
             student = mine.over(proposed.ids, proposed.p)
             goal = target(proposed.q, student.p, student.mask, self.acceptance.trials)
-            given = None if mine.given is None else proposed.place_if_any(mine.given)
-            verdict = rejection_sample(proposed.place(mine.tokens), student.d, goal, chance, given=given)
-            tokens = proposed.token(verdict.tokens)
+            if given:
+                verdict = as_given(mine)
+                tokens, said = verdict.tokens, mine.logprobs(verdict.tokens)
+            else:
+                there = None if mine.given is None else proposed.place_if_any(mine.given)
+                verdict = rejection_sample(proposed.place(mine.tokens), student.d, goal, chance, given=there)
+                tokens = proposed.token(verdict.tokens)
+                said = student.logprobs.gather(-1, verdict.tokens[..., None])[..., 0]
             kept = {
                 "token_ids": tokens,
                 "teacher_logprobs": proposed.logprobs(tokens),
-                "student_logprobs": student.logprobs.gather(-1, verdict.tokens[..., None])[..., 0],
+                "student_logprobs": said,
                 "from_teacher": verdict.from_teacher,
                 "accepted": goal.accepted,
                 "proposals": proposed.likeliest,
@@ -168,17 +180,26 @@ class Rounds:
         survived = columns["survived"][:, 0].astype(np.int64)
         return Verified(records, survived, np.isfinite(columns["sound"]), columns["ratio"], errors)
 
-    def commit(self, state: np.ndarray, records: np.ndarray, verified: Verified, drafting: Drafting) -> Ended:
-        """Keep what survived and what replaced the next one, up to a row's end; both models read on from there."""
+    def commit(
+        self,
+        state: np.ndarray,
+        records: np.ndarray,
+        verified: Verified,
+        drafting: Drafting | Given,
+        *,
+        given: bool = False,
+    ) -> Ended:
+        """Keep what survived and what replaced the next one, up to a row's end; both models read on from there. What is
+        `given` has one end alone, its own."""
         tokens = verified.tokens["token_ids"]
         column = np.arange(tokens.shape[1])
         # The first draft that falls is replaced, and ends the block.
         kept = np.minimum(verified.survived + 1, drafting.counts)
         valid = column < kept[:, None]
         position = state["done"][:, None] + column
-        stops = self.stops[tokens]
+        stops = self.stops[tokens] & (not given)
         full = self.proposer.full(tokens, kept) | (position + 1 >= state["limit"][:, None])
-        looping = self._looping(records["token_ids"], tokens, position, valid)
+        looping = self._looping(records["token_ids"], tokens, position, valid & (not given))
         ends = (stops | full | looping) & valid
         ended = ends.any(1)
         count = np.where(ended, ends.argmax(1) + 1, kept)

@@ -24,6 +24,7 @@ class Request(Generic[T]):
         prompts are the beginning of the first one's, or all of it, share one prefill.
     key: the noise key, from `sampling.row_key`.
     tag: the caller's; handed back untouched.
+    given: the trace, where it is there already and is only to be read; all requests of a run have one, or none has.
     ends: asked after every token, with all ids so far: how many of these the trace keeps, if it ends here, else None.
     """
 
@@ -33,6 +34,7 @@ class Request(Generic[T]):
     max_new_tokens: int
     tag: T = None  # type: ignore[assignment]
     ends: Callable[[Sequence[int]], int | None] | None = None
+    given: Sequence[int] = ()
 
 
 @dataclass(frozen=True, eq=False)

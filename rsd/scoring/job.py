@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from rsd.scoring.verdicts import Judging, judged
 from rsd.terminal import say
 from rsd.traces import ours
 from rsd.traces.shards import Lines
+from rsd.traces.soft import SoftLog, soft_file
 
 
 class Place(NamedTuple):
@@ -46,6 +47,8 @@ def score_file(
     known: Mapping[int, Place] | None = None,
     others: Others | None = None,
     seen: Callable[[Scored], object] | None = None,
+    reread: Callable[[Sequence[Scored]], list[Scored]] | None = None,
+    top: int = 0,
 ) -> ScoreSummary:
     """Write the rows with their scores, in order, as soon as they are scored; resumes what an earlier run left.
 
@@ -53,16 +56,23 @@ def score_file(
         judging: how rows are judged; a verdict comes before the scores.
         known: by a row's place, where its line with scores by the same rules is already.
         seen: is given every scored trace, in order; those that were scored before are scored again for it.
+        reread: has both models read what was scored, and says what `top` tokens they find likeliest in each place;
+            that goes into a file beside `out`.
 
     Raises:
         ValueError: `out` is not what an earlier run over these rows and with these rules left.
     """
     started = time.monotonic()
-    check_outputs([Output(out, ours.scored if overwrite else None)])
+    check_outputs([Output(out, ours.scored if overwrite else None), *([Output(soft_file(out))] if top else [])])
     summary = ScoreSummary(scorer.scoring)
-    with closing(begun(Path(out), overwrite=overwrite)) as file:
-        done, size = (0, 0) if overwrite else scored_before(summary, todo, Path(out), judging)
+    with ExitStack() as stack:
+        file = stack.enter_context(closing(begun(Path(out), overwrite=overwrite)))
+        soft = stack.enter_context(SoftLog(soft_file(out), top, keep=not overwrite)) if top else None
+        has_soft = soft.has if soft else None
+        done, size = (0, 0) if overwrite else scored_before(summary, todo, Path(out), judging, has_soft=has_soft)
         file.truncate(size)
+        if soft:
+            soft.begin()
         if done:
             say(f"resuming {out}: found {done} scored rows, {len(todo) - done} to score")
         places = {i: place for i, place in (known or {}).items() if i >= done}
@@ -72,6 +82,8 @@ def score_file(
         if seen is not None:
             for one in islice(scored, done):
                 seen(one)
+        if reread is not None:
+            scored = in_windows(scored, reread)
         made = progress(scored, count=missing, initial=len(todo) - missing, others=others)
         for i in range(done, len(todo)):
             if i in places:
@@ -86,11 +98,20 @@ def score_file(
                 summary.add(one.response.row, one.columns())
                 if seen is not None:
                     seen(one)
+                if soft and one.soft is not None:
+                    soft.append((one.response.id, one.response.generation), one.soft)
             file.write(line)
             file.flush()
         next(made, None)  # closes the bar
     summary.new_rows, summary.seconds = missing, time.monotonic() - started
     return summary
+
+
+def in_windows(made: Iterable[Scored], reread: Callable[[Sequence[Scored]], list[Scored]]) -> Iterator[Scored]:
+    """Have them read again, many at once."""
+    left = iter(made)
+    while window := list(islice(left, WINDOW)):
+        yield from reread(window)
 
 
 def windows(

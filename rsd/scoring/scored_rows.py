@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rsd.config import ScoreConfig
+from rsd.config import StudentConfig
 from rsd.files import anew, encode, first_row
 from rsd.models.bundled import folder_of
 from rsd.models.fingerprint import fingerprint
@@ -20,6 +20,8 @@ from rsd.scoring.steps import RULES
 from rsd.scoring.verdicts import Judging, unjudged
 from rsd.terminal import BAD, in_lines, joined, paint, say
 from rsd.traces.columns import is_number
+from rsd.traces.lines import Key
+from rsd.traces.soft import SoftFile, soft_file
 from rsd.traces.totals import answers
 
 
@@ -109,8 +111,19 @@ def lines_before(
                 yield of, line, b"{" + line[len(begins) :]
 
 
-def scored_before(summary: ScoreSummary, todo: Responses, out: Path, judging: Judging | None) -> tuple[int, int]:
-    """How many of the rows `out` holds, and how many bytes these take; they are added to the summary."""
+def scored_before(
+    summary: ScoreSummary,
+    todo: Responses,
+    out: Path,
+    judging: Judging | None,
+    *,
+    has_soft: Callable[[Key], bool] | None = None,
+) -> tuple[int, int]:
+    """How many of the rows `out` holds, and how many bytes these take; they are added to the summary.
+
+    has_soft: whether a trace's soft targets are there, too, where they must be; what comes behind one without is made
+    again.
+    """
     done = size = 0
     for row, line, added in lines_before(todo.rows, out, lambda row: plain(unjudged(row, judging))):
         try:
@@ -121,6 +134,8 @@ def scored_before(summary: ScoreSummary, todo: Responses, out: Path, judging: Ju
                 raise ValueError(f"was verified by {made['verified_by']}, and now by none")
         except ValueError as e:
             raise ValueError(f"{out}, line {done + 1}, {e}: {anew()}") from e
+        if has_soft and made["score_error"] is None and not has_soft((todo[done].id, todo[done].generation)):
+            break
         summary.add(row, made)
         done, size = done + 1, size + len(line)
     return done, size
@@ -148,7 +163,9 @@ def scores_of(line: bytes, scoring: Mapping[str, Any]) -> Mapping[str, Any]:
     raise ValueError(f"was scored with other settings: {', '.join(differing)}" if differing else "holds no scores")
 
 
-def finished_before(todo: Responses, out: Path, config: ScoreConfig, judging: Judging | None) -> ScoreSummary | None:
+def finished_before(
+    todo: Responses, out: Path, config: StudentConfig, judging: Judging | None, *, top_logprobs: int = 0
+) -> ScoreSummary | None:
     """What `out` holds, if all rows are scored there as `config` asks; None if that is not known here.
 
     Of a student on the Hub it is the name that counts, and of any whether it is the same one, not in which type it
@@ -169,7 +186,8 @@ def finished_before(todo: Responses, out: Path, config: ScoreConfig, judging: Ju
         return None
     summary = ScoreSummary(scoring)
     with suppress(ValueError):
-        done, size = scored_before(summary, todo, out, judging)
+        has_soft = SoftFile(soft_file(out)).has if top_logprobs else None
+        done, size = scored_before(summary, todo, out, judging, has_soft=has_soft)
         if done == len(todo) and size == out.stat().st_size and not summary.errors:
             say(f"{out} is finished: it holds the scores of all {done} rows")
             return summary

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedModel
 
-from rsd.config import ScoreConfig
+from rsd.config import StudentConfig
 from rsd.models.loading import Source, dtype_of, find, load
 from rsd.models.selfcheck import check_decoding
 from rsd.reading import Scoring
@@ -26,6 +26,7 @@ from rsd.scoring.steps import RULES, split
 from rsd.settings import called
 from rsd.traces.columns import is_number
 from rsd.traces.pieces import pieces, token_starts
+from rsd.traces.soft import SoftTargets
 from rsd.traces.tokens import unknown
 
 NO_IDS = np.empty(0, dtype=np.int32)
@@ -42,6 +43,7 @@ class Scored:
     spans: the steps as character offsets. steps: the index of each one's first token.
     token_scores: the student's log-probs, one entry a token.
     tokens: what `rsd generate` noted of these tokens, where its sidecar is there; records of `traces.tokens.TOKEN`.
+    soft: what both models found likeliest, where that was asked for.
     """
 
     response: Response
@@ -55,6 +57,7 @@ class Scored:
     steps: Sequence[int] = ()
     token_scores: TokenScores | None = None
     tokens: np.ndarray | None = None
+    soft: SoftTargets | None = None
 
     def pieces(self) -> list[str]:
         """The text of each token; joined, the trace's."""
@@ -92,7 +95,7 @@ class Scorer:
         dtype: str,
         layout: Mapping[str, Any],
     ) -> None:
-        """dtype: the model's. layout: as of `ScoreConfig.layout`."""
+        """dtype: the model's. layout: as of `StudentConfig.layout`."""
         self.source, self.how = source, scoring
         self.template_kwargs = layout.get("chat_template_kwargs", {})
         self.reader = Reader(model)
@@ -302,19 +305,24 @@ def stored(response: Response, scoring: Mapping[str, Any]) -> Scored | None:
     return Scored(response=response, scoring=scoring, metrics=made, spans=spans)
 
 
-def find_student(config: ScoreConfig) -> Source:
+def find_student(config: StudentConfig) -> Source:
     """The student without its weights.
 
     Raises:
         ValueError: there is none, or its tokenizer gives no character offsets.
     """
     source = find("student", config.student, config.student_revision, trust_remote_code=config.trust_remote_code)
-    if not source.tokenizer.is_fast:
-        raise ValueError(f"{called('student')} {config.student}: scoring needs a fast tokenizer (a tokenizer.json)")
+    check_fast(source, config)
     return source
 
 
-def load_scorer(config: ScoreConfig) -> Scorer:
+def check_fast(source: Source, config: StudentConfig) -> None:
+    """Raises ValueError where a student's tokenizer gives no character offsets."""
+    if not source.tokenizer.is_fast:
+        raise ValueError(f"{called('student')} {config.student}: scoring needs a fast tokenizer (a tokenizer.json)")
+
+
+def load_scorer(config: StudentConfig) -> Scorer:
     """Load the student.
 
     Raises:

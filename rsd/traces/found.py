@@ -81,8 +81,10 @@ def look(
     if not _ours(out, torn=before is not None):
         which = "has no manifest" if before is None else "is not what its manifest is of"
         raise ValueError(f"{out} exists and {which}: it is not this job's; use another {called('output')}")
-    if top and not is_beginning(soft_file(out), top):
-        raise ValueError(f"{soft_file(out)} holds no soft targets of this job: use another {called('output')}")
+    own = not top or is_beginning(soft_file(out), top)
+    strange = f"{soft_file(out)} holds no soft targets of this job: use another {called('output')}"
+    if not own and not _soft(soft_file(out)):
+        raise ValueError(strange)
     if overwrite:
         return Found()
     differing = [
@@ -92,6 +94,8 @@ def look(
     ]
     if differing:
         raise ValueError(f"{out} was made with other settings: {'; '.join(differing)}; {anew()}")
+    if not own:
+        raise ValueError(strange)
     own_prompts = any(identity.get(k) for k in ("teacher_prompt_column", "teacher_template"))
     found = scan(out, rows, own_prompts=own_prompts, max_fallback_rate=max_fallback_rate, spelled=spelled, top=top)
     found.lost = before is None and any(f.is_file() and f.stat().st_size for f in (out, files_of(out)[0]))
@@ -256,6 +260,12 @@ def _ours(out: Path, *, torn: bool) -> bool:
         not f.is_file() or not f.stat().st_size or first_row(f).keys() >= set(columns) or (torn and not _lines(f))
         for f, columns in kinds.items()
     )
+
+
+def _soft(file: Path) -> bool:
+    with suppress(ValueError):
+        return SoftFile(file).k > 0
+    return False
 
 
 def _is_json(text: bytes) -> bool:

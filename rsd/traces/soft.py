@@ -4,7 +4,9 @@
 a trace: ids, and log-probs in 16 bits, packed. A batch that a killed job has torn is the end of what is there.
 """
 
+import hashlib
 import io
+import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rsd.files import anew, locked
 from rsd.traces.lines import Key
 from rsd.traces.tokens import MODELS, top_columns
 
@@ -81,6 +84,7 @@ def schema_of(k: int, models: Sequence[str] = MODELS) -> Any:
     fields = [pa.field("id", pa.string()), pa.field("generation", pa.int64())]
     fields += [pa.field(name, pa.list_(pa.int32())) for name in ("prompt_ids", "token_ids")]
     fields += [pa.field(f"{name}_{of}", pa.list_(pa.list_(kind, k))) for name in models for of, kind in kinds]
+    fields.append(pa.field("checksum", pa.binary(8)))
     return pa.schema(fields, {SIZE: str(k)})
 
 
@@ -90,7 +94,7 @@ def head(schema: Any) -> bytes:
 
 
 def is_beginning(file: Path, k: int) -> bool:
-    """Whether a file may be one of so many tokens a place: it begins as such a one, or is empty, or not there."""
+    """Whether a file is one of so many tokens a place, or will be: it begins as such a one, is empty, or not there."""
     start = head(schema_of(k))
     there = b""
     with suppress(FileNotFoundError), open(file, "rb") as f:
@@ -101,16 +105,25 @@ def is_beginning(file: Path, k: int) -> bool:
 def batch(schema: Any, key: Key, soft: SoftTargets) -> bytes:
     """What a trace adds to a file."""
     pa, ipc = arrow()
+    name = key[0].encode("utf-8", "backslashreplace").decode()  # of a lone surrogate its escape
+    stored = soft._replace(
+        **{
+            field.name: getattr(soft, field.name).astype(np.float16)
+            for field in schema
+            if field.name.endswith("logprobs")
+        }
+    )
+    given = {"id": name, "generation": key[1], "checksum": checksum((name, key[1]), stored)}
 
     def column(field: Any) -> Any:
         if not pa.types.is_list(field.type):
-            return pa.array([key[0].encode("utf-8", "backslashreplace").decode() if field.name == "id" else key[1]])
-        values, inner = getattr(soft, field.name), field.type.value_type
+            return pa.array([given[field.name]], field.type)
+        values = getattr(stored, field.name)
+        inner = field.type.value_type
         if values.ndim == 1:
             flat = pa.array(values, inner)
         else:
-            flat = np.ascontiguousarray(values, np.float16 if inner.value_type == pa.float16() else np.int32)
-            flat = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel(), inner.value_type), values.shape[1])
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), inner.value_type), values.shape[1])
         return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), flat, type=field.type)
 
     made = pa.record_batch([column(field) for field in schema], schema=schema)
@@ -120,11 +133,46 @@ def batch(schema: Any, key: Key, soft: SoftTargets) -> bytes:
     return sink.getvalue()[len(head(schema)) : -END]
 
 
+def unpacked(made: Any, k: int) -> tuple[Key, SoftTargets]:
+    """Which trace a batch is of, and its soft targets, log-probs in 16 bits.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    made.validate(full=True)
+    if made.num_rows != 1:
+        raise ValueError("not one trace")
+    found: dict[str, Any] = dict.fromkeys(SoftTargets._fields)
+    for name in made.schema.names:
+        values = made[name][0]
+        if name not in found:
+            continue
+        flat = values.values if name in ("prompt_ids", "token_ids") else values.values.flatten()
+        found[name] = flat.to_numpy(zero_copy_only=False)
+    length = len(found["token_ids"])
+    for name, of in found.items():
+        if of is not None and name not in ("prompt_ids", "token_ids"):
+            found[name] = of.reshape(length, k)
+    key, soft = (made["id"][0].as_py(), made["generation"][0].as_py()), SoftTargets(**found)
+    if made["checksum"][0].as_py() != checksum(key, soft):
+        raise ValueError("damaged")
+    return key, soft
+
+
+def checksum(key: Key, soft: SoftTargets) -> bytes:
+    """By which a batch is known to be what was written: nothing else checks what is in it."""
+    made = hashlib.blake2b(json.dumps(key).encode(), digest_size=8)
+    for of in soft:
+        if of is not None:
+            made.update(np.ascontiguousarray(of).tobytes() + b"|")
+    return made.digest()
+
+
 class SoftFile:
     """The soft targets of a file by their traces, of which only the places are in memory.
 
-    Of two batches of a trace the last one counts. k: how many tokens each has; models: whose; batches: how many there
-    are; size: how many bytes are whole.
+    Of two batches of a trace the last one counts. k: how many tokens each has; models: whose; order: of each batch the
+    trace and where it ends; size: how many bytes are whole.
 
     Raises:
         ValueError: there is no such file, or it holds no soft targets.
@@ -134,7 +182,7 @@ class SoftFile:
         self.file = Path(file)
         pa, self._ipc = arrow()
         self._places: dict[Key, tuple[int, int, int]] = {}  # where its batch begins and ends, how many tokens it has
-        self.batches = 0
+        self.order: list[tuple[Key, int]] = []
         try:
             self._source = pa.memory_map(str(self.file))
             self.schema = self._ipc.read_schema(self._ipc.read_message(self._source))
@@ -149,7 +197,8 @@ class SoftFile:
         self.size = self._source.tell()
         for at, end, key, tokens in self._read():
             self._places[key] = at, end, tokens
-            self.batches, self.size = self.batches + 1, end
+            self.order.append((key, end))
+            self.size = end
 
     def _read(self) -> Iterator[tuple[int, int, Key, int]]:
         import pyarrow
@@ -157,17 +206,19 @@ class SoftFile:
         whole = self._source.size()
         while (at := self._source.tell()) < whole:
             try:
-                made = self._ipc.read_record_batch(self._ipc.read_message(self._source), self.schema)
-                made.validate(full=True)
-                if made.num_rows != 1 or len(set(map(len, _lists(made)))) != 1:
-                    return
-                key = made["id"][0].as_py(), made["generation"][0].as_py()
-                tokens = len(made["token_ids"][0])
+                key, soft = self._unpacked(at)
             except (OSError, EOFError, ValueError, TypeError, pyarrow.ArrowException):
                 return  # torn, or damaged: as if it ended here
-            yield at, self._source.tell(), key, tokens
+            yield at, self._source.tell(), key, len(soft.token_ids)
+
+    def _unpacked(self, at: int) -> tuple[Key, SoftTargets]:
+        self._source.seek(at)
+        return unpacked(self._ipc.read_record_batch(self._ipc.read_message(self._source), self.schema), self.k)
 
     def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def has(self, key: Key) -> bool:
         return key in self._places
 
     def __len__(self) -> int:
@@ -178,7 +229,7 @@ class SoftFile:
 
     def holds_only(self, keys: Collection[Key]) -> bool:
         """Whether it holds these traces, each once, and nothing that is torn behind them."""
-        return self.batches == len(keys) and self._places.keys() == set(keys) and self.size == self._source.size()
+        return len(self.order) == len(keys) and self._places.keys() == set(keys) and self.size == self._source.size()
 
     def tokens(self, key: Key) -> int | None:
         """How many tokens a trace has; None if it is not there."""
@@ -195,29 +246,54 @@ class SoftFile:
         """A trace's; None if there are none."""
         if key not in self._places:
             return None
-        with suppress(OSError):
-            self._source.seek(self._places[key][0])
-            made = self._ipc.read_record_batch(self._ipc.read_message(self._source), self.schema)
-            found = {name: made[name][0].values for name in made.schema.names[2:]}
-            prompt_ids, token_ids = (
-                found.pop(f"{of}_ids").to_numpy(zero_copy_only=False) for of in ("prompt", "token")
-            )
-            wide = {
-                name: np.asarray(of.flatten().to_numpy(zero_copy_only=False)).reshape(len(token_ids), self.k)
-                for name, of in found.items()
-            }
-            kinds = {"ids": np.int32, "logprobs": np.float32}
-            asked = [(name, wide.get(name)) for name in SoftTargets._fields[2:]]
-            return SoftTargets(
-                prompt_ids,
-                token_ids,
-                *(None if x is None else x.astype(kinds[name.rpartition("_")[2]]) for name, x in asked),
-            )
-        return None
+        _, soft = self._unpacked(self._places[key][0])
+        teacher, student = (
+            x if x is None else x.astype(np.float32) for x in (soft.teacher_logprobs, soft.student_logprobs)
+        )
+        return soft._replace(teacher_logprobs=teacher, student_logprobs=student)
+
+
+class SoftLog:
+    """The file of soft targets beside rows that are written one after the other, open for appending and locked.
+
+    keep: whether what is there is gone on with.
+
+    Raises:
+        ValueError: it is no such file, or another process is writing it.
+    """
+
+    def __init__(self, file: Path, k: int, *, keep: bool) -> None:
+        self.schema = schema_of(k)
+        if not is_beginning(file, k):
+            raise ValueError(f"{file} is no file of this command with so many tokens: {anew()}")
+        self._file = locked(file)
+        self.there: list[tuple[Key, int]] = []
+        with suppress(ValueError):
+            self.there = SoftFile(file).order if keep else []
+        self.kept = 0
+
+    def __enter__(self) -> "SoftLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def has(self, key: Key) -> bool:
+        """Whether this trace's come next of those that are there; then they are kept."""
+        same = self.kept < len(self.there) and self.there[self.kept][0] == key
+        self.kept += same
+        return same
+
+    def begin(self) -> None:
+        """Be ready for appending, with what is kept."""
+        start = head(self.schema)
+        self._file.truncate(self.there[self.kept - 1][1] if self.kept else 0)
+        if not self.kept:
+            self._file.write(start)
+
+    def append(self, key: Key, soft: SoftTargets) -> None:
+        self._file.write(batch(self.schema, key, soft))
+        self._file.flush()
 
 
 GENERATE = "make them with rsd generate --top-logprobs K"
-
-
-def _lists(made: Any) -> list[Any]:
-    return [made[name][0] for name in made.schema.names[3:]]

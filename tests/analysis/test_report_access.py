@@ -1,13 +1,16 @@
 """The page for those who use no mouse or see no colours: what an accessibility checker, axe-core, finds in it."""
 
+import random
 import shutil
 import subprocess
 import tarfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from pages import (  # noqa: F401 (fixtures)
+    NAMES,
     browser,
     comparison,
     decode,
@@ -18,6 +21,9 @@ from pages import (  # noqa: F401 (fixtures)
     shown_problem,
     sides,
 )
+from test_report_weights import weighed_row
+
+from rsd.analysis.compare import compare
 
 PACKAGE = "axe-core@4.10.3"  # of npm
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
@@ -52,9 +58,12 @@ def said(found: dict) -> list[str]:
 
 
 @pytest.mark.parametrize(("width", "theme"), [(390, "light"), (1400, "dark")])
-def test_nothing_keeps_anybody_out(load, comparison, decode, axe, theme, width):
-    key = comparison.ranked()[0].key
-    driver = load(page(comparison, decode=decode), f"#t={key}")
+def test_nothing_keeps_anybody_out(load, sides, decode, axe, theme, width):
+    draw = random.Random(1)
+    rows = ([replace(s, response=replace(s.response, row=weighed_row(s, draw))) for s in side] for side in sides)
+    weighed = compare(*rows, names=NAMES)
+    key = weighed.ranked()[0].key
+    driver = load(page(weighed, decode=decode), f"#t={key}")
     shown_problem(driver, key)
     try:
         features = [{"name": "prefers-color-scheme", "value": theme}]
@@ -62,7 +71,8 @@ def test_nothing_keeps_anybody_out(load, comparison, decode, axe, theme, width):
         device = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
         driver.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
-        for colour in ("student", "origin"):
+        assert driver.execute_script("return document.querySelectorAll('.weights[open]').length") == 2
+        for colour in ("student", "origin", "weight"):
             driver.execute_script("at('colour').value = arguments[0]; redraw()", colour)
             driver.execute_script("document.querySelectorAll('.step .t')[3].click()")
             found = checked(driver, axe)

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
-from pages import asked, browser, click, texts, wait  # noqa: F401 (fixtures)
+from pages import asked, browser, click, parsed, texts, wait  # noqa: F401 (fixtures)
 
 from rsd.analysis.compare import compare
-from rsd.analysis.report import write_report
+from rsd.analysis.report import html_page, of_set, write_report
 from rsd.analysis.tracefile import TraceFile
 from rsd.config import ScoreConfig
 from rsd.scoring.measure import measure
@@ -73,6 +75,32 @@ def traces(random: np.random.Generator, vocabulary: list[str], *, noted: bool) -
             token_scores=scores,
             tokens=tokens,
         )
+
+
+def weighed(s: Scored, random: np.random.Generator, vocabulary: list[str]) -> Scored:
+    """A trace as `rsd weigh` leaves it, whose student says other words in every step."""
+    ends = np.append(s.starts[s.steps[1:]], len(s.text))
+    made = {name: random.random(len(s.steps)) for name in ("step_weights", "validity_teacher", "validity_student")}
+    row = {name: values.tolist() for name, values in made.items()} | {
+        "step_spans": np.column_stack([s.starts[s.steps], ends]).tolist(),
+        "student_action": ["".join(vocabulary[i] for i in random.integers(2000, size=STEP)) for _ in s.steps],
+    }
+    return replace(s, response=replace(s.response, row=dict(s.response.row) | row))
+
+
+def test_a_page_with_weights_is_no_larger(tmp_path):
+    """What is beside a trace takes the room of others: of the same bound, a page holds fewer problems."""
+    random = np.random.default_rng(1)
+    vocabulary = words(random, 20_000)
+    plain = list(islice(traces(random, vocabulary, noted=True), 200))
+    sizes, shown = [], []
+    for side in (plain, [weighed(s, random, vocabulary) for s in plain]):
+        with closing(TraceFile(tmp_path, lambda i: vocabulary[i])) as kept:
+            contents = of_set([kept.keep(s) for s in side], "traces", kept)
+            html = "".join(html_page(contents, kept, tokens=200 * TOKENS))
+        sizes.append(len(html))
+        shown.append(len(parsed(html)["problems"]))
+    assert shown[0] == 200 > shown[1] > 80 and sizes[1] <= 1.02 * sizes[0]
 
 
 @pytest.mark.slow

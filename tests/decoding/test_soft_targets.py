@@ -89,7 +89,7 @@ def test_a_served_teachers_are_those_that_it_tells():
     mine, want = served.soft_targets, local.soft_targets
     assert mine.token_ids.tolist() == want.token_ids.tolist()
     counts = (mine.teacher_ids >= 0).sum(1)
-    assert counts.max() <= 21 and np.median(counts) >= 18  # and what it spells
+    assert counts.max() <= 22 and np.median(counts) >= 18  # and what it spells
     for i, n in enumerate(counts):
         n = min(n, 15)
         told, wanted = np.exp(mine.teacher_logprobs[i, :n]), np.exp(want.teacher_logprobs[i, :n])

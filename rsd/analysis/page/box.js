@@ -14,6 +14,7 @@ function point(view, i, pinned) {
   const row = (name, ...value) => list.append(make("dt", "", name), make("dd", "", ...value));
   row("student", both(t.student[i]));
   if (Math.abs(t.local[i] - t.student[i]) > 1) row("in its window", both(t.local[i]));
+  if (t.weight) row("weight", weight(weighs(t, i)));
   if (t.teacher && t.unknown.has(i)) {
     row("when made", "this text was other tokens");
   } else if (t.teacher) {
@@ -65,7 +66,7 @@ function place() {
 
 function hide() {
   box.hidden = true;
-  pointed?.view.spans[pointed.i].classList.remove("at");
+  pointed?.view.spans[pointed.i]?.classList.remove("at");  // before the first token, at none
   pointed = null;
 }
 

@@ -45,10 +45,12 @@ async function unpack(text) {
     t.student = column();
     t.local = column().map((difference, i) => difference + t.student[i]);  // of bytes: modulo 256
     t.teacher = t.own ? column() : null;
+    t.weight = t.weighed ? column() : null;
     let end = 0;
     t.pieces = Array.from(low, (n, i) => t.text.slice(end, end += n + 256 * high[i]));
     const places = gaps => { let at = 0; return gaps.map(gap => at += gap); };
     t.steps = places(t.steps);
+    if (t.weighed) t.weighed.places = places(t.weighed.places);
     t.likes = new Map(places(t.likes).map((i, k) => [i, t.liked[k]]));
     if (!t.own) continue;  // nothing is known of how it was made
     t.own = new Set(places(t.own));

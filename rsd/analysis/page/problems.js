@@ -40,6 +40,7 @@ function fillControls() {
   }
   at("with").parentElement.hidden = !columns.size;
   at("sort").append(...page.metrics.map((m, i) => option(m.label, i)), option("id", "id"));
+  if (page.weighed) at("colour").add(option("weight", "weight"));
   at("of-label").hidden = !two;
   if (!two) at("of").value = "0";
 }
@@ -168,7 +169,7 @@ function facts(p) {
 function column(p, traces, which, chosen) {
   const role = two ? ["baseline", "candidate"][which] : "traces";
   const name = make("h3", "", make("bdi", "", page.names[which]), two ? ` (${role})` : "");
-  const meta = make("p", "meta"), told = make("span"), shown = make("div", "trace");
+  const meta = make("p", "meta"), told = make("span"), shown = make("div", "trace"), below = make("div");
   shown.tabIndex = 0;
   shown.setAttribute("role", "group");
   shown.setAttribute("aria-label", `${role}: tokens, to be walked through with the arrow keys`);
@@ -180,6 +181,7 @@ function column(p, traces, which, chosen) {
     shown.replaceChildren(...view.chunks);
     shown.view = view;
     shown.scrollTop = 0;
+    below.replaceChildren(...(t.weighed ? [weightList(t, role)] : []));
     views[which] = view;
   };
   if (p.of[which] > 1) {
@@ -192,7 +194,7 @@ function column(p, traces, which, chosen) {
   }
   meta.append(told);
   draw(traces[chosen] ? chosen : 0);
-  return make("section", "", name, meta, shown);
+  return make("section", "", name, meta, shown, below);
 }
 
 function redraw() {
@@ -259,7 +261,10 @@ at("list").addEventListener("scroll", () => {
 }, {passive: true});
 at("previous").addEventListener("click", () => turn(-1));
 at("next").addEventListener("click", () => turn(1));
-at("colour").addEventListener("change", redraw);
+at("colour").addEventListener("change", () => {
+  if (at("colour").value === "weight") openWeights();
+  redraw();
+});
 at("download").addEventListener("click", download);
 at("theme").addEventListener("click", () => theme(true));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme(false));

@@ -13,7 +13,10 @@ const colours = {
   acceptance: (t, i) => [logprob(t.student[i]) < IMPROBABLE ? 0.75 : 0, ""],
   origin: (t, i) => [!t.teacher || t.unknown.has(i) ? 0 : t.own.has(i) ? 0.55 : t.likes.has(i) ? 0.45 : 0,
     t.own?.has(i) ? "cool" : "violet"],
+  weight: (t, i) => [weighs(t, i) ?? 0, "weight"],
 };
+const weighs = (t, i) => t.weight && t.weight[i] !== UNKNOWN ? t.weight[i] / LEVELS : null;
+
 
 function cell(label, strength, colour = "") {
   const made = make("span", `t cell ${colour}`, label);
@@ -34,9 +37,12 @@ function legend(mode, traces) {  // what the colours say
       said("would stand", cell("token", 0))],
     origin: () => [said("the teacher's likeliest", cell("token", 0)), said("another of the teacher's", cell("token", 0.45, "violet")),
       said("the student's own (a fallback)", cell("token", 0.55, "cool"))],
+    weight: () => [said("", cells(...[0, 0.25, 0.5, 0.75, 1].map(w => [w, w, "weight"]))),
+      said("how much a token is to count in training; at 0.5 the student's own step is as valid as the teacher's")],
   }[mode]();
   if (["gap", "origin"].includes(mode) && traces.some(t => !t.teacher))
     made.push(said("No sidecar tells this of a trace without colours."));
+  if (mode === "weight" && traces.some(t => !t.weight)) made.push(said("A trace without colours has no weights."));
   return made;
 }
 
@@ -87,8 +93,7 @@ function colour(view, mode) {
   const of = colours[mode], t = view.trace;
   view.spans.forEach((span, i) => {
     const [strength, name] = of(t, i), h = Math.min(1, strength);
-    span.classList.toggle("cool", name === "cool");
-    span.classList.toggle("violet", name === "violet");
+    for (const one of ["cool", "violet", "weight"]) span.classList.toggle(one, name === one);
     if (h > 0.005) span.style.setProperty("--h", h.toFixed(2));
     else span.style.removeProperty("--h");
     span.classList.toggle("low", mode === "student" && logprob(t.student[i]) < IMPROBABLE);
