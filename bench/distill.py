@@ -170,7 +170,8 @@ def run(runs: Runs, size: Size, wanted: set[str]) -> None:
             tune(table._replace(name="steps"), [arm for arm in arms if arm != "policy"], runs, size)
         tune(table, arms, runs, size)
         seeds = size.sweep_seeds if table.name == "sweep" else size.seeds
-        runs.do(task(table, arm, seed, runs.best(table, arm), runs) for seed in seeds for arm in arms)
+        for seed in seeds:  # one after the other, so that a run that is stopped has whole seeds
+            runs.do(task(table, arm, seed, runs.best(table, arm), runs) for arm in arms)
 
 
 def report(runs: Runs, size: Size, folder: str | None) -> None:

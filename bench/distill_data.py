@@ -39,8 +39,8 @@ class Size:
         self.sweep_seeds = range(1) if quick else range(3)
         # The students with headroom, which learn from less.
         self.making = 600 if quick else 1500  # steps in which they are made, as many as the bundled student's
-        self.few_problems = {"early": self.problems // 2, "unseen": self.problems // 4}
-        self.few_steps = {"early": self.steps // 3, "unseen": self.steps // 2}
+        self.few_problems = {"early": self.problems // 2, "unseen": self.problems * 3 // 16}
+        self.few_steps = {"early": self.steps // 3, "unseen": self.steps // 3}
         self.few_rates = (1e-3,) if quick else (1e-5, 1e-4, 1e-3)
         self.policy_steps = 10 if quick else int(100 * scale)
         self.policy_rates = (1e-3,) if quick else (1e-4, 1e-3)
@@ -123,7 +123,7 @@ def student(name: str, size: Size) -> Path:
 def traces(of: str, threshold: float, seed: int, size: Size) -> Rows:
     """The first right trace of each problem that has one, with its scores under the untrained student.
 
-    token_ids: as they were sampled, with the EOS. teacher_ids, teacher_logprobs: [T, TOP], what the teacher proposes.
+    token_ids: as they were sampled, with the EOS.
     """
 
     def make() -> Rows:
@@ -138,7 +138,6 @@ def traces(of: str, threshold: float, seed: int, size: Size) -> Rows:
             seed=seed,
             score=True,
             max_new_tokens=LONGEST,
-            top_logprobs=TOP if threshold < 1 else 0,  # nobody learns the teacher's on the student's own
         )
         columns = ("id", "prompt", "completion", "num_tokens", "acceptance_rate", "local_naturalness", "low_prob_share")
         made: Rows = {}
@@ -147,13 +146,35 @@ def traces(of: str, threshold: float, seed: int, size: Size) -> Rows:
                 row = trace.row()
                 made[trace.id] = {c: row[c] for c in columns}
                 made[trace.id] |= {"prompt_ids": trace.prompt_ids, "token_ids": trace.token_ids.tolist()}
-                if (soft := trace.soft_targets) is not None:
-                    logprobs = np.nan_to_num(soft.teacher_logprobs, neginf=-100.0).clip(-100)
-                    made[trace.id] |= {"teacher_ids": soft.teacher_ids.tolist()}
-                    made[trace.id] |= {"teacher_logprobs": logprobs.round(3).tolist()}
         return made
 
     return kept(WORK / f"traces-{of}-{threshold:g}-{seed}.json", make)
+
+
+def rows_of(of: str, threshold: float, seed: int, size: Size) -> list[dict[str, Any]]:
+    return [{c: row[c] for c in ("id", "prompt", "completion")} for row in traces(of, threshold, seed, size).values()]
+
+
+def soft(of: str, threshold: float, seed: int, size: Size) -> Rows:
+    """The same traces' teacher_ids and teacher_logprobs [T, TOP] by problem, by `rsd score --top-logprobs`."""
+
+    def make() -> Rows:
+        import rsd
+        from rsd.traces.soft import SoftFile, soft_file
+
+        rows, out = rows_of(of, threshold, seed, size), WORK / f"scored-{of}-{threshold:g}-{seed}.jsonl"
+        rsd.score(
+            rows, out, overwrite=True, student=str(student(of, size)), teacher="bundled-teacher", top_logprobs=TOP
+        )
+        file, made = SoftFile(soft_file(out)), {}
+        for row in rows:
+            targets = file.get((row["id"], 0))
+            logprobs = np.nan_to_num(targets.teacher_logprobs, neginf=-100.0).clip(-100).round(3)
+            made[row["id"]] = {"token_ids": targets.token_ids.tolist(), "teacher_ids": targets.teacher_ids.tolist()}
+            made[row["id"]] |= {"teacher_logprobs": logprobs.tolist()}
+        return made
+
+    return kept(WORK / f"soft-{of}-{threshold:g}-{seed}.json", make)
 
 
 def weights(of: str, threshold: float, seed: int, size: Size) -> Rows:
@@ -162,12 +183,14 @@ def weights(of: str, threshold: float, seed: int, size: Size) -> Rows:
     def make() -> Rows:
         import rsd
 
-        given = traces(of, threshold, seed, size).values()
-        rows = [{c: row[c] for c in ("id", "prompt", "completion")} for row in given]
+        rows = rows_of(of, threshold, seed, size)
         made = rsd.weigh(rows, student=str(student(of, size)), validity="likelihood")
         return {row["id"]: {"token_ids": row["token_ids"], "loss_weights": row["token_weights"]} for row in made}
 
     return kept(WORK / f"weights-{of}-{threshold:g}-{seed}.json", make)
+
+
+MORE = {"soft": soft, "weights": weights}  # what an arm adds to its traces, by the name behind the `+`
 
 
 def arm(name: str, task: Task, size: Size) -> Rows:
@@ -180,15 +203,15 @@ def arm(name: str, task: Task, size: Size) -> Rows:
         return {k: max(rows, key=lambda trace: trace["local_naturalness"]) for k, rows in both.items()}
     threshold = THRESHOLDS[name] if name in THRESHOLDS else float(name)
     rows = traces(of, threshold, seed, size)
-    if more == "weights":
-        added = weights(of, threshold, seed, size)
+    if more:
+        added = MORE[more](of, threshold, seed, size)
         rows = {k: row | added[k] for k, row in rows.items()}
     return rows
 
 
 def make(tasks: list[Task], size: Size) -> list[list[tuple[Callable[..., Any], tuple[Any, ...]]]]:
     """The jobs that make what runs read, as functions and arguments; those of a list do not need each other."""
-    students, own, plain, weighed = {}, {}, {}, {}
+    students, own, plain, more = {}, {}, {}, {}
     for task in tasks:
         of, seed = task.get("student", "bundled"), task["seed"]
         students[of] = (student, (of, size))
@@ -197,9 +220,9 @@ def make(tasks: list[Task], size: Size) -> list[list[tuple[Callable[..., Any], t
             name, _, added = name.partition("+")
             what = (of, THRESHOLDS[name] if name in THRESHOLDS else float(name), seed, size)
             (own if what[1] == 1 else plain)[what[:3]] = (traces, what)
-            if added == "weights":
-                weighed[what[:3]] = (weights, what)
-    return [list(jobs.values()) for jobs in (students, own, plain, weighed)]
+            if added:
+                more[added, *what[:3]] = (MORE[added], what)
+    return [list(jobs.values()) for jobs in (students, own, plain, more)]
 
 
 def chosen(task: Task, size: Size) -> list[dict[str, Any]]:
