@@ -5,15 +5,15 @@
 A student is fine-tuned with TRL (completion-only loss, full fine-tuning) on correct traces of the same problems:
 (raw) the teacher's own, (rsd) reverse speculative decoding, (own) its own, (ln) for each problem the more natural of
 raw and rsd; and (none) not at all. With `+soft` half of the loss is the teacher's distribution, with `+weights` the
-loss of a token counts by the weights of `rsd weigh`. Besides the bundled student there are two with headroom, made in
-the same way: one has not seen two of the seven families of problems (unseen), and learns from traces of these; one
-saw half as many examples (early). Then (cold) the first of them goes on with on-policy distillation from the teacher,
-after raw traces, after RSD's or at once (policy).
+loss of a token counts by the weights of `rsd weigh`. Besides the bundled student there are three with headroom, made in
+the same way: two have hardly (rare) or never (unseen) seen two of the seven families of problems, and learn from traces
+of these; one saw half as many examples (early). Then (cold) the first of them goes on with on-policy distillation from
+the teacher, after raw traces, after RSD's or at once (policy).
 
 Greedy accuracy on held-out problems, with 95 % bootstrap intervals over seeds and problems. Learning rates are tuned
 for every arm alike, on problems of their own. A seed is one of sampling the traces and of the order in training.
 
-It runs in parts: `--arm unseen/rsd+soft`. Needs the extras `train` and `bench`. What is in the JSON is not run
+It runs in parts: `--arm rare/rsd+soft`. Needs the extras `train` and `bench`. What is in the JSON is not run
 again, and what is in the folder of `--work` (students, traces) is not made again.
 """
 
@@ -58,10 +58,11 @@ def tables(size: Size) -> list[Table]:
     thresholds = tuple(f"{t:g}" for t in size.sweep)
     primary = "the problems that every arm solved, same optimizer steps"
     return [
-        Table("unseen", "steps", PLAIN + MORE, BOTH, "A student that has not seen two families: problems of these that "
+        Table("rare", "steps", PLAIN + MORE, BOTH, "A student that has hardly seen two families: problems of these that "
               "raw and rsd both solved (own: and it itself), same optimizer steps"),
-        Table("unseen", "cold", COLD, BOTH, "Cold start: the same student, then on-policy distillation"),
-        Table("early", "steps", PLAIN + MORE, PLAIN, f"A student that was stopped early: {primary}"),
+        Table("rare", "cold", COLD, BOTH, "Cold start: the same student, then on-policy distillation"),
+        Table("early", "steps", PLAIN, PLAIN, f"A student that was stopped early: {primary}"),
+        Table("unseen", "steps", PLAIN, BOTH, "A student that has never seen two families: as the first table"),
         Table("bundled", "steps", ARMS + MORE, ARMS, f"The bundled student, primary: {primary}"),
         Table("bundled", "tokens", ARMS, ARMS, "Secondary: the same problems, same completion tokens"),
         Table("bundled", "solved", ARMS, None, "The problems that each arm solved itself, same optimizer steps"),

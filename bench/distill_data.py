@@ -16,7 +16,7 @@ from problems import FAMILIES, problems
 THRESHOLDS = {"raw": 0.0, "rsd": 0.01, "own": 1.0}
 GENERATIONS = 4  # at the most, until one is right
 LONGEST = 256  # tokens of a trace
-UNSEEN = ("bakery", "savings")  # families that one of the students with headroom does not know
+NEW = ("bakery", "savings")  # families that some students have not seen, or hardly
 TOP = 8  # of the teacher's tokens in a soft target
 WORK = Path()  # set by `start`: traces, weights and students, by what made them
 
@@ -39,9 +39,10 @@ class Size:
         self.sweep_seeds = range(1) if quick else range(3)
         # The students with headroom, which learn from less.
         self.making = 600 if quick else 1500  # steps in which they are made, as many as the bundled student's
-        self.few_problems = {"early": self.problems // 2, "unseen": self.problems * 3 // 16}
-        self.few_steps = {"early": self.steps // 3, "unseen": self.steps // 3}
-        self.few_rates = (1e-3,) if quick else (1e-5, 1e-4, 1e-3)
+        self.few_problems = self.problems // 2
+        self.new_problems = self.problems * 3 // 16  # of the families that are new to a student
+        self.few_steps = self.steps // 3
+        self.few_rates = (1e-3,) if quick else (1e-5, 1e-4, 3e-4)
         self.policy_steps = 10 if quick else int(100 * scale)
         self.policy_rates = (1e-3,) if quick else (1e-4, 1e-3)
         self.policy_every = 5 if quick else int(50 * scale)  # steps from one evaluation to the next
@@ -83,13 +84,13 @@ def training_problems(of: str, threshold: float, seed: int, size: Size) -> list[
     """All families'; for the student that does not know some, these. Where all arms are compared on what a student
     with headroom solved itself, no others than that."""
     every = questions("distill", size.problems + size.validation, held_out=False)
-    if of == "unseen":
+    if of in ("unseen", "rare"):
         tuning = {question["prompt"] for question in every[size.problems :]}
-        few = questions("distill unseen", size.few_problems[of], held_out=False, families=UNSEEN)
+        few = questions("distill unseen", size.new_problems, held_out=False, families=NEW)
         return [question for question in few if question["prompt"] not in tuning]
     if of == "bundled":
         return every[: size.problems]
-    few = every[: size.few_problems[of]]
+    few = every[: size.few_problems]
     if threshold == 1:
         return few
     solved = traces(of, 1.0, seed, size)
@@ -98,7 +99,8 @@ def training_problems(of: str, threshold: float, seed: int, size: Size) -> list[
 
 def student(name: str, size: Size) -> Path:
     """The folder of a student: the bundled one, or one with headroom, which is made in the same way, but (early) of
-    half as many examples, or (unseen) without two families of problems, which the teacher knows."""
+    half as many examples; or (unseen) without two families of problems, which the teacher knows; or (rare) as this one
+    and then, for a tenth as long, with one problem in eleven of these families."""
     from rsd.models.bundled import bundled
 
     if name == "bundled":
@@ -109,10 +111,16 @@ def student(name: str, size: Size) -> Path:
 
         tokenizer = pair.PreTrainedTokenizerFast.from_pretrained(bundled("student"))
         encoder = pair.Encoder(tokenizer)
-        model = pair.model_of(768, hidden=96, layers=2, heads=3, kv_heads=1, inner=288)
-        many, families = (32, FAMILIES) if name == "early" else (64, [f for f in FAMILIES if f not in UNSEEN])
-        data = pair.batches(encoder, f"{pair.SEED} student", 1.0, many, families)
-        pair.train(model, data, size.making, 3e-3, "cpu", mixed=False)
+        known = [family for family in FAMILIES if family not in NEW]
+        if name == "rare":
+            model = pair.AutoModelForCausalLM.from_pretrained(student("unseen", size), dtype=pair.torch.float32)
+            data = pair.batches(encoder, f"{pair.SEED} few", 1.0, 64, [*known * 4, *NEW])
+            pair.train(model, data, size.making // 10, 1e-3, "cpu", mixed=False)
+        else:
+            model = pair.model_of(768, hidden=96, layers=2, heads=3, kv_heads=1, inner=288)
+            many, families = (32, FAMILIES) if name == "early" else (64, known)
+            data = pair.batches(encoder, f"{pair.SEED} student", 1.0, many, families)
+            pair.train(model, data, size.making, 3e-3, "cpu", mixed=False)
         temporary = folder.with_suffix(f".{os.getpid()}")
         tokenizer.save_pretrained(temporary)
         pair.save(model, tokenizer, encoder, temporary)

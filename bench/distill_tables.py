@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from distill_data import FAMILIES, UNSEEN
+from distill_data import FAMILIES, NEW
 
 Rows = list[dict[str, Any]]
 SHOWN = ("problems", "steps", "tokens_a_trace", "below_1_percent", "acceptance")
@@ -43,8 +43,8 @@ def summary(runs: Rows, untrained: dict[str, Any], count: int) -> Rows:
             both = _by_seed(of).keys() & _by_seed(other).keys()
             pair = (matrix([_by_seed(x)[seed] for seed in sorted(both)], count) for x in (of, other))
             row |= {"other": other[0]["task"]["arm"], "against": interval(*pair) if both else None}
-        if of[0]["task"].get("student") == "unseen":
-            new = np.isin(np.arange(count) % len(FAMILIES), [list(FAMILIES).index(name) for name in UNSEEN])
+        if of[0]["task"].get("student") in ("unseen", "rare"):
+            new = np.isin(np.arange(count) % len(FAMILIES), [list(FAMILIES).index(name) for name in NEW])
             row["new"], row["known"] = (interval(right[:, part], none[:, part]) for part in (new, ~new))
             row["new_before"], row["known_before"] = (float(none[:, part].mean()) for part in (new, ~new))
         row |= {c: float(np.mean([run[c] for run in of])) for c in SHOWN if c in of[0]}
@@ -103,10 +103,10 @@ def plots(folder: Path, tables: dict[str, Rows], none: dict[str, float]) -> None
     """A picture a question, of the tables that there are."""
     if "bundled/sweep" in tables:
         _bundled(folder / "distill.png", tables, none["bundled"])
-    if "unseen/steps" in tables:
+    if "rare/steps" in tables:
         _arms(folder / "distill-headroom.png", tables, none)
-    if "unseen/cold" in tables:
-        _cold(folder / "distill-cold.png", tables["unseen/cold"], none["unseen"])
+    if "rare/cold" in tables:
+        _cold(folder / "distill-cold.png", tables["rare/cold"], none["rare"])
 
 
 def _bars(axes: Any, rows: Rows, shift: float = 0.0, **style: Any) -> None:
@@ -156,7 +156,7 @@ def _bundled(file: Path, tables: dict[str, Rows], none: float) -> None:
 
 def _arms(file: Path, tables: dict[str, Rows], none: dict[str, float]) -> None:
     """All arms on the problems that the plain ones solved, a student beside the other."""
-    shown = [name for name in ("unseen", "early", "bundled") if f"{name}/steps" in tables]
+    shown = [name for name in ("rare", "early", "unseen", "bundled") if f"{name}/steps" in tables]
     figure, (parts,) = _figure(len(shown))
     for name, axes in zip(shown, parts, strict=True):
         rows = tables[f"{name}/steps"]

@@ -131,7 +131,7 @@ def train(task: Task, size: Size) -> dict[str, Any]:
     rows = [] if task["arm"] == "none" else chosen(task, size)
     if task["arm"] not in ("none", "policy"):
         tokens = float(np.mean([row["num_tokens"] for row in rows]))
-        steps = size.few_steps[task["student"]] if "student" in task else size.steps
+        steps = size.few_steps if "student" in task else size.steps
         if task["table"] == "tokens":  # as many as the rsd arm sees
             rsd = chosen(task | {"arm": "rsd"}, size)
             steps = round(size.steps * float(np.mean([row["num_tokens"] for row in rsd])) / tokens)

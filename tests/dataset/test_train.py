@@ -194,13 +194,13 @@ def test_the_distillation_benchmark_runs_and_goes_on_where_it_was_stopped(tmp_pa
     after = json.loads((tmp_path / "out.json").read_text())
     assert after["tables"] == made["tables"] and after["runs"] == made["runs"]
     arms = {row["arm"]: row for row in made["tables"]["bundled/steps"]}
-    unseen = {row["arm"]: row for row in made["tables"]["unseen/steps"]}
+    rare = {row["arm"]: row for row in made["tables"]["rare/steps"]}
     more = {f"{traces}+{what}" for traces in ("raw", "rsd") for what in ("soft", "weights")}
-    assert arms.keys() - more == {"raw", "rsd", "own", "ln"} and unseen.keys() - more == {"raw", "rsd", "own"}
-    for rows in (arms, unseen):
+    assert arms.keys() - more == {"raw", "rsd", "own", "ln"} and rare.keys() - more == {"raw", "rsd", "own"}
+    for rows in (arms, rare):
         assert rows.keys() > more and len({row["problems"] for row in rows.values() if row["arm"] != "own"}) == 1
     assert arms["raw"]["below_1_percent"] > 0.5 and arms["rsd"]["below_1_percent"] == 0
-    cold = {row["arm"]: [step for step, _ in row["curve"]] for row in made["tables"]["unseen/cold"]}
+    cold = {row["arm"]: [step for step, _ in row["curve"]] for row in made["tables"]["rare/cold"]}
     assert cold == {arm: [0, 5, 10] for arm in ("policy", "raw", "rsd")}
 
 
