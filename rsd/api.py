@@ -403,10 +403,10 @@ def export(
 
     if output is None:
         return export_traces(source, config)
-    files = written(output)
+    files = written(output, config.format)
     if files["train"].suffix == ".parquet":
         parquet_library()
-    kinds = {"train": ours.exported, "test": ours.test_split, "card": ours.card}
+    kinds = {"train": ours.exported, "test": ours.test_split, "card": ours.card, "compression": ours.compression}
     outputs = [Output(file, kinds[name]) for name, file in files.items()]
     check_outputs(outputs, inputs=_files(source), overwrite=overwrite)
     made = export_traces(source, config)

@@ -81,8 +81,8 @@ class StudentConfig(Scoring, Reading, Loading):
         return {name: value for name in names if (value := getattr(self, name))}
 
 
-MOST_TOP = 1024
-TOP_LOGPROBS = "Keep so many likeliest tokens of both models in each place, in OUTPUT's .logprobs.arrow"
+MOST_TOP = 256
+TOP_LOGPROBS = "So many likeliest tokens of both models in each place, in a file beside"
 NEARLY_ALL = 256  # tokens of either model that are looked at where no filter is to leave any out
 LOAD_IN = "Quantise its weights as they are loaded"
 

@@ -16,8 +16,8 @@ class Weighed(NamedTuple):
 
     places: the characters at which each step begins and ends, ascending [2 S]. weights: in [0, 1]. teacher, student:
     the validities, None where there is none. actions: the student's own next step from where each begins, None where
-    nothing was decoded. tokens: float [T] in [0, 1], NaN in no step. proposals: the teacher's validity is that of its
-    own next step, which no row holds, not of the trace's.
+    nothing was decoded. tokens: float [T] in [0, 1], NaN in no step. proposals: the teacher's own next steps, where
+    its validity is theirs, and not of the trace's step.
     """
 
     places: np.ndarray
@@ -26,7 +26,7 @@ class Weighed(NamedTuple):
     student: list[float | None]
     actions: list[str | None]
     tokens: np.ndarray
-    proposals: bool
+    proposals: list[str | None] | None
 
 
 def weighed(s: Scored) -> Weighed | None:
@@ -40,23 +40,30 @@ def weighed(s: Scored) -> Weighed | None:
         return None
     nothing: list[Any] = [None] * len(weights)
     spans = _list(row.get("step_spans"), _is_span)
-    teacher, student = (
-        nothing if row.get(name) is None else _list(row[name], _is_figure)
-        for name in ("validity_teacher", "validity_student")
+    teacher, student, actions, proposals = (
+        nothing if row.get(name) is None else _list(row[name], holds)
+        for name, holds in (
+            ("validity_teacher", _is_figure),
+            ("validity_student", _is_figure),
+            ("student_action", _is_text),
+            ("teacher_action", _is_text),
+        )
     )
-    actions = nothing if row.get("student_action") is None else _list(row["student_action"], _is_text)
-    if spans is None or teacher is None or student is None or actions is None:
+    if spans is None or teacher is None or student is None or actions is None or proposals is None:
         return None
     places = [place for span in spans for place in span]
-    if any(len(values) != len(weights) for values in (spans, teacher, student, actions)) or places != sorted(places):
+    same = all(len(values) == len(weights) for values in (spans, teacher, student, actions, proposals))
+    if not same or places != sorted(places):
         return None
     tokens = _of_tokens(s, np.array(places).reshape(-1, 2), np.array(weights, dtype=float))
     if tokens is None or places[-1] > max(len(s.text), len(s.response.text)):
         return None
-    shown = [a if a is None or len(a) <= LONGEST else f"{a[:LONGEST]}…" for a in actions]
-    settings = row.get("weighing")
-    proposals = isinstance(settings, dict) and settings.get("proposals") is True
-    return Weighed(np.minimum(places, len(s.text)), weights, teacher, student, shown, tokens, proposals)
+    own = None if row.get("teacher_action") is None else _short(proposals)
+    return Weighed(np.minimum(places, len(s.text)), weights, teacher, student, _short(actions), tokens, own)
+
+
+def _short(actions: list[str | None]) -> list[str | None]:
+    return [a if a is None or len(a) <= LONGEST else f"{a[:LONGEST]}…" for a in actions]
 
 
 def _of_tokens(s: Scored, spans: np.ndarray, weights: np.ndarray) -> np.ndarray | None:

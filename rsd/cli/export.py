@@ -33,6 +33,10 @@ def export(
     Beside OUTPUT comes its dataset card (.md) and, with --test-share, the rows for testing (.test.jsonl). Rows
     without a verdict are kept with --keep all alone.
 
+    Shapes: prompt-completion and messages (chats, as TRL reads them), sharegpt, alpaca, and token-ids, of which nothing
+    is tokenized anew. With the teacher's likeliest tokens, which rsd generate --top-logprobs keeps: axolotl-kd,
+    axolotl-kd-v1 (the layout up to 0.9) and distillkit, which is a .parquet.
+
     \b
     Examples:
       rsd export traces.jsonl
@@ -41,18 +45,20 @@ def export(
     """
     with one_line_errors(output or source):
         from rsd.api import export as export_traces
+        from rsd.dataset.formats import IDS
         from rsd.dataset.publish import check_repo_id, push
         from rsd.files import place
 
         config = ExportConfig(**given(values))
         if output is None:
-            output = f"{source.removesuffix('.jsonl')}.{config.format}.jsonl"
+            suffix = "parquet" if config.format == "distillkit" else "jsonl"
+            output = f"{source.removesuffix('.jsonl')}.{config.format}.{suffix}"
         place(output)
         if private and not push_to_hub:
             raise ValueError("--private is for --push-to-hub: give both")
         if push_to_hub:
             check_repo_id(push_to_hub)
-        if config.format != "token-ids":  # the student's tokenizer will be asked
+        if config.format not in IDS:  # the student's tokenizer will be asked
             quiet()
         made = export_traces(source, None if dry_run else output, overwrite=overwrite, config=config)
         if dry_run:

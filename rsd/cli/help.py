@@ -11,6 +11,7 @@ from rsd.settings import Group
 from rsd.terminal import HEADING, joined, paint
 
 COLUMN = 30  # characters of a flag with its value; a longer one has a line of its own
+LIST = 70  # characters of a flag's values; a longer list of them is told by the command's own text
 INDENT = 6  # where a terminal is so narrow that every flag has one
 # color: what is printed decides on colours itself (`rsd.terminal`).
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120, "color": True}

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from rsd.cli.help import COLUMN, option
+from rsd.cli.help import COLUMN, LIST, option
 from rsd.config import PAPER
 from rsd.events import current, logging
 from rsd.settings import Group, about, default_of, flag, kinds, settings
@@ -170,6 +170,7 @@ def _flag(config: type, one: "Field[Any]") -> Callable[[Command], Command]:
         value = "|".join(kind.choices)
         if len(f"--{name} {value}") > COLUMN:
             value, among = "NAME", f": {', '.join(kind.choices[:-1])} or {kind.choices[-1]}"
+            among = among if len(among) <= LIST else ", one of those above"
     return option(
         f"--{name}",
         group=known.group,

@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rsd.dataset.export import Export
-from rsd.dataset.formats import WITH_TEMPLATE
+from rsd.dataset.formats import IDS, WITH_TEMPLATE
+from rsd.traces.trace import PROVENANCE
 from rsd.version import __version__
 
 SAYS = {
@@ -16,8 +17,22 @@ SAYS = {
     "messages": "`messages` holds the whole conversation.",
     "sharegpt": "`conversations` holds turns of `from` and `value`.",
     "alpaca": "`instruction`, `input` (empty), `output`, `system` and `history`.",
-    "token-ids": "`input_ids` as the student sampled them, `completion_mask` and `labels`; nothing is to be tokenized.",
+    "token-ids": "`input_ids` as the student sampled them, `completion_mask` and `labels`; nothing is to be tokenized. "
+    "Of weighed traces `loss_weights` says how hard each token is to be learnt.",
+    "axolotl-kd": "`messages`, and for each token of the answer (and each that the chat template puts behind it) the "
+    "teacher's likeliest tokens: `logprobs` and `target_token_ids`, as axolotl's `integrations.kd.chat_template` reads "
+    "them, with the tokenizer's own chat template.",
+    "axolotl-kd-v1": "`messages`, and in `logprobs` for each token of the answer (and each that the chat template puts "
+    "behind it) the teacher's likeliest tokens, as axolotl's first versions read them, with the tokenizer's own chat "
+    "template.",
+    "distillkit": "DistillKit's prepacked offline teacher: `input_ids` and `labels` (rows of one length, filled up "
+    "with tokens without a label), and the teacher's likeliest tokens in `bytepacked_indices` and "
+    "`compressed_logprobs`, by the compression file beside them. They lie in the place before their token; where there "
+    "are none, the token itself has all of the probability. Training needs `remove_unused_columns: false`.",
 }
+TEACHER_SAYS = (
+    " `privileged_context` is what the teacher read and the student did not, as TRL's self-distillation reads it."
+)
 SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -30,12 +45,14 @@ def card(made: Export, files: Mapping[str, str], *, repo_id: str | None = None) 
 
     m, c = made.manifest, made.config
     identity = m.get("identity") or {}
-    rows = [*made.train, *made.test]
+    ours = not m.get("scored")  # or somebody else's traces
+    said = (*PROVENANCE, "is_prefix")
+    rows = [{column: row.get(column) for column in said} for of in (made.train, made.test) for row in of]
     splits = {"train": made.train} | ({"test": made.test} if made.test else {})
     data = DatasetCardData(
-        pretty_name=repo_id.split("/")[1] if repo_id else "RSD traces",
+        pretty_name=repo_id.split("/")[1] if repo_id else "RSD traces" if ours else "Traces with soft targets",
         task_categories=["text-generation"],
-        tags=["reverse-speculative-decoding", "reasoning", "distillation", "sft"],
+        tags=[*(["reverse-speculative-decoding"] if ours else []), "rsd", "reasoning", "distillation", "sft"],
         size_categories=[next((name for most, name in SIZES if len(rows) < most), "n>1M")],
         configs=[
             {
@@ -61,9 +78,12 @@ def card(made: Export, files: Mapping[str, str], *, repo_id: str | None = None) 
         template_path=str(Path(__file__).with_name("card.md")),
         title=data.pretty_name,
         version=__version__,
+        ours=ours,
         load=_load(files, repo_id),
         format=c.format,
-        format_says=SAYS[c.format] + _template_says(c.format, identity.get("chat_template_kwargs")),
+        format_says=SAYS[c.format]
+        + _template_says(c.format, identity.get("chat_template_kwargs"))
+        + (c.with_teacher_prompt * TEACHER_SAYS),
         verify=_cell(identity.get("verify", "not known how")),
         statistics=[
             *statistics,
@@ -80,7 +100,7 @@ def card(made: Export, files: Mapping[str, str], *, repo_id: str | None = None) 
 
 def _template_says(format: str, kwargs: Any) -> str:
     """What a trainer must know of the chat template; nothing where it was used as it is, or is not used."""
-    if not kwargs or format == "token-ids":
+    if not kwargs or format in IDS:
         return ""
     if format in WITH_TEMPLATE:
         return " `chat_template_kwargs` is for the chat template; TRL gives it that, others may have to be told."
@@ -94,7 +114,7 @@ def _load(files: Mapping[str, str], repo_id: str | None) -> str:
     return f"load_dataset({json.dumps(kind)}, data_files={json.dumps(dict(files))})"
 
 
-def _share(rows: list[Mapping[str, Any]], column: str) -> float | None:
+def _share(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
     known = [row for row in rows if None not in (row.get(column), row["num_tokens"])]
     tokens = sum(row["num_tokens"] for row in known)
     return sum(row[column] * row["num_tokens"] for row in known) / tokens if tokens else None

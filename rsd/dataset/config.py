@@ -19,9 +19,9 @@ class ExportConfig:
         ValueError: a value is out of its range.
     """
 
-    format: Literal["prompt-completion", "messages", "sharegpt", "alpaca", "token-ids"] = setting(
-        "prompt-completion", MAKE, help="Shape"
-    )
+    format: Literal[
+        "prompt-completion", "messages", "sharegpt", "alpaca", "token-ids", "axolotl-kd", "axolotl-kd-v1", "distillkit"
+    ] = setting("prompt-completion", MAKE, help="Shape")
     keep: Literal["all", "correct", "shortest-correct", "best-ln"] = setting("correct", MAKE, help="Which traces")
     max_fallback_rate: float = setting(1.0, MAKE, help="Leave out traces with more of the student's own tokens")
     test_share: float = setting(0.0, MAKE, help="Share of problems that are set apart for testing")
@@ -29,6 +29,7 @@ class ExportConfig:
     prefix_tokens: int = setting(
         0, MAKE, help="Add so many tokens of one trace of each unsolved problem; 0: none", whole=(0, TOKENS)
     )
+    with_teacher_prompt: bool = setting(False, MAKE, help="Add what the teacher alone read, as privileged_context")
 
     def __post_init__(self) -> None:
         check(self)
@@ -40,3 +41,5 @@ class ExportConfig:
                 f"{called('prefix_tokens')} needs {called('format', 'token-ids')}: a trainer ends a text with an EOS, "
                 "and a prefix has no end"
             )
+        if self.with_teacher_prompt and self.format == "distillkit":
+            raise ValueError(f"distillkit takes numbers alone: leave {called('with_teacher_prompt', True)} out")

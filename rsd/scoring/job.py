@@ -1,12 +1,12 @@
 """Scoring a file: rows with their scores, in order, resumable, with a progress bar and a summary."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from rsd.bar import Bar
 from rsd.events import ticking
@@ -128,15 +128,28 @@ def windows(
                 yield from scorer.score_window(responses, places)
 
 
+class Made(Protocol):
+    """A row that something was made of."""
+
+    @property
+    def token_ids(self) -> Sized: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+
+M = TypeVar("M", bound=Made)
+
+
 def progress(
-    made: Iterable[Scored],
+    made: Iterable[M],
     *,
     count: int,
     initial: int = 0,
     others: Others | None = None,
     what: str = "",
-) -> Iterator[Scored]:
-    """Hand on scores as they are made, and show how far it is.
+) -> Iterator[M]:
+    """Hand on scores, or what else there is of rows, as they are made, and show how far it is.
 
     count: how many. initial: rows that were scored before. what: as of `Bar`.
     """

@@ -12,7 +12,7 @@ import numpy as np
 from rsd.reading import Reading
 from rsd.settings import called
 from rsd.traces.given import Given, file_of, read
-from rsd.traces.lines import Key, files_of
+from rsd.traces.lines import Key, files_of, made_of
 from rsd.traces.rows import PROMPT_COLUMNS, digest, found, read_prompt
 from rsd.traces.sidecar import Sidecar
 from rsd.traces.spool import OnDemand, Spool
@@ -96,7 +96,8 @@ def read_responses(source: Given, config: Reading, *, named: bool = True, strict
     if name is None:
         return _responses(rows, config, lambda key: traces[key].sidecar() if key in traces else None)
     try:
-        return _responses(rows, config, Sidecar(files_of(name)[0]).record)
+        beside = [files_of(file)[0] for file in made_of(name)]
+        return _responses(rows, config, Sidecar(next((file for file in beside if file.is_file()), beside[0])).record)
     except ValueError as e:
         raise ValueError(f"{name}: {e}") from e
 

@@ -23,9 +23,10 @@ from rsd.scoring.metrics import METRICS
 from rsd.scoring.naturalness import Reader, TokenScores, TraceIds
 from rsd.scoring.responses import Response
 from rsd.scoring.steps import RULES, split
+from rsd.scoring.texts import Texts
 from rsd.settings import called
 from rsd.traces.columns import is_number
-from rsd.traces.pieces import pieces, token_starts
+from rsd.traces.pieces import pieces
 from rsd.traces.soft import SoftTargets
 from rsd.traces.tokens import unknown
 
@@ -100,8 +101,7 @@ class Scorer:
         self.template_kwargs = layout.get("chat_template_kwargs", {})
         self.reader = Reader(model)
         self.scoring = rules(source, scoring, dtype=dtype, layout=layout)
-        vocabulary = source.tokenizer.get_vocab().values()
-        self.known = np.isin(np.arange(source.width), list(vocabulary))
+        self.texts = Texts(source)
         self._last: tuple[list[dict[str, str]] | None, list[int]] = None, []  # messages, and the prompt they make
 
     def score(self, response: Response, *, prompt_ids: list[int] | None = None) -> Scored:
@@ -176,7 +176,7 @@ class Scorer:
         if response.error is not None:
             raise ValueError(response.error)
         prompt = self._prompt(response.messages) if prompt is None else prompt
-        text, ids, starts = self._tokens(response)
+        text, ids, starts = self.texts.tokens(response)
         if len(prompt) + len(ids) > self.source.context:
             raise ValueError(
                 f"prompt and trace have {len(prompt) + len(ids)} tokens, the student's context {self.source.context}"
@@ -210,60 +210,21 @@ class Scorer:
             token_scores=scores,
         )
 
-    def _tokens(self, response: Response) -> tuple[str, list[int], list[int]]:
-        """The trace's text, its ids without the final EOS, and the character at which each token begins."""
-        text, given = response.text, response.token_ids
-        if given is not None:
-            ids = self._without_eos(given)
-            if (unknown := self._unknown(ids)) is not None:
-                raise ValueError(f"token_ids holds {unknown}, which the student's tokenizer does not know")
-            decoded = self._decode(ids)
-            if text and decoded != text:
-                raise ValueError("token_ids do not spell the row's text with the student's tokenizer")
-            text = decoded
-        else:
-            ids = []
-        if not text.strip():
-            raise ValueError("the trace is empty")
-        self.source.check_length(text, "the trace has")
-        encoded = self.source.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        if ids and ids != encoded["input_ids"]:
-            return text, ids, self._starts(ids)
-        ids = self._without_eos(encoded["input_ids"])
-        starts = np.maximum.accumulate([0, *(a for a, _ in encoded["offset_mapping"][1:])])
-        if len(ids) < len(starts):
-            text = text[: starts[len(ids)]]
-        if not ids:
-            raise ValueError("the trace has no tokens")
-        return text, ids, starts[: len(ids)].tolist()
-
-    def _without_eos(self, ids: list[int]) -> list[int]:
-        return ids[:-1] if ids and ids[-1] in self.source.eos else list(ids)
-
-    def _unknown(self, ids: list[int]) -> int | None:
-        return next((i for i in ids if not (0 <= i < self.source.width and self.known[i])), None)
-
     def _noted(self, tokens: np.ndarray, text: str, ids: list[int], starts: list[int]) -> np.ndarray | None:
         """The sidecar's records for the scored tokens; nothing is known of a token that was sampled otherwise
         than the tokenizer spells it. None if the sidecar's ids do not spell the text: they are another student's.
         """
-        sampled = self._without_eos(tokens["token_ids"].tolist())
+        sampled = self.texts.without_eos(tokens["token_ids"].tolist())
         if sampled == ids:
             at = np.arange(len(ids))
-        elif self._unknown(sampled) is not None or self._decode(sampled) != text:
+        elif self.texts.unknown(sampled) is not None or self.texts.decode(sampled) != text:
             return None
         else:
-            place = {token: i for i, token in enumerate(zip(self._starts(sampled), sampled, strict=True))}
+            place = {token: i for i, token in enumerate(zip(self.texts.starts(sampled), sampled, strict=True))}
             at = np.array([place.get(token, -1) for token in zip(starts, ids, strict=True)])
         made = unknown(ids)
         made[at >= 0] = tokens[at[at >= 0]]
         return made
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.source.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-
-    def _starts(self, ids: list[int]) -> list[int]:
-        return token_starts(ids, self._decode, self.source.tokenizer.encode("\ufffd", add_special_tokens=False))
 
 
 def token_steps(

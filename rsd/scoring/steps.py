@@ -131,7 +131,7 @@ def split(text: str, *, steps: str = "sentence") -> list[tuple[int, int]]:
     return spans or [(0, len(text))] * bool(text)
 
 
-def step_end(text: str, start: int, *, steps: str = "sentence") -> int | None:
+def step_end(text: str, start: int, *, steps: str = "sentence", written: bool = False) -> int | None:
     """Where the step of a text that is still being written ends, if that is known whatever follows; else None.
 
     A word must have followed, since a sentence's end may depend on it, and a block that is open may still be closed. Of
@@ -139,8 +139,12 @@ def step_end(text: str, start: int, *, steps: str = "sentence") -> int | None:
 
     Args:
         text: from the beginning of a step on; better, of the one before. start: where in it the step has begun.
+        written: nothing follows any more.
     """
-    end = next((b for _, b in split(text, steps=steps) if b > start), len(text))
+    # A line break by which it begins is in the light of the step before that one's.
+    end = next((b for _, b in split(text, steps=steps) if text[start:b].strip()), len(text))
+    if written:
+        return end
     if not FOLLOWED.match(text, end):
         return None
     for opener in dict.fromkeys(BLOCK.findall(text, 0, end)):

@@ -58,15 +58,18 @@ def not_ours(row: Any) -> str | None:
         return "generation is missing"
     for column in ("prompt", "completion"):
         turns = row.get(column)
-        if not isinstance(turns, list) or not all(map(_is_turn, turns)):
+        if not is_chat(turns):
             return f"{column} must be a list of {{'role': string, 'content': string}}"
         if row.get("error") is None and not turns:
             return f"{column} is empty"
     return None
 
 
-def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, dict) and all(isinstance(turn.get(c), str) for c in ("role", "content"))
+def is_chat(turns: Any) -> bool:
+    """Whether a JSON value is a list of messages; it may be empty."""
+    return isinstance(turns, list) and all(
+        isinstance(turn, dict) and all(isinstance(turn.get(c), str) for c in ("role", "content")) for turn in turns
+    )
 
 
 def _shown(value: Any) -> str:

@@ -10,12 +10,22 @@ from typing import Any
 from rsd.files import read_json
 
 Key = tuple[str, int]
+MADE = (".kept", ".scored", ".weighed", ".verified")  # how files end that are made of a job's, trace by trace
 
 
 def files_of(out: str | Path) -> tuple[Path, Path]:
     """The sidecar and the manifest that belong to a file of rows."""
     base = str(out).removesuffix(".jsonl")
     return Path(f"{base}.tokens.jsonl"), Path(f"{base}.meta.json")
+
+
+def made_of(path: str | Path) -> Iterator[str]:
+    """A file of rows, and those that it may have been made of."""
+    name = str(path).removesuffix(".jsonl")
+    yield f"{name}.jsonl"
+    while (end := Path(name).suffix) in MADE:
+        name = name.removesuffix(end)
+        yield f"{name}.jsonl"
 
 
 def key_of(line: Mapping[str, Any]) -> Key:

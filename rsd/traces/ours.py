@@ -12,9 +12,12 @@ from rsd.traces.trace import PROVENANCE
 SHAPES = (
     {"prompt", "completion"},
     {"messages"},
+    {"messages", "logprobs"},
+    {"messages", "logprobs", "target_token_ids"},
     {"conversations"},
     {"instruction", "input", "output", "system", "history"},
     {"input_ids", "completion_mask", "labels"},
+    {"input_ids", "completion_mask", "labels", "loss_weights"},
 )
 
 
@@ -67,7 +70,8 @@ def exported(file: Path) -> bool:
     except ImportError:
         return False
     with suppress(ArrowException, OSError):
-        return _of_a_format(parquet.read_schema(file).names)
+        schema = parquet.read_schema(file)
+        return b"rsd" in (schema.metadata or {}) or _of_a_format(schema.names)
     return False
 
 
@@ -78,7 +82,7 @@ def test_split(file: Path) -> bool:
 
 
 def _of_a_format(columns: Iterable[str]) -> bool:
-    named = [c for c in columns if c not in ("chat_template_kwargs", "is_prefix")]
+    named = [c for c in columns if c not in ("chat_template_kwargs", "is_prefix", "privileged_context")]
     shape, provenance = named[: -len(PROVENANCE)], tuple(named[-len(PROVENANCE) :])
     return provenance == PROVENANCE and set(shape) in SHAPES
 
@@ -86,7 +90,12 @@ def _of_a_format(columns: Iterable[str]) -> bool:
 def card(file: Path) -> bool:
     """Whether it is the card of an exported data set, by what stands at its head."""
     head = _head(file)
-    return head.startswith(b"---\n") and b"\n- reverse-speculative-decoding\n" in head
+    return head.startswith(b"---\n") and (b"\n- reverse-speculative-decoding\n" in head or b"\n- rsd\n" in head)
+
+
+def compression(file: Path) -> bool:
+    """Whether it is the compression file of an export for DistillKit, by what stands at its head."""
+    return _head(file).startswith(b"# How rsd packed the soft targets;")
 
 
 def events(file: Path) -> bool:

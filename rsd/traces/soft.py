@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rsd.files import anew, locked
+from rsd.settings import called
 from rsd.traces.lines import Key
 from rsd.traces.tokens import MODELS, top_columns
 
@@ -73,7 +74,7 @@ def arrow() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import ipc
     except ImportError as e:
-        raise ValueError("soft targets (top_logprobs) need pyarrow: pip install 'rsd[parquet]'") from e
+        raise ValueError(f"soft targets ({called('top_logprobs')}) need pyarrow: pip install 'rsd[parquet]'") from e
     return pyarrow, ipc
 
 
@@ -191,9 +192,9 @@ class SoftFile:
             if not 0 < self.k < 1 << 24 or self.schema != schema_of(self.k, self.models):
                 raise ValueError
         except FileNotFoundError:
-            raise ValueError(f"{self.file} is not there: {GENERATE}") from None
+            raise ValueError(f"{self.file} is not there: {made_by()}") from None
         except (OSError, EOFError, ValueError, KeyError, pa.ArrowException) as e:
-            raise ValueError(f"{self.file} holds no soft targets of rsd: {GENERATE}") from e
+            raise ValueError(f"{self.file} holds no soft targets of rsd: {made_by()}") from e
         self.size = self._source.tell()
         for at, end, key, tokens in self._read():
             self._places[key] = at, end, tokens
@@ -296,4 +297,5 @@ class SoftLog:
         self._file.flush()
 
 
-GENERATE = "make them with rsd generate --top-logprobs K"
+def made_by() -> str:
+    return f"rsd generate makes them with {called('top_logprobs')}"

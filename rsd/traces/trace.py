@@ -101,7 +101,11 @@ class Trace(TokenColumns):
             "generation": self.generation,
             "prompt_ids": self.prompt_ids,
             **({"prefix_ids": self.prefix_ids} if self.prefix_ids else {}),
-            **({"teacher_prompt": digest(self.teacher_messages)} if self.teacher_messages else {}),
+            **(
+                {"teacher_prompt": digest(self.teacher_messages), "teacher_messages": self.teacher_messages}
+                if self.teacher_messages
+                else {}
+            ),
             **sidecar_columns(self.tokens),
         }
 

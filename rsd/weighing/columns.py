@@ -9,9 +9,10 @@ import numpy as np
 from rsd.scoring.responses import Response
 from rsd.weighing.config import WeighConfig
 from rsd.weighing.moves import TraceSteps
-from rsd.weighing.weights import mean, rollout_weight, rounded, token_weights, weight
+from rsd.weighing.weights import HALF, mean, rollout_weight, rounded, token_weights, weight
 
-# What is added to a row, in this order; rollouts are counted for --validity rollout alone.
+# What is added to a row, in this order. The teacher's action is for --proposals, where it is not the trace's step;
+# rollouts are counted for --validity rollout alone.
 COLUMNS = (
     "token_ids",
     "step_spans",
@@ -20,6 +21,7 @@ COLUMNS = (
     "validity_teacher",
     "validity_student",
     "student_action",
+    "teacher_action",
     "rollouts_teacher",
     "rollouts_student",
     "weighing",
@@ -37,7 +39,7 @@ class Weighed:
     error: str | None = None
 
     def row(self) -> dict[str, Any]:
-        return plain(self.response.row) | self.columns
+        return {**plain(self.response.row), **self.columns}
 
 
 def plain(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,8 +51,9 @@ def weighed(trace: TraceSteps, config: WeighConfig, weighing: Mapping[str, Any])
     """The columns of a trace whose moves are all known, or of its error."""
     response, error = trace.response, trace.error
     made: dict[str, Any] = dict.fromkeys(COLUMNS)
-    if config.validity != "rollout":
-        made = {name: value for name, value in made.items() if not name.startswith("rollouts_")}
+    some = {"teacher_action": config.proposals}
+    some |= dict.fromkeys(("rollouts_teacher", "rollouts_student"), config.validity == "rollout")
+    made = {name: value for name, value in made.items() if some.get(name, True)}
     made |= {"weighing": dict(weighing), "weigh_error": error}
     if error is None:
         made |= _weights(trace, config)
@@ -62,37 +65,38 @@ def weighed(trace: TraceSteps, config: WeighConfig, weighing: Mapping[str, Any])
 
 def _weights(trace: TraceSteps, c: WeighConfig) -> dict[str, Any]:
     steps, t = range(len(trace.first)), c.weight_temperature
-    moves = [trace.proposed[i] if trace.proposed else trace.move(i) for i in steps]
     made: dict[str, Any] = {}
-    by_token = None
-    if c.validity == "token":
-        teacher, student = (_known(x, len(trace.ids)) for x in (trace.teacher, trace.student))
-        both = np.where(np.isfinite(teacher + student), 1.0, np.nan)
-        validities = [[mean((x * both)[a:b]) for a, b in trace.bounds] for x in (teacher, student)]
-        by_token = token_weights(teacher, student, t)
-    elif c.validity == "likelihood":
-        pairs = zip(moves, trace.own, strict=True)
-        same = [a is not None and b is not None and a.ids == b.ids for a, b in pairs]
-        theirs = [mean(move.logprobs) if move else None for move in moves]
-        ours = [mean(move.logprobs) if move else None for move in trace.own]
-        validities = [theirs, [a if alike else b for a, b, alike in zip(theirs, ours, same, strict=True)]]
-    else:
-        counts = [one or (None, None) for one in trace.right]
-        made |= {f"rollouts_{role}": [n[i] for n in counts] for i, role in enumerate(("teacher", "student"))}
-        validities = [[None if n[i] is None else n[i] / c.rollouts for n in counts] for i in (0, 1)]
+    theirs: list[float | None]
+    ours: list[float | None]
+    by_token: np.ndarray | None = None
     if c.validity == "rollout":
-        by_step = [rollout_weight(*n, c.rollouts, t) if n else weight(None, None, t) for n in trace.right]
+        counts = {role: [n and n[i] for n in trace.right] for i, role in enumerate(("teacher", "student"))}
+        made = {f"rollouts_{role}": several for role, several in counts.items()}
+        theirs, ours = ([None if n is None else n / c.rollouts for n in several] for several in counts.values())
+        by_step = [rollout_weight(*n, rollouts=c.rollouts, temperature=t) if n else HALF for n in trace.right]
     else:
-        by_step = [weight(a, b, t) for a, b in zip(*validities, strict=True)]
+        if c.validity == "token":
+            teacher, student = (_known(x, len(trace.ids)) for x in (trace.teacher, trace.student))
+            both = np.isfinite(teacher) & np.isfinite(student)
+            theirs, ours = ([mean(x[a:b][both[a:b]]) for a, b in trace.bounds] for x in (teacher, student))
+            by_token = token_weights(teacher, student, t)
+        else:
+            moves = trace.proposed or [trace.move(step) for step in steps]
+            pairs = list(zip(moves, trace.own, strict=True))
+            theirs = [a and mean(a.logprobs) for a, _ in pairs]
+            # The same move is as valid, whatever the last digits are that two ways to compute it give.
+            ours = [b and mean((a if a and a.ids == b.ids else b).logprobs) for a, b in pairs]
+        by_step = [weight(a, b, t) for a, b in zip(theirs, ours, strict=True)]
     if by_token is None:
-        sizes = np.diff([*trace.first, len(trace.ids)])
-        by_token = np.repeat(by_step, sizes)
+        by_token = np.repeat(by_step, np.diff([*trace.first, len(trace.ids)]))
+    if c.proposals:
+        made["teacher_action"] = [move and move.text for move in trace.proposed]
     return made | {
         "step_weights": rounded(by_step),
         "token_weights": rounded(by_token.tolist()),
-        "validity_teacher": rounded(validities[0]),
-        "validity_student": rounded(validities[1]),
-        "student_action": [move and move.text for move in trace.own or [None] * len(trace.first)],
+        "validity_teacher": rounded(theirs),
+        "validity_student": rounded(ours),
+        "student_action": [move and move.text for move in trace.own or [None] * len(steps)],
     }
 
 

@@ -41,7 +41,7 @@ class WeighConfig(Reading, Pairing):
     max_new_tokens: int | None = setting(
         None,
         SAMPLING,
-        help="Tokens of a rollout at the most; a longer one is wrong",
+        help="Tokens of a rollout; a longer one is wrong",
         unset="2048, or what the context leaves",
         whole=(1, TOKENS),
     )

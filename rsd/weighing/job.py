@@ -16,7 +16,7 @@ from rsd.terminal import BAD, in_lines, joined, paint, say
 from rsd.traces import ours
 from rsd.traces.columns import is_number
 from rsd.traces.given import Given, file_of
-from rsd.traces.lines import files_of, read_manifest
+from rsd.traces.lines import files_of, made_of, read_manifest
 from rsd.weighing.columns import plain
 from rsd.weighing.config import WeighConfig
 from rsd.weighing.weigher import Weigher
@@ -79,7 +79,8 @@ def weigher_for(source: Given, config: WeighConfig, *, strict: bool = False) -> 
     """
     todo, file = read_responses(source, config, strict=strict), file_of(source)
     judging = must_judge(todo, config) if config.validity == "rollout" else None
-    manifest = None if file is None else read_manifest(files_of(file)[1])
+    manifests = (read_manifest(files_of(name)[1]) for name in made_of(file)) if file is not None else ()
+    manifest = next((one for one in manifests if one is not None), None)
     return Weigher(config, manifest=manifest, judging=judging), todo
 
 

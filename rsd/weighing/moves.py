@@ -1,6 +1,6 @@
 """A trace in steps, and the moves that models make in a step's place."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from rsd.decoding.sequence import Finished
 from rsd.pair.prompts import Prompt
 from rsd.pair.vocabulary import TeacherContext, Vocabulary
 from rsd.scoring.responses import Response
-from rsd.scoring.steps import split, step_end
+from rsd.scoring.steps import step_end
 from rsd.scoring.texts import Texts
 
 NOT_CUT = 64, 256  # tokens that a move may have in any case, and at the most
@@ -72,10 +72,12 @@ class TraceSteps:
         logprobs = np.full(end - begin, np.nan) if self.teacher is None else self.teacher[begin:end]
         return Move(self.ids[begin:end], self.text[at : self.spans[step][1]], logprobs)
 
-    def longest(self) -> int:
-        """How many tokens a move may have in its steps' place."""
-        longest = max(end - begin for begin, end in self.bounds)
-        return min(max(TIMES * longest, NOT_CUT[0]), NOT_CUT[1])
+    def longest(self, step: int, eos: Collection[int]) -> int:
+        """How many tokens a move may have in a step's place; where the trace was cut off, as many as it has there."""
+        sizes = [end - begin for begin, end in self.bounds]
+        if step == len(sizes) - 1 and self.ids[-1] not in eos:
+            return sizes[step]
+        return min(max(TIMES * max(sizes), NOT_CUT[0]), NOT_CUT[1])
 
     def teacher_prompts(self, vocabulary: Vocabulary, places: Sequence[int]) -> dict[int, list[int]]:
         """What the teacher reads before the tokens at these places."""
@@ -114,7 +116,7 @@ class StepEnd:
         ids = finished.token_ids.tolist()
         shown = self.texts.without_eos(ids)
         text = self.texts.decode([*self.before, *shown])
-        end = next((b for _, b in split(text, steps=self.steps) if b > self.start), len(text))
+        end = step_end(text, self.start, steps=self.steps, written=True) or len(text)
         keep = self._tokens(shown, end) if end < len(text) else len(ids)
         return Move(ids[:keep], text[self.start : end], finished.teacher_logprobs[:keep])
 

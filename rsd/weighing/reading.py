@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from rsd.decoding.engine import Engine
+from rsd.decoding.sequence import Request
 from rsd.pair.pair import Pair
 from rsd.pair.prompts import own_prompt
-from rsd.pair.vocabulary import SAME, TeacherContext
+from rsd.pair.vocabulary import DIFFERENT, SAME, TeacherContext
 from rsd.scoring.naturalness import Reader, TraceIds
 from rsd.scoring.responses import Response
 from rsd.scoring.scorer import WINDOW, token_steps
@@ -24,13 +26,21 @@ class TraceReader:
 
     Args:
         noted: what the job that made the traces noted of their tokens is what these models say of them.
-        reader: of one of the models, which is loaded when it is asked for.
+        reader, engine: of one of the models, and of both; these are loaded when they are asked for.
     """
 
     def __init__(
-        self, pair: Pair, config: WeighConfig, *, texts: Texts, noted: bool, reader: Callable[[str], Reader]
+        self,
+        pair: Pair,
+        config: WeighConfig,
+        *,
+        texts: Texts,
+        noted: bool,
+        reader: Callable[[str], Reader],
+        engine: Callable[[], Engine],
     ) -> None:
-        self.pair, self.config, self.texts, self.noted, self.reader = pair, config, texts, noted, reader
+        self.pair, self.config, self.texts, self.noted = pair, config, texts, noted
+        self.reader, self.engine = reader, engine
         self.acting = config.decoding(threshold=1)
 
     def read(self, todo: Iterable[Response]) -> Iterator[TraceSteps]:
@@ -84,20 +94,21 @@ class TraceReader:
         """Have one of the models read traces, and note its log-probs of their tokens."""
         if not traces:
             return
+        if self.pair.vocabulary.case == DIFFERENT:
+            self._as_decoded(traces)
+            return
         ids = [self._ids_for(role, trace) for trace in traces]
         reader = self.reader(role)
         for batch in reader.together(ids):
+            scores: list[np.ndarray | None]
             try:
                 scores = [score.logprobs for score in reader.read_all([ids[i] for i in batch])]
-            except Exception as e:  # of one of them, or of so many at once
-                scores = [self._read_alone(reader, traces[i], ids[i]) for i in batch] if len(batch) > 1 else []
-                if not scores:
-                    traces[batch[0]].error = line(e)
-            for i, logprobs in zip(batch, scores, strict=False):
+            except Exception:  # of one of them, or of so many at once
+                scores = [self._read_alone(reader, traces[i], ids[i]) for i in batch]
+            for i, logprobs in zip(batch, scores, strict=True):
                 if logprobs is not None:
-                    setattr(
-                        traces[i], role, self._by_token(role, traces[i], ids[i].tokens, logprobs.astype(np.float64))
-                    )
+                    made = self._by_token(role, traces[i], ids[i].tokens, logprobs.astype(np.float64))
+                    setattr(traces[i], role, made)
 
     @staticmethod
     def _read_alone(reader: Reader, trace: TraceSteps, ids: TraceIds) -> np.ndarray | None:
@@ -106,6 +117,19 @@ class TraceReader:
         except Exception as e:
             trace.error = line(e)
             return None
+
+    def _as_decoded(self, traces: list[TraceSteps]) -> None:
+        """The same by an engine, for both: with other tokenizers a teacher's log-prob of the student's token depends
+        on how the engine puts it, and those of moves are the engine's, too."""
+        requests = [
+            Request(t.prompt.student, t.prompt.teacher, 0, len(t.ids), tag=t, given=t.ids) for t in traces if t.ids
+        ]
+        for finished in self.engine().run(requests):
+            trace = finished.request.tag
+            trace.error = finished.error
+            missing = np.full(len(trace.ids) - len(finished.tokens), np.nan)  # beyond the teacher's context
+            trace.teacher = np.concatenate([finished.teacher_logprobs, missing])
+            trace.student = np.concatenate([finished.student_logprobs, missing])
 
     def _ids_for(self, role: str, trace: TraceSteps) -> TraceIds:
         """A trace as one of the models reads it, all in one."""

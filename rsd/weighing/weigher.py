@@ -62,8 +62,11 @@ class Weigher:
             raise ValueError(f"{name}: weighing needs a fast tokenizer (a tokenizer.json)")
         self.texts = Texts(self.pair.student)
         self._readers: dict[str, Reader] = {}
+        self._read_by: Engine | None = None
         noted = manifest is not None and same_pair(self.pair, config, manifest)
-        self.reading = TraceReader(self.pair, config, texts=self.texts, noted=noted, reader=self._reader)
+        self.reading = TraceReader(
+            self.pair, config, texts=self.texts, noted=noted, reader=self._reader, engine=self._reading
+        )
 
     @property
     def weighing(self) -> dict[str, Any]:
@@ -94,7 +97,15 @@ class Weigher:
         return load_pair(self.pair, self.acting, rows=rows)
 
     def _reader(self, role: str) -> Reader:
-        return self._readers.setdefault(role, Reader(getattr(self.models, role)))
+        if role not in self._readers:
+            self._readers[role] = Reader(getattr(self.models, role))
+        return self._readers[role]
+
+    def _reading(self) -> Engine:
+        """One of its own: another one is in the midst of its rows when it needs the next trace."""
+        if self._read_by is None:
+            self._read_by = engine_of(self.pair, self.models, self.acting, rows=self.rows)
+        return self._read_by
 
     @cached_property
     def student(self) -> Engine:
@@ -111,8 +122,7 @@ class Weigher:
         how = c.decoding(threshold=0 if c.rollout_by == "teacher" else 1, greedy=False)
         pair = replace(self.pair, sampling=sampling_of(how, self.pair.student)[0])
         engine = engine_of(pair, self.models, how, rows=self.rows)
-        given = {"rollouts": c.rollouts, "config": how, "verifier": verifier, "judging": judging}
-        return Rollouts(pair, engine, self.texts, **given)
+        return Rollouts(pair, engine, self.texts, count=c.rollouts, config=how, verifier=verifier, judging=judging)
 
     def weigh(self, todo: Iterable[Response]) -> Iterator[Weighed]:
         """Weights of responses, in order; one that cannot be weighed comes back with `error` set."""
@@ -167,7 +177,7 @@ class Weigher:
 
     def _requests(self, trace: TraceSteps, moves: list[Move | None]) -> list[Request[Put]]:
         """From the last step to the first, so that each one's prompt is the beginning of the one before."""
-        bounds, longest = trace.bounds, trace.longest()
+        bounds = trace.bounds
         moves += [None] * len(bounds)
         prompts = trace.teacher_prompts(self.pair.vocabulary, [begin for begin, _ in bounds])
         made = []
@@ -183,7 +193,7 @@ class Weigher:
                     student_prompt=[*trace.prompt.student, *trace.ids[:begin]],
                     teacher_prompt=prompts[begin],
                     key=row_key(self.config.seed, f"{trace.response.id}\0{step}", trace.response.generation),
-                    max_new_tokens=min(longest, room),
+                    max_new_tokens=min(trace.longest(step, self.texts.source.eos), room),
                     tag=_put(trace, moves, step, ends),
                     ends=ends,
                 )

@@ -37,12 +37,12 @@ def weight(teacher: float | None, student: float | None, temperature: float) -> 
 
 def token_weights(teacher: np.ndarray, student: np.ndarray, temperature: float) -> np.ndarray:
     """The same of single tokens [T], from both models' log-probs of them."""
-    gap = teacher - student
-    known = np.isfinite(gap)
-    return np.where(known, sigmoid(np.where(known, gap, 0.0) / temperature), HALF)
+    known = np.isfinite(teacher) & np.isfinite(student)
+    gap = np.where(known, teacher, 0.0) - np.where(known, student, 0.0)
+    return sigmoid(gap / temperature)
 
 
-def rollout_weight(teacher: int, student: int, rollouts: int, temperature: float) -> float:
+def rollout_weight(teacher: int, student: int, *, rollouts: int, temperature: float) -> float:
     """A step's weight from how many of so many rollouts of both moves were right.
 
     With d the difference of the shares and se its standard error,

@@ -159,9 +159,11 @@ def test_the_students_action_stands_beside_its_step(load, scored, rows, decode):
             else:
                 assert action == row["student_action"][i].strip()
                 assert figure(student) == pytest.approx(row["validity_student"][i], rel=6e-3)
-    own = rows[0] | {"weighing": {"validity": "likelihood", "proposals": True}}
+    steps = len(rows[0]["step_weights"])
+    own = rows[0] | {"teacher_action": [f"<b>{i}" for i in range(steps)]}
     driver = load(set_page(scored([own]), decode=decode))
-    assert all(line[3].startswith("of the teacher's own next step") for line in driver.execute_script(LIST))
+    said = driver.execute_script("return [...document.querySelectorAll('.proposal')].map(e => e.textContent)")
+    assert len(said) == steps and all(f"its own next step: <b>{i}validity" in one for i, one in enumerate(said))
 
 
 def test_the_list_is_opened_by_keys_and_stays_as_it_was_left(load, scored, rows, decode):

@@ -24,6 +24,7 @@ COMMANDS = {  # each up to its output's name; inputs first
     "compare --json": ["compare", *PAIR, "--overwrite", "--json"],
     "compare --html": ["compare", *PAIR, "--overwrite", "--html"],
     "select": ["select", *PAIR, "--keep-incorrect", "--overwrite", "-o"],
+    "weigh": ["weigh", "raw.jsonl", "--validity", "token", "--overwrite", "-o"],
     "export": ["export", "traces.jsonl", "--overwrite", "-o"],
 }
 INPUTS = {"generate": "problems.jsonl", "export": "traces.jsonl"}  # of the others: raw.jsonl

@@ -37,8 +37,8 @@ def export(traces, *args):
     return result.output
 
 
-def trainer_of(file, student, *, completion_only=True):
-    """TRL's trainer over an exported file, as a user would make it."""
+def trainer_of(file, student, *, completion_only=True, kind=None, **settings):
+    """TRL's trainer, or one of this kind, over an exported file, as a user would make it."""
     from datasets import load_dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -59,8 +59,9 @@ def trainer_of(file, student, *, completion_only=True):
         logging_steps=1,
         disable_tqdm=True,
         shuffle_dataset=False,
+        **settings,
     )
-    return SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
+    return (kind or SFTTrainer)(model=model, args=config, train_dataset=data, processing_class=tokenizer)
 
 
 def covered_by_the_loss(trainer):

@@ -9,7 +9,7 @@ from real import TOKENIZERS, part, smollm2, tokenizer
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.models.loading import find
+from rsd.models.loading import find, load
 
 pytestmark = pytest.mark.real
 ROW = {"id": "a", "question": "Tom has  3 pens.\tHow many?\nSay it in <b>words</b>, é 数."}
@@ -162,3 +162,44 @@ def test_greedy_without_a_threshold_is_what_generate_makes_of_the_teacher(block)
         )
         out = model.generate(**ids, max_new_tokens=40, do_sample=False)[0, ids["input_ids"].shape[1] :]
         assert trace.token_ids.tolist() == out.tolist() and len(out) > 10
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("qwen3", "qwen3"), ("llama3", "qwen3"), ("smollm2", "smollm2")])
+def test_soft_targets_of_real_tokenizers_are_those_of_plain_forwards(folder, tmp_path, theirs, ours):
+    # Where the teacher is between two of its tokens, what it says of a token that both have is its own log-prob.
+    teacher, student = (smollm2() if name == "smollm2" else folder(name) for name in (theirs, ours))
+    how = {"teacher": str(teacher), "student": str(student), "max_new_tokens": 12, "skip_check": True, "verify": "none"}
+    rows = [{"id": "a", "prompt": ROW["question"]}, {"id": "b", "prompt": "2 + 2?"}]
+    generator = TraceGenerator(**how, top_logprobs=8, temperature=0.7)
+    traces = generator.run(rows)
+    pair = generator.find()
+    models = {name: loaded(source) for name, source in (("teacher", pair.teacher), ("student", pair.student))}
+    for trace in traces:
+        soft = trace.soft_targets
+        assert soft.k == 8 and trace.error is None
+        for name, prompt in (("student", trace.prompt_ids), ("teacher", trace.prompt_ids)):
+            if name == "teacher" and theirs != ours:
+                continue
+            with torch.inference_mode():
+                read = torch.tensor([[*prompt, *trace.token_ids.tolist()]])
+                want = models[name](read).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+            ids, logprobs = getattr(soft, f"{name}_ids"), getattr(soft, f"{name}_logprobs")
+            there = want.gather(1, torch.from_numpy(ids).long())
+            torch.testing.assert_close(torch.from_numpy(logprobs), there, atol=2e-3, rtol=0)
+            torch.testing.assert_close(there, want.topk(8).values, atol=2e-3, rtol=0)
+        # In any pair: a distribution, of which the teacher's own log-prob of what was said is a part.
+        assert (soft.teacher_logprobs[:, :-1] >= soft.teacher_logprobs[:, 1:]).all()
+        for i, token in enumerate(trace.token_ids):
+            at = soft.teacher_ids[i] == token
+            if at.any() and theirs == ours:
+                assert abs(soft.teacher_logprobs[i][at][0] - trace.teacher_logprobs[i]) < 2e-3
+    # And the same for anybody's traces: what a pair reads is what it would have made.
+    again = TraceGenerator(**how, top_logprobs=8, temperature=0.7, batch_size=1, block_size=1).run(rows)
+    for one, other in zip(traces, again, strict=True):
+        for mine, yours in zip(one.soft_targets, other.soft_targets, strict=True):
+            same = abs(mine - yours) < 2e-3
+            assert same.mean() > 0.99
+
+
+def loaded(source):
+    return load(source, GenerateConfig(skip_check=True))

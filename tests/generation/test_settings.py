@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from conftest import read, write
 from jobs import PROBLEMS, run
 
-from rsd import GenerateConfig, ScoreConfig, TraceGenerator
+from rsd import GenerateConfig, ScoreConfig, TraceGenerator, WeighConfig
 from rsd.cli import main
 from rsd.dataset.config import ExportConfig
 from rsd.settings import FREE, SAME, about, default_of, flag, kinds, settings
@@ -36,6 +36,7 @@ SHAPES = {
     "teacher_load_in": "8bit",
     "student_load_in": "8bit",
     "score": True,
+    "top_logprobs": 3,
     "system_prompt": "Be brief.",
     "chat_template_kwargs": {"enable_thinking": True},
     "dtype": "bfloat16",
@@ -72,7 +73,12 @@ def test_every_setting_is_classified():
     assert names == {SAME: {*SHAPES} | BY_FILES, FREE: {*CHANGES}}
 
 
-BOUNDED = [(config, f.name) for config in (GenerateConfig, ExportConfig) for f in settings(config) if about(f).whole]
+BOUNDED = [
+    (config, f.name)
+    for config in (GenerateConfig, ExportConfig, WeighConfig)
+    for f in settings(config)
+    if about(f).whole
+]
 
 
 @pytest.mark.parametrize(("config", "name"), BOUNDED)
@@ -118,7 +124,8 @@ def test_a_job_goes_on_with_other_free_settings_and_with_no_others(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("command", "config"), [("generate", GenerateConfig), ("score", ScoreConfig), ("export", ExportConfig)]
+    ("command", "config"),
+    [("generate", GenerateConfig), ("score", ScoreConfig), ("export", ExportConfig), ("weigh", WeighConfig)],
 )
 def test_the_command_line_has_a_flag_for_every_setting_and_tells_its_default(command, config):
     said = " ".join(CliRunner().invoke(main, [command, "--help"]).output.split())

@@ -160,7 +160,7 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path, monkeypatch):
     write(tmp_path / "in.jsonl", PROBLEMS)
     monkeypatch.chdir(tmp_path)
     assert "name an -o" in run("in.jsonl", "-o", "-", "--top-logprobs", "3", expect=2).output
-    assert "from 0 to 1024" in run("in.jsonl", "--top-logprobs", "-1", expect=2).output
+    assert "from 0 to 256" in run("in.jsonl", "--top-logprobs", "-1", expect=2).output
     block = "import sys; sys.modules['pyarrow'] = None; from rsd.cli import main; main()"
     args = [sys.executable, "-c", block, "generate", "in.jsonl", "--top-logprobs", "3", "-o", "new.jsonl"]
     made = subprocess.run(args, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})

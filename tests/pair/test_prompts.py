@@ -68,14 +68,13 @@ def test_a_template_gives_the_teacher_a_prompt_of_its_own(tiny, tmp_path, prompt
         assert "Hint" not in json.dumps(row)
 
 
-def test_a_column_gives_the_teacher_a_prompt_of_its_own_which_no_output_holds(tiny, tmp_path):
+def test_a_column_gives_the_teacher_a_prompt_of_its_own_which_no_row_holds(tiny, tmp_path):
     given = ["SECRET 0", [{"role": "user", "content": "SECRET 1"}], "SECRET 2", ""]
     source = write(tmp_path / "in.jsonl", [row | {"hint": h} for row, h in zip(ROWS, given, strict=True)])
     out = tmp_path / "out.jsonl"
     result = run(source, "-o", out, *pair(tiny), *FLAGS, *NO_TAGS, "--teacher-prompt-column", "hint", expect=1)
     assert "hint is empty" in result.output
-    for file in tmp_path.glob("out*"):
-        assert "SECRET" not in file.read_text()
+    assert [file.name for file in tmp_path.glob("out*") if "SECRET" in file.read_text()] == ["out.tokens.jsonl"]
     good = [row for row in read(out) if row["error"] is None]
     assert {row["id"] for row in good} == {"p0", "p1", "p2"}
     write(out, good)

@@ -131,7 +131,7 @@ HARD = st.lists(
 def test_steps_of_tokens_cover_any_text(scorer, text, kind):
     encoded = scorer.source.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     starts = [a for a, _ in encoded["offset_mapping"]]
-    assert scorer._starts(encoded["input_ids"]) == starts
+    assert scorer.texts.starts(encoded["input_ids"]) == starts
     spans, steps = token_steps(split(text, steps=kind), starts, len(text))
     assert "".join(text[a:b] for a, b in spans) == text
     if text:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rsd.scoring.steps import STEPS, split
+from rsd.scoring.steps import STEPS, split, step_end
 
 
 def texts(text: str, steps: str) -> list[str]:
@@ -314,3 +314,35 @@ def test_hostile_texts_end(fragment):
         spans = split(hostile, steps=kind)
         assert "".join(hostile[a:b] for a, b in spans) == hostile
         assert all(hostile[a:b].strip() for a, b in spans)
+
+
+def first_end(text, start, begin, steps):
+    """Where a step is found to end while its text is written, letter by letter."""
+    for k in range(start + 1, len(text) + 1):
+        if (end := step_end(text[begin:k], start - begin, steps=steps)) is not None:
+            return begin + end
+    return None
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_a_step_that_is_being_written_ends_where_it_does_in_the_whole_text(steps):
+    text = (
+        "<think>\nLet me see. Dr. Who has 3.14 pies, i.e. a lot of them. So it is:\n$$\nx = 2.\n\ny = 3. Then z.\n$$\n"
+        "It costs $5. Then $6 more! Also:\n\n```python\nx = 1\n\ny = 2. Or so.\n```\n\nWait. No.\n</think>\n\n"
+        "The answer is \\boxed{4}, and that is all of it."
+    )
+    spans = split(text, steps=steps)
+    assert len(spans) > 3
+    for i, (start, end) in enumerate(spans[:-1]):
+        begin = spans[i - 1][0] if i else 0
+        assert first_end(text, start, begin, steps) == end
+    # The last one may always go on.
+    assert first_end(text, spans[-1][0], spans[-2][0], steps) is None
+
+
+def test_a_block_that_is_not_closed_has_no_end_yet():
+    assert step_end("So:\n$$\nx = 1\ny = 2\n", 4) is None
+    assert step_end("So:\n$$\nx = 1\ny = 2\n$$\nThen it ", 4) == 22
+    assert step_end("Done. Then ", 0) == 5
+    assert step_end("Done.\nThen it is. So ", 5) == 17  # the line break would be the step's before, if it had more
+    assert step_end("Done. The", 0) is None

@@ -13,8 +13,10 @@ function weightList(t, role) {
     const begins = make("th", "", make("span", "number", n + 1), " ", cell(weight(w), w, "weight"));
     begins.scope = "row";
     const step = t.text.slice(places[2 * n], places[2 * n + 1]);
-    const own = proposals ? "of the teacher's own next step: " : "";
-    return make("tr", "", begins, action("teacher's step", step, `${own}validity ${number(teacher[n])}`),
+    const validity = `validity ${number(teacher[n])}`;
+    const theirs = action("teacher's step", step, proposals ? "" : validity);
+    if (proposals) theirs.append(make("div", "proposal", ...said("its own next step: ", proposals[n], validity)));
+    return make("tr", "", begins, theirs,
       action("student's action", actions[n], `validity ${number(student[n])}`));
   });
   const table = make("table", "", make("thead", "", head), make("tbody", "", ...rows));
@@ -31,10 +33,14 @@ function weightList(t, role) {
 }
 
 function action(label, text, validity) {  // of the teacher or the student, in one step
-  const told = text === null ? "–" : text.trim() ? make("code", "", visible(text.trim())) : "(no text)";
-  const made = make("td", "", make("div", "", told), make("small", "", validity));
+  const made = make("td", "", ...said("", text, validity));
   made.dataset.l = label;
   return made;
+}
+
+function said(before, text, validity) {
+  const told = text === null ? "–" : text.trim() ? make("code", "", visible(text.trim())) : "(no text)";
+  return [make("div", "", before, told), make("small", "", validity)];
 }
 
 function openWeights() {
