@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from distill_data import GENERATIONS, THRESHOLDS, Size, Task, make, start
-from distill_tables import plots, show, summary
+from distill_tables import matrix, plots, show, summary
 from distill_train import BATCH, train
 
 PLAIN, ARMS = ("raw", "rsd", "own"), ("raw", "rsd", "own", "ln")
@@ -106,7 +106,7 @@ class Runs:
         """By learning rate, on the problems for tuning."""
         tuned = self.of(table.student, tuning(table), arm)
         rates = sorted({run["task"]["rate"] for run in tuned})
-        return {rate: float(np.mean([r["accuracy"] for r in tuned if r["task"]["rate"] == rate])) for rate in rates}
+        return {rate: tuning_accuracy([r for r in tuned if r["task"]["rate"] == rate], self.size) for rate in rates}
 
     def best(self, table: Table, arm: str) -> float:
         if table.name == "sweep":
@@ -130,6 +130,10 @@ def _key(task: Task) -> str:
 def _do(job: tuple[Any, tuple[Any, ...]]) -> tuple[Any, Any]:
     function, arguments = job
     return arguments[0], function(*arguments)
+
+
+def tuning_accuracy(runs: list[dict[str, Any]], size: Size) -> float:
+    return float(matrix(runs, size.validation, first=size.problems).mean())
 
 
 def tuning(table: Table) -> str:
@@ -186,7 +190,7 @@ def report(runs: Runs, size: Size, folder: str | None) -> None:
         if table.name in ("steps", "cold"):
             (first,) = runs.of(table.student, "tune", "none")
             print(f"\nLearning rates, {table.student} student{', on-policy' if table.name == 'cold' else ''}: accuracy "
-                  f"on the problems for tuning (no training: {first['accuracy']:.1%})\n")  # fmt: skip
+                  f"on the problems for tuning (no training: {tuning_accuracy([first], size):.1%})\n")  # fmt: skip
             rates = sorted({rate for arm in done for rate in runs.accuracy(table, arm)})
             print("| arm | " + " | ".join(f"{rate:g}" for rate in rates) + " |\n" + "|---" * (len(rates) + 1) + "|")
             for arm in done:
@@ -198,7 +202,7 @@ def report(runs: Runs, size: Size, folder: str | None) -> None:
         name = f"{table.student}/{table.name}"
         made[name] = summary(of, none[table.student], size.held_out)
         show(table.title, made[name], none[table.student], size.held_out)
-    accuracy = {student: run["accuracy"] for student, run in none.items()}
+    accuracy = {student: float(matrix([run], size.held_out).mean()) for student, run in none.items()}
     runs.write(untrained=accuracy, tables=made)
     if folder:
         plots(Path(folder), made, accuracy)

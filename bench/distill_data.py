@@ -42,7 +42,7 @@ class Size:
         self.few_problems = self.problems // 2
         self.new_problems = self.problems * 3 // 16  # of the families that are new to a student
         self.few_steps = self.steps // 3
-        self.few_rates = (1e-3,) if quick else (1e-5, 1e-4, 3e-4)
+        self.few_rates = (1e-3,) if quick else (1e-5, 1e-4, 3e-4, 1e-3)
         self.policy_steps = 10 if quick else int(100 * scale)
         self.policy_rates = (1e-3,) if quick else (1e-4, 1e-3)
         self.policy_every = 5 if quick else int(50 * scale)  # steps from one evaluation to the next

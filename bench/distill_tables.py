@@ -11,9 +11,16 @@ Rows = list[dict[str, Any]]
 SHOWN = ("problems", "steps", "tokens_a_trace", "below_1_percent", "acceptance")
 
 
-def matrix(runs: Rows, count: int) -> np.ndarray:
-    """Right or not, [seeds, problems]."""
-    return np.array([np.unpackbits(np.frombuffer(bytes.fromhex(r["right"]), np.uint8))[:count] for r in runs], float)
+def matrix(runs: Rows, count: int, *, first: int = 0, others: bool = False) -> np.ndarray:
+    """Right or not, [seeds, problems], of the problems that count: for a student that learns new families these, of
+    which all arms' traces are; others: the rest of them. first: where the problems begin in their stream."""
+    right = np.array([np.unpackbits(np.frombuffer(bytes.fromhex(r["right"]), np.uint8))[:count] for r in runs], float)
+    new = np.isin((first + np.arange(count)) % len(FAMILIES), [list(FAMILIES).index(name) for name in NEW])
+    return right[:, new != others] if learns_new(runs[0]) else right
+
+
+def learns_new(run: dict[str, Any]) -> bool:
+    return run["task"].get("student") in ("unseen", "rare")
 
 
 def interval(right: np.ndarray, minus: np.ndarray) -> tuple[float, float, float]:
@@ -43,10 +50,8 @@ def summary(runs: Rows, untrained: dict[str, Any], count: int) -> Rows:
             both = _by_seed(of).keys() & _by_seed(other).keys()
             pair = (matrix([_by_seed(x)[seed] for seed in sorted(both)], count) for x in (of, other))
             row |= {"other": other[0]["task"]["arm"], "against": interval(*pair) if both else None}
-        if of[0]["task"].get("student") in ("unseen", "rare"):
-            new = np.isin(np.arange(count) % len(FAMILIES), [list(FAMILIES).index(name) for name in NEW])
-            row["new"], row["known"] = (interval(right[:, part], none[:, part]) for part in (new, ~new))
-            row["new_before"], row["known_before"] = (float(none[:, part].mean()) for part in (new, ~new))
+        if learns_new(untrained):
+            row["known"] = interval(*(matrix(runs, count, others=True) for runs in (of, [untrained])))
         row |= {c: float(np.mean([run[c] for run in of])) for c in SHOWN if c in of[0]}
         row["loss"] = _mean_curve([run.get("policy_loss", run.get("loss")) for run in of])
         if "curve" in of[0]:
@@ -74,20 +79,19 @@ def _points(x: tuple[float, float, float] | None) -> str:
 def show(title: str, rows: Rows, untrained: dict[str, Any], count: int) -> None:
     """Print a table, with what each step of on-policy distillation came to where there are such."""
     steps = [step for step, _ in rows[0].get("curve", [])]
-    parts = [part for part in ("new", "known") if part in rows[0]]  # families of problems
     columns = ["arm", "seeds", "accuracy", "95 %", "against no training", "against"]
-    columns += [f"{part} families, from {rows[0][f'{part}_before']:.1%}" for part in parts]
+    columns += ["the other families"] if learns_new(untrained) else []
     columns += [f"after {step}" for step in steps]
     columns += [] if steps else ["problems", "steps", "tokens a trace", "below 1 %", "acceptance"]
     columns += ["rate", "loss, first and last"]
-    none = interval(matrix([untrained], count), np.zeros((1, count)))
+    none = interval(matrix([untrained], count), np.zeros((1, 1)))
     print(f"\n{title}\n\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     print(f"| none | | {none[0]:.1%} | {none[1]:.1%} .. {none[2]:.1%} |" + " |" * (len(columns) - 4))
     for r in rows:
         a = r["accuracy"]
         against = f"{r['other']}: {_points(r['against'])}" if r.get("against") else ""
         cells = [r["arm"], str(r["seeds"]), f"{a[0]:.1%}", f"{a[1]:.1%} .. {a[2]:.1%}", _points(r["gain"]), against]
-        cells += [_points(r[part]) for part in parts]
+        cells += [_points(r["known"])] if "known" in r else []
         cells += [f"{accuracy:.1%}" for _, accuracy in r.get("curve", [])]
         if not steps:
             cells += [f"{r['problems']:.0f}", f"{r['steps']:.0f}", f"{r['tokens_a_trace']:.0f}"]
