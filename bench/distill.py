@@ -28,7 +28,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from distill_data import GENERATIONS, THRESHOLDS, Size, Task, make, start
 from distill_tables import matrix, plots, show, summary
 from distill_train import BATCH, train
@@ -160,6 +159,10 @@ def task(table: Table, arm: str, seed: int, rate: float, runs: Runs) -> Task:
     return made
 
 
+def seeds_of(table: Table, size: Size) -> range:
+    return size.sweep_seeds if table.name == "sweep" else size.seeds
+
+
 def untrained(student: str, table: str) -> Task:
     none = {"table": table, "arm": "none", "seed": 0, "rate": 0.0, "among": []}
     return none if student == "bundled" else none | {"student": student}
@@ -174,8 +177,7 @@ def run(runs: Runs, size: Size, wanted: set[str]) -> None:
         if table.name == "cold":
             tune(table._replace(name="steps"), [arm for arm in arms if arm != "policy"], runs, size)
         tune(table, arms, runs, size)
-        seeds = size.sweep_seeds if table.name == "sweep" else size.seeds
-        for seed in seeds:  # one after the other, so that a run that is stopped has whole seeds
+        for seed in seeds_of(table, size):  # one after the other, so that a run that is stopped has whole seeds
             runs.do(task(table, arm, seed, runs.best(table, arm), runs) for arm in arms)
 
 
@@ -184,18 +186,19 @@ def report(runs: Runs, size: Size, folder: str | None) -> None:
     made: dict[str, Any] = {}
     none: dict[str, Any] = {}
     for table in tables(size):
-        done = [arm for arm in table.arms if runs.of(table.student, table.name, arm)]
-        if not done:
-            continue
-        if table.name in ("steps", "cold"):
+        tuned = [arm for arm in table.arms if runs.accuracy(table, arm)]
+        if tuned and table.name in ("steps", "cold"):
             (first,) = runs.of(table.student, "tune", "none")
             print(f"\nLearning rates, {table.student} student{', on-policy' if table.name == 'cold' else ''}: accuracy "
                   f"on the problems for tuning (no training: {tuning_accuracy([first], size):.1%})\n")  # fmt: skip
-            rates = sorted({rate for arm in done for rate in runs.accuracy(table, arm)})
+            rates = sorted({rate for arm in tuned for rate in runs.accuracy(table, arm)})
             print("| arm | " + " | ".join(f"{rate:g}" for rate in rates) + " |\n" + "|---" * (len(rates) + 1) + "|")
-            for arm in done:
+            for arm in tuned:
                 accuracy = runs.accuracy(table, arm)
                 print(f"| {arm} | " + " | ".join(f"{accuracy[r]:.1%}" if r in accuracy else "" for r in rates) + " |")
+        done = [arm for arm in table.arms if runs.of(table.student, table.name, arm)]
+        if not done:
+            continue
         (none[table.student],) = runs.of(table.student, "none", "none")
         of = [r for arm in done for r in runs.of(table.student, table.name, arm)
               if r["task"]["rate"] == runs.best(table, arm)]  # fmt: skip
@@ -207,7 +210,8 @@ def report(runs: Runs, size: Size, folder: str | None) -> None:
     if folder:
         plots(Path(folder), made, accuracy)
     hours = sum(r["seconds"] for r in runs.runs) / 3600
-    print(f"\n{len(runs.runs)} runs so far, of {hours:.1f} hours in all with one thread each")
+    missing = sum(len(seeds_of(t, size)) - len(runs.of(t.student, t.name, arm)) for t in tables(size) for arm in t.arms)
+    print(f"\n{len(runs.runs)} runs took {hours:.1f} hours of one thread; without the tuning, {missing} are missing")
 
 
 def main() -> None:

@@ -38,7 +38,8 @@ class Size:
         self.sweep = (0.003, 0.01, 0.3) if quick else (0.003, 0.01, 0.03, 0.1, 0.3)
         self.sweep_seeds = range(1) if quick else range(3)
         # The students with headroom, which learn from less.
-        self.making = 600 if quick else 1500  # steps in which they are made, as many as the bundled student's
+        self.making = 200 if quick else 1500  # steps in which they are made, as many as the bundled student's
+        self.afresh = not quick  # else they go on from the bundled student: nothing is learnt in so few steps
         self.few_problems = self.problems // 2
         self.new_problems = self.problems * 3 // 16  # of the families that are new to a student
         self.few_steps = self.steps // 3
@@ -112,15 +113,16 @@ def student(name: str, size: Size) -> Path:
         tokenizer = pair.PreTrainedTokenizerFast.from_pretrained(bundled("student"))
         encoder = pair.Encoder(tokenizer)
         known = [family for family in FAMILIES if family not in NEW]
-        if name == "rare":
-            model = pair.AutoModelForCausalLM.from_pretrained(student("unseen", size), dtype=pair.torch.float32)
-            data = pair.batches(encoder, f"{pair.SEED} few", 1.0, 64, [*known * 4, *NEW])
-            pair.train(model, data, size.making // 10, 1e-3, "cpu", mixed=False)
+        if name == "rare" or not size.afresh:
+            before = student("unseen", size) if name == "rare" else bundled("student")
+            model = pair.AutoModelForCausalLM.from_pretrained(before, dtype=pair.torch.float32)
+            steps, rate, seed = size.making // 10, 1e-3, f"{pair.SEED} few"
         else:
             model = pair.model_of(768, hidden=96, layers=2, heads=3, kv_heads=1, inner=288)
-            many, families = (32, FAMILIES) if name == "early" else (64, known)
-            data = pair.batches(encoder, f"{pair.SEED} student", 1.0, many, families)
-            pair.train(model, data, size.making, 3e-3, "cpu", mixed=False)
+            steps, rate, seed = size.making, 3e-3, f"{pair.SEED} student"
+        families = {"early": FAMILIES, "unseen": known, "rare": [*known * 4, *NEW]}[name]
+        data = pair.batches(encoder, seed, 1.0, 32 if name == "early" else 64, families)
+        pair.train(model, data, steps, rate, "cpu", mixed=False)
         temporary = folder.with_suffix(f".{os.getpid()}")
         tokenizer.save_pretrained(temporary)
         pair.save(model, tokenizer, encoder, temporary)
