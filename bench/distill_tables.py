@@ -142,7 +142,7 @@ def _bundled(file: Path, tables: dict[str, Rows], none: float) -> None:
         _bars(left, rows, (i - 1) * 0.2, label=label)
     left.set_xticks(range(len(rows)), [row["arm"] for row in rows])
     left.set_ylabel("greedy accuracy on held-out problems, %")
-    for row in rows:
+    for row in (row for row in tables["bundled/steps"] if "+" not in row["arm"]):
         middle.plot(*zip(*row["loss"], strict=True), label=row["arm"])
     middle.set_yscale("log")
     middle.set_xlabel("optimizer step")
@@ -160,7 +160,8 @@ def _bundled(file: Path, tables: dict[str, Rows], none: float) -> None:
 
 def _arms(file: Path, tables: dict[str, Rows], none: dict[str, float]) -> None:
     """All arms on the problems that the plain ones solved, a student beside the other."""
-    shown = [name for name in ("rare", "early", "unseen", "bundled") if f"{name}/steps" in tables]
+    shown = [name for name in ("rare", "early", "unseen") if f"{name}/steps" in tables]
+    shown += ["bundled"] if any("+" in row["arm"] for row in tables.get("bundled/steps", [])) else []
     figure, (parts,) = _figure(len(shown))
     for name, axes in zip(shown, parts, strict=True):
         rows = tables[f"{name}/steps"]
