@@ -72,6 +72,11 @@ def kept(file: Path, make: Callable[[], Any]) -> Any:
     return json.loads(file.read_text())
 
 
+def learns_new(task: Task) -> bool:
+    """Whether a run's traces are of new families alone, so that it is these that it is measured on."""
+    return task.get("student") in ("unseen", "rare")
+
+
 # --- students and traces ---------------------------------------------------------------------------
 
 
@@ -85,7 +90,7 @@ def training_problems(of: str, threshold: float, seed: int, size: Size) -> list[
     """All families'; for the student that does not know some, these. Where all arms are compared on what a student
     with headroom solved itself, no others than that."""
     every = questions("distill", size.problems + size.validation, held_out=False)
-    if of in ("unseen", "rare"):
+    if learns_new({"student": of}):
         tuning = {question["prompt"] for question in every[size.problems :]}
         few = questions("distill unseen", size.new_problems, held_out=False, families=NEW)
         return [question for question in few if question["prompt"] not in tuning]

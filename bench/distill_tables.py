@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from distill_data import FAMILIES, NEW
+from distill_data import FAMILIES, NEW, learns_new
 
 Rows = list[dict[str, Any]]
 SHOWN = ("problems", "steps", "tokens_a_trace", "below_1_percent", "acceptance")
@@ -16,11 +16,7 @@ def matrix(runs: Rows, count: int, *, first: int = 0, others: bool = False) -> n
     which all arms' traces are; others: the rest of them. first: where the problems begin in their stream."""
     right = np.array([np.unpackbits(np.frombuffer(bytes.fromhex(r["right"]), np.uint8))[:count] for r in runs], float)
     new = np.isin((first + np.arange(count)) % len(FAMILIES), [list(FAMILIES).index(name) for name in NEW])
-    return right[:, new != others] if learns_new(runs[0]) else right
-
-
-def learns_new(run: dict[str, Any]) -> bool:
-    return run["task"].get("student") in ("unseen", "rare")
+    return right[:, new != others] if learns_new(runs[0]["task"]) else right
 
 
 def interval(right: np.ndarray, minus: np.ndarray) -> tuple[float, float, float]:
@@ -50,7 +46,7 @@ def summary(runs: Rows, untrained: dict[str, Any], count: int) -> Rows:
             both = _by_seed(of).keys() & _by_seed(other).keys()
             pair = (matrix([_by_seed(x)[seed] for seed in sorted(both)], count) for x in (of, other))
             row |= {"other": other[0]["task"]["arm"], "against": interval(*pair) if both else None}
-        if learns_new(untrained):
+        if learns_new(untrained["task"]):
             row["known"] = interval(*(matrix(runs, count, others=True) for runs in (of, [untrained])))
         row |= {c: float(np.mean([run[c] for run in of])) for c in SHOWN if c in of[0]}
         row["loss"] = _mean_curve([run.get("policy_loss", run.get("loss")) for run in of])
@@ -80,7 +76,7 @@ def show(title: str, rows: Rows, untrained: dict[str, Any], count: int) -> None:
     """Print a table, with what each step of on-policy distillation came to where there are such."""
     steps = [step for step, _ in rows[0].get("curve", [])]
     columns = ["arm", "seeds", "accuracy", "95 %", "against no training", "against"]
-    columns += ["the other families"] if learns_new(untrained) else []
+    columns += ["the other families"] if learns_new(untrained["task"]) else []
     columns += [f"after {step}" for step in steps]
     columns += [] if steps else ["problems", "steps", "tokens a trace", "below 1 %", "acceptance"]
     columns += ["rate", "loss, first and last"]

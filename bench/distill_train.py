@@ -6,7 +6,7 @@ from typing import Any
 
 import distill_data as data
 import numpy as np
-from distill_data import LONGEST, TOP, Size, Task, chosen, questions, student
+from distill_data import LONGEST, NEW, TOP, Size, Task, chosen, learns_new, questions, student
 
 BATCH = 16
 SHORT = 128  # tokens of an on-policy completion
@@ -79,6 +79,7 @@ def on_policy(model: Any, tokenizer: Any, rows: list[dict[str, Any]], task: Task
     widths = {"teacher_width": teacher.config.vocab_size, "student_width": model.config.vocab_size}
     vocabulary = meet(theirs, tokenizer, **widths)
     asked = held_out(task, size)
+    counted = [not learns_new(task) or question["id"].split("-")[0] in NEW for question in asked]
     curve = [[0, solve(model.eval(), tokenizer, asked)]]
 
     class Measure(TrainerCallback):
@@ -105,7 +106,11 @@ def on_policy(model: Any, tokenizer: Any, rows: list[dict[str, Any]], task: Task
         callbacks=[Measure()],
     )
     loss = losses(trainer)
-    return {"policy_loss": loss, "curve": [[step, float(right.mean())] for step, right in curve], "right": curve[-1][1]}
+    return {
+        "policy_loss": loss,
+        "curve": [[step, float(right[counted].mean())] for step, right in curve],
+        "right": curve[-1][1],
+    }
 
 
 def losses(trainer: Any) -> list[Any]:
