@@ -42,7 +42,8 @@ def summary(runs: Rows, untrained: dict[str, Any], count: int) -> Rows:
         row["accuracy"] = interval(right, np.zeros_like(none))
         row["gain"] = interval(right, none)
         plain, more = name.partition("+")[::2]
-        if (other := by_arm.get(plain if more else "raw")) and other is not of:  # seed by seed
+        base = plain if more else "policy" if "policy" in by_arm else "raw"
+        if (other := by_arm.get(base)) and other is not of:  # seed by seed
             both = _by_seed(of).keys() & _by_seed(other).keys()
             pair = (matrix([_by_seed(x)[seed] for seed in sorted(both)], count) for x in (of, other))
             row |= {"other": other[0]["task"]["arm"], "against": interval(*pair) if both else None}
