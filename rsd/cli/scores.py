@@ -114,7 +114,7 @@ def _score(
     overwrite: bool,
 ) -> "ScoreSummary | None":
     quiet()
-    from rsd.api import scorer_of
+    from rsd.api.judging import scorer_of
     from rsd.scoring.job import score_file
 
     scorer, reread = scorer_of(on_own_device(config))
@@ -126,7 +126,7 @@ def _score(
     if html_file is None:
         return score_file(scorer, todo, output, **how)
     from rsd.analysis.report import write_set_report
-    from rsd.api import trace_file
+    from rsd.api.comparing import trace_file
 
     with closing(trace_file(html_file, scorer)) as traces:
         kept: list[Scored] = []

@@ -187,7 +187,6 @@ class Proposals:
 
         pool = Candidates(None if said.ids is None else grid(said.ids), grid(said.masses))
         mass = self.mass(pool)
-
         asked = teacher, trees, output, recent, drafted
         corrections = self.units.corrections(pool, drafts.accepts, *asked, pooled=self.pool)
         where, mixed = None, {}
@@ -229,9 +228,8 @@ class Proposals:
 
     def _among_top(self, pool: Candidates) -> Accepts:
         """Whether a token, or what it takes its mass from, may be among the likeliest: its first piece is."""
-        least = pool.masses[..., : self.top][..., -1].tolist()
-        first = {token: pieces[0] for token, pieces in self.units.pieces.items()}
-        return lambda places: [pool.of(i, j, first[token]) >= least[i][j] for i, j, token in places]
+        least, pieces = pool.masses[..., : self.top][..., -1].tolist(), self.units.pieces
+        return lambda places: [pool.of(i, j, pieces[token][0]) >= least[i][j] for i, j, token in places]
 
     def _soft(
         self,
