@@ -10,7 +10,7 @@ never overlap, however many of either are drawn and by whom.
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 NAMES = [
@@ -190,14 +190,14 @@ FAMILIES = {
 }
 
 
-def problems(seed: str, *, held_out: bool) -> Iterator[Problem]:
-    """An endless stream of distinct problems of all families in turn, held-out or training ones."""
+def problems(seed: str, *, held_out: bool, families: Iterable[str] = FAMILIES) -> Iterator[Problem]:
+    """An endless stream of distinct problems of these families in turn, held-out or training ones."""
     r, seen = random.Random(seed), set()
     while True:
-        for family in FAMILIES.values():
-            p = family(r)
+        for family in families:
+            p = FAMILIES[family](r)
             while p.held_out != held_out or p.text in seen:
-                p = family(r)
+                p = FAMILIES[family](r)
             seen.add(p.text)
             yield p
 

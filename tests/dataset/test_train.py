@@ -194,6 +194,23 @@ def test_the_distillation_benchmark_runs_and_goes_on_where_it_was_stopped(tmp_pa
     assert "seed" not in again.stderr and again.stdout.split("minutes")[0].count("|") == result.stdout.count("|")
     after = json.loads((tmp_path / "out.json").read_text())
     assert after["tables"] == made["tables"] and after["runs"] == made["runs"]
-    arms = {row["arm"]: row for row in made["tables"]["steps"]}
-    assert set(arms) == {"raw", "rsd", "own", "ln"} and len({row["problems"] for row in arms.values()}) == 1
+    arms = {row["arm"]: row for row in made["tables"]["bundled/steps"]}
+    rare = {row["arm"]: row for row in made["tables"]["rare/steps"]}
+    more = {f"{traces}+{what}" for traces in ("raw", "rsd") for what in ("soft", "weights")}
+    assert arms.keys() - more == {"raw", "rsd", "own", "ln"} and rare.keys() - more == {"raw", "rsd", "own"}
+    for rows in (arms, rare):
+        assert rows.keys() > more and len({row["problems"] for row in rows.values() if row["arm"] != "own"}) == 1
     assert arms["raw"]["below_1_percent"] > 0.5 and arms["rsd"]["below_1_percent"] == 0
+    cold = {row["arm"]: [step for step, _ in row["curve"]] for row in made["tables"]["rare/cold"]}
+    assert cold == {arm: [0, 5, 10] for arm in ("policy", "raw", "rsd")}
+
+
+@pytest.mark.slow
+def test_the_distillation_benchmark_runs_the_arms_that_are_named(tmp_path):
+    command = [sys.executable, ROOT / "bench" / "distill.py", "--quick", "--json", tmp_path / "out.json"]
+    command += ["--arm", "bundled/raw+soft", "--jobs", "1"]
+    result = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    runs = json.loads((tmp_path / "out.json").read_text())["runs"]
+    assert {run["task"]["arm"] for run in runs} == {"none", "raw+soft"}
+    assert {run["task"]["table"] for run in runs} == {"none", "tune", "steps"}
