@@ -8,8 +8,8 @@ import torch
 from conftest import read, write
 from exports import export
 from jobs import run
-from test_train import trainer_of
 from test_loss_weights import weighed
+from test_train import trainer_of
 
 from rsd.models.bundled import bundled
 from rsd.traces.readers import read_rows
