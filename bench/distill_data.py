@@ -28,14 +28,14 @@ class Size:
     """How large an experiment is."""
 
     def __init__(self, *, quick: bool, scale: float) -> None:
-        self.problems = 240 if quick else int(1600 * scale)
-        self.steps = 60 if quick else int(300 * scale)
-        self.held_out = 400 if quick else int(2000 * scale)
-        self.validation = 200 if quick else int(1000 * scale)
+        self.problems = 160 if quick else int(1600 * scale)
+        self.steps = 24 if quick else int(300 * scale)
+        self.held_out = 160 if quick else int(2000 * scale)
+        self.validation = 80 if quick else int(1000 * scale)
         self.seeds = range(1) if quick else range(5)
         self.tuning_seeds = (100,) if quick else (100, 101)
-        self.rates = (1e-4, 1e-3) if quick else (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-        self.sweep = (0.003, 0.01, 0.3) if quick else (0.003, 0.01, 0.03, 0.1, 0.3)
+        self.rates = (1e-3,) if quick else (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+        self.sweep = (0.01, 0.3) if quick else (0.003, 0.01, 0.03, 0.1, 0.3)
         self.sweep_seeds = range(1) if quick else range(3)
         # The students with headroom, which learn from less.
         self.making = 200 if quick else 1500  # steps in which they are made, as many as the bundled student's

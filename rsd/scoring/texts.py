@@ -1,10 +1,14 @@
 """Traces as the student's tokens: which these are, and where in the text each begins."""
 
+import re
+
 import numpy as np
 
 from rsd.models.source import Source
 from rsd.scoring.responses import Response
 from rsd.traces.pieces import token_starts
+
+PLAIN = re.compile(r"(?:[^\W_]| )+", re.ASCII)
 
 
 class Texts:
@@ -12,6 +16,7 @@ class Texts:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self._plain: dict[int, bool] = {}
         self.known = np.isin(np.arange(source.width), list(source.tokenizer.get_vocab().values()))
 
     def tokens(self, response: Response) -> tuple[str, list[int], list[int]]:
@@ -51,6 +56,12 @@ class Texts:
     def unknown(self, ids: list[int]) -> int | None:
         """The first of these ids that the student's tokenizer does not know."""
         return next((i for i in ids if not (0 <= i < self.source.width and self.known[i])), None)
+
+    def plain(self, token: int) -> bool:
+        """Whether a token is words, numbers and spaces alone, by itself and so with any others: no step ends there."""
+        if token not in self._plain:
+            self._plain[token] = PLAIN.fullmatch(self.decode([token])) is not None
+        return self._plain[token]
 
     def decode(self, ids: list[int]) -> str:
         return str(self.source.tokenizer.decode(ids, clean_up_tokenization_spaces=False))

@@ -101,7 +101,7 @@ class StepEnd:
         self.start = len(texts.decode(self.before)) if self.before else 0
 
     def __call__(self, ids: Sequence[int]) -> int | None:
-        if ids[-1] in self.texts.source.eos:
+        if ids[-1] in self.texts.source.eos or all(map(self.texts.plain, ids)):
             return None
         end = step_end(self.texts.decode([*self.before, *ids]), self.start, steps=self.steps)
         return None if end is None else self._tokens(ids, end)
