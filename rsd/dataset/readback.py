@@ -20,7 +20,7 @@ from rsd.traces.columns import is_chat, not_ours
 from rsd.traces.given import Given, file_of, rows_of
 from rsd.traces.lines import Key, files_of, key_of, made_of, whole_lines
 from rsd.traces.rows import Messages
-from rsd.traces.soft import SoftFile, SoftTargets, made_by, soft_file, soft_targets
+from rsd.traces.soft import SoftFile, SoftTargets, soft_file, soft_targets
 from rsd.traces.trace import Trace
 
 
@@ -64,16 +64,10 @@ def _soft(path: str) -> Callable[[Key], SoftTargets | None]:
     """The soft targets beside a file of rows, or beside one that it was made of.
 
     Raises:
-        ValueError: there are none of the teacher's.
+        ValueError: there are none.
     """
-    names = list(made_of(path))
-    files = [SoftFile(soft_file(name)) for name in names if soft_file(name).is_file()] or [
-        SoftFile(soft_file(names[-1]))
-    ]
-    for file in files:
-        if "teacher" in file.models:
-            return file.get
-    raise ValueError(f"{files[0].file} holds the student's soft targets alone: {made_by()}")
+    files = [soft_file(name) for name in made_of(path)]
+    return SoftFile(next((file for file in files if file.is_file()), files[-1])).get
 
 
 def anybodys(path: Path) -> Row | None:

@@ -58,7 +58,7 @@ def softened(
     dropped: Counter[str] = Counter()
     for row in rows:
         key = key_of(row)
-        if (targets := soft(key)) is None or targets.teacher_ids is None:
+        if (targets := soft(key)) is None:
             missing += 1
             continue
         t = tokens.get(key) or Ids(targets.prompt_ids, np.empty(0, np.int64), targets.token_ids)
@@ -115,7 +115,7 @@ def _unfit(soft: SoftTargets, ids: list[int], read: list[int], width: int) -> st
 
 
 def _largest(soft: SoftTargets) -> int:
-    return -1 if soft.teacher_ids is None else int(soft.teacher_ids.max())
+    return int(soft.teacher_ids.max())
 
 
 def _filled(ids: np.ndarray, logprobs: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

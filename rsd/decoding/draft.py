@@ -172,20 +172,16 @@ class Drafts:
         """Over candidates [R, K, C] with p as `Proposed` has them; over all tokens where these are None."""
         if ids is None or p is None:
             return self.student.over_all(self._grid("logprobs"))
+        logprobs = self.logprobs(ids)
+        mask = accept_mask(logprobs, p, self.student.acceptance, self.student.sampling, self.least)
+        return Over(mask, p, drafter(p, mask), logprobs)
+
+    def logprobs(self, ids: Tensor) -> Tensor:
+        """The student's of any tokens [R, K, C]."""
         parts = []
         for j, one in enumerate(self._passes()):
             wanted = ids[:, j] if one.rows is None else ids[self._at(one.rows, one.columns)]
             parts.append(one.step.logprobs[self._mine(one)].gather(-1, wanted))
-        logprobs = self._placed(parts)
-        mask = accept_mask(logprobs, p, self.student.acceptance, self.student.sampling, self.least)
-        return Over(mask, p, drafter(p, mask), logprobs)
-
-    def logprobs(self, tokens: Tensor) -> Tensor:
-        """What the student gives any tokens [R, K]."""
-        parts = []
-        for j, one in enumerate(self._passes()):
-            wanted = tokens[:, j] if one.rows is None else tokens[self._at(one.rows, one.columns)]
-            parts.append(one.step.logprobs[self._mine(one)].gather(-1, wanted[:, None])[:, 0])
         return self._placed(parts)
 
     def top(self, k: int) -> tuple[Tensor, Tensor]:

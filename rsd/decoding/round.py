@@ -91,7 +91,7 @@ class Rounds:
         """Row `row` becomes the first `shared` ids of row `at` that the teacher prefilled, and the trace so far."""
         self.proposer.place_row(row, context, so_far.partial, so_far.ids, prefilled=prefilled, at=at, shared=shared)
         self.asked[row], self.given[row] = so_far.request.ends, so_far.request.given
-        if self.blocks.fixed is None:
+        if self.blocks.fixed is None and not so_far.request.given:
             request = so_far.request
             theirs = self.proposer.in_ours(request.teacher_prompt)
             self.seen[row] = LookUp([theirs, [*request.student_prompt, *so_far.ids]])
@@ -146,7 +146,7 @@ class Rounds:
             goal = target(proposed.q, student.p, student.mask, self.acceptance.trials)
             if given:
                 verdict = as_given(mine)
-                tokens, said = verdict.tokens, mine.logprobs(verdict.tokens)
+                tokens, said = verdict.tokens, mine.logprobs(verdict.tokens[..., None])[..., 0]
             else:
                 there = None if mine.given is None else proposed.place_if_any(mine.given)
                 verdict = rejection_sample(proposed.place(mine.tokens), student.d, goal, chance, given=there)

@@ -61,13 +61,9 @@ class Rereader:
 
     def _ids(self, one: Scored) -> list[int]:
         """The trace as it was sampled, where that is known; else as the student writes it, with an EOS at its end."""
-        response = one.response
-        if response.tokens is not None:
-            ids: list[int] = response.tokens["token_ids"].tolist()
-            shown = self.texts.without_eos(ids)
-            if shown and self.texts.unknown(shown) is None and self.texts.decode(shown) == one.text:
-                return ids
-        cut = response.row.get("finish_reason") in ("length", "loop")
+        if (ids := self.texts.sampled(one.response, one.text)) is not None:
+            return ids
+        cut = one.response.row.get("finish_reason") in ("length", "loop")
         return [*one.token_ids.tolist(), *([] if cut else [self.pair.student.ends[0]])]
 
 

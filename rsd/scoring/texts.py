@@ -57,6 +57,14 @@ class Texts:
         """The first of these ids that the student's tokenizer does not know."""
         return next((i for i in ids if not (0 <= i < self.source.width and self.known[i])), None)
 
+    def sampled(self, response: Response, text: str) -> list[int] | None:
+        """The ids that were sampled, the final EOS included, where the sidecar has them and they spell this text."""
+        if response.tokens is None:
+            return None
+        ids: list[int] = response.tokens["token_ids"].tolist()
+        shown = self.without_eos(ids)
+        return ids if shown and self.unknown(shown) is None and self.decode(shown) == text else None
+
     def plain(self, token: int) -> bool:
         """Whether a token is words, numbers and spaces alone, by itself and so with any others: no step ends there."""
         if token not in self._plain:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from rsd.files import anew, encode, first_row
 from rsd.settings import called
+from rsd.traces import ours
 from rsd.traces.columns import not_ours
 from rsd.traces.filters import is_right
 from rsd.traces.lines import Key, files_of, hash_of, key_of, read_manifest, whole
@@ -83,7 +84,7 @@ def look(
         raise ValueError(f"{out} exists and {which}: it is not this job's; use another {called('output')}")
     own = not top or is_beginning(soft_file(out), top)
     strange = f"{soft_file(out)} holds no soft targets of this job: use another {called('output')}"
-    if not own and not _soft(soft_file(out)):
+    if not own and not ours.soft(soft_file(out)):
         raise ValueError(strange)
     if overwrite:
         return Found()
@@ -260,12 +261,6 @@ def _ours(out: Path, *, torn: bool) -> bool:
         not f.is_file() or not f.stat().st_size or first_row(f).keys() >= set(columns) or (torn and not _lines(f))
         for f, columns in kinds.items()
     )
-
-
-def _soft(file: Path) -> bool:
-    with suppress(ValueError):
-        return SoftFile(file).k > 0
-    return False
 
 
 def _is_json(text: bytes) -> bool:

@@ -30,25 +30,19 @@ class SoftTargets(NamedTuple):
     token_ids: int32 [T], the trace's, the final EOS included. teacher_ids, student_ids:
     int32 [T, K], the student's ids, likeliest first; -1 where fewer are known. teacher_logprobs, student_logprobs:
     float32 [T, K], natural log of the softmax over the full width at temperature 1, before any mask; NaN where there
-    is no id. None, both of a model, where it was not asked.
+    is no id.
     """
 
     prompt_ids: np.ndarray
     token_ids: np.ndarray
-    teacher_ids: np.ndarray | None
-    teacher_logprobs: np.ndarray | None
-    student_ids: np.ndarray | None
-    student_logprobs: np.ndarray | None
+    teacher_ids: np.ndarray
+    teacher_logprobs: np.ndarray
+    student_ids: np.ndarray
+    student_logprobs: np.ndarray
 
     @property
     def k(self) -> int:
-        known = self.teacher_ids if self.teacher_ids is not None else self.student_ids
-        return 0 if known is None else int(known.shape[1])
-
-    @property
-    def models(self) -> list[str]:
-        """Whose they are."""
-        return [name for name in MODELS if getattr(self, f"{name}_ids") is not None]
+        return int(self.teacher_ids.shape[1])
 
 
 def soft_targets(prompt_ids: Sequence[int], tokens: np.ndarray) -> SoftTargets | None:
@@ -78,13 +72,13 @@ def arrow() -> tuple[Any, Any]:
     return pyarrow, ipc
 
 
-def schema_of(k: int, models: Sequence[str] = MODELS) -> Any:
-    """The columns of a file with the K likeliest tokens of these models."""
+def schema_of(k: int) -> Any:
+    """The columns of a file with the K likeliest tokens of both models."""
     pa, _ = arrow()
     kinds = [("ids", pa.int32()), ("logprobs", pa.float16())]
     fields = [pa.field("id", pa.string()), pa.field("generation", pa.int64())]
     fields += [pa.field(name, pa.list_(pa.int32())) for name in ("prompt_ids", "token_ids")]
-    fields += [pa.field(f"{name}_{of}", pa.list_(pa.list_(kind, k))) for name in models for of, kind in kinds]
+    fields += [pa.field(f"{name}_{of}", pa.list_(pa.list_(kind, k))) for name in MODELS for of, kind in kinds]
     fields.append(pa.field("checksum", pa.binary(8)))
     return pa.schema(fields, {SIZE: str(k)})
 
@@ -106,15 +100,9 @@ def is_beginning(file: Path, k: int) -> bool:
 def batch(schema: Any, key: Key, soft: SoftTargets) -> bytes:
     """What a trace adds to a file."""
     pa, ipc = arrow()
-    name = key[0].encode("utf-8", "backslashreplace").decode()  # of a lone surrogate its escape
-    stored = soft._replace(
-        **{
-            field.name: getattr(soft, field.name).astype(np.float16)
-            for field in schema
-            if field.name.endswith("logprobs")
-        }
-    )
-    given = {"id": name, "generation": key[1], "checksum": checksum((name, key[1]), stored)}
+    teacher, student = soft.teacher_logprobs.astype(np.float16), soft.student_logprobs.astype(np.float16)
+    stored, key = soft._replace(teacher_logprobs=teacher, student_logprobs=student), written(key)
+    given = {"id": key[0], "generation": key[1], "checksum": checksum(key, stored)}
 
     def column(field: Any) -> Any:
         if not pa.types.is_list(field.type):
@@ -134,6 +122,11 @@ def batch(schema: Any, key: Key, soft: SoftTargets) -> bytes:
     return sink.getvalue()[len(head(schema)) : -END]
 
 
+def written(key: Key) -> Key:
+    """A trace's key as the file has it: of a lone surrogate, which is no text for Arrow, its escape."""
+    return key[0].encode("utf-8", "backslashreplace").decode(), key[1]
+
+
 def unpacked(made: Any, k: int) -> tuple[Key, SoftTargets]:
     """Which trace a batch is of, and its soft targets, log-probs in 16 bits.
 
@@ -143,18 +136,10 @@ def unpacked(made: Any, k: int) -> tuple[Key, SoftTargets]:
     made.validate(full=True)
     if made.num_rows != 1:
         raise ValueError("not one trace")
-    found: dict[str, Any] = dict.fromkeys(SoftTargets._fields)
-    for name in made.schema.names:
-        values = made[name][0]
-        if name not in found:
-            continue
-        flat = values.values if name in ("prompt_ids", "token_ids") else values.values.flatten()
-        found[name] = flat.to_numpy(zero_copy_only=False)
-    length = len(found["token_ids"])
-    for name, of in found.items():
-        if of is not None and name not in ("prompt_ids", "token_ids"):
-            found[name] = of.reshape(length, k)
-    key, soft = (made["id"][0].as_py(), made["generation"][0].as_py()), SoftTargets(**found)
+    lists = [made[name][0].values for name in SoftTargets._fields]
+    prompt_ids, token_ids = (of.to_numpy(zero_copy_only=False) for of in lists[:2])
+    wide = [of.flatten().to_numpy(zero_copy_only=False).reshape(len(token_ids), k) for of in lists[2:]]
+    key, soft = (made["id"][0].as_py(), made["generation"][0].as_py()), SoftTargets(prompt_ids, token_ids, *wide)
     if made["checksum"][0].as_py() != checksum(key, soft):
         raise ValueError("damaged")
     return key, soft
@@ -164,16 +149,15 @@ def checksum(key: Key, soft: SoftTargets) -> bytes:
     """By which a batch is known to be what was written: nothing else checks what is in it."""
     made = hashlib.blake2b(json.dumps(key).encode(), digest_size=8)
     for of in soft:
-        if of is not None:
-            made.update(np.ascontiguousarray(of).tobytes() + b"|")
+        made.update(of.tobytes() + b"|")
     return made.digest()
 
 
 class SoftFile:
     """The soft targets of a file by their traces, of which only the places are in memory.
 
-    Of two batches of a trace the last one counts. k: how many tokens each has; models: whose; order: of each batch the
-    trace and where it ends; size: how many bytes are whole.
+    Of two batches of a trace the last one counts. k: how many tokens each has; order: of each batch the trace and where
+    it ends; size: how many bytes are whole.
 
     Raises:
         ValueError: there is no such file, or it holds no soft targets.
@@ -188,8 +172,7 @@ class SoftFile:
             self._source = pa.memory_map(str(self.file))
             self.schema = self._ipc.read_schema(self._ipc.read_message(self._source))
             self.k = int((self.schema.metadata or {})[SIZE])
-            self.models = [name for name in MODELS if f"{name}_ids" in self.schema.names]
-            if not 0 < self.k < 1 << 24 or self.schema != schema_of(self.k, self.models):
+            if not 0 < self.k < 1 << 24 or self.schema != schema_of(self.k):
                 raise ValueError
         except FileNotFoundError:
             raise ValueError(f"{self.file} is not there: {made_by()}") from None
@@ -216,11 +199,9 @@ class SoftFile:
         self._source.seek(at)
         return unpacked(self._ipc.read_record_batch(self._ipc.read_message(self._source), self.schema), self.k)
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._places
-
     def has(self, key: Key) -> bool:
-        return key in self._places
+        """Whether there are a trace's."""
+        return written(key) in self._places
 
     def __len__(self) -> int:
         return len(self._places)
@@ -230,27 +211,26 @@ class SoftFile:
 
     def holds_only(self, keys: Collection[Key]) -> bool:
         """Whether it holds these traces, each once, and nothing that is torn behind them."""
-        return len(self.order) == len(keys) and self._places.keys() == set(keys) and self.size == self._source.size()
+        there = len(self.order) == len(keys) and self._places.keys() == set(map(written, keys))
+        return there and self.size == self._source.size()
 
     def tokens(self, key: Key) -> int | None:
         """How many tokens a trace has; None if it is not there."""
-        place = self._places.get(key)
+        place = self._places.get(written(key))
         return None if place is None else place[2]
 
     def raw(self, key: Key) -> bytes:
         """A trace's batch, as it stands there."""
-        at, end, _ = self._places[key]
+        at, end, _ = self._places[written(key)]
         self._source.seek(at)
         return bytes(self._source.read(end - at))
 
     def get(self, key: Key) -> SoftTargets | None:
         """A trace's; None if there are none."""
-        if key not in self._places:
+        if (place := self._places.get(written(key))) is None:
             return None
-        _, soft = self._unpacked(self._places[key][0])
-        teacher, student = (
-            x if x is None else x.astype(np.float32) for x in (soft.teacher_logprobs, soft.student_logprobs)
-        )
+        _, soft = self._unpacked(place[0])
+        teacher, student = soft.teacher_logprobs.astype(np.float32), soft.student_logprobs.astype(np.float32)
         return soft._replace(teacher_logprobs=teacher, student_logprobs=student)
 
 
@@ -281,7 +261,7 @@ class SoftLog:
 
     def has(self, key: Key) -> bool:
         """Whether this trace's come next of those that are there; then they are kept."""
-        same = self.kept < len(self.there) and self.there[self.kept][0] == key
+        same = self.kept < len(self.there) and self.there[self.kept][0] == written(key)
         self.kept += same
         return same
 

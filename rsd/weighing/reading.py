@@ -73,16 +73,14 @@ class TraceReader:
     def _in_tokens(self, trace: TraceSteps) -> None:
         """The ids that were sampled, where they are known and spell the text; else the tokenizer's, and an EOS."""
         response, texts = trace.response, self.texts
-        if response.tokens is not None:
-            ids = response.tokens["token_ids"].tolist()
-            shown = texts.without_eos(ids)
-            if shown and texts.unknown(shown) is None and texts.decode(shown) == response.text:
-                trace.text, trace.ids, trace.starts = response.text, ids, texts.starts(shown)
-                by = response.tokens["from_teacher"]
-                trace.written = int(np.argmax(by >= 0)) if (by >= 0).any() else 0
-                if self.noted:
-                    trace.teacher = response.tokens["teacher_logprobs"].astype(np.float64)
-                    trace.student = response.tokens["student_logprobs"].astype(np.float64)
+        ids = texts.sampled(response, response.text)
+        if ids is not None and response.tokens is not None:
+            trace.text, trace.ids, trace.starts = response.text, ids, texts.starts(texts.without_eos(ids))
+            by = response.tokens["from_teacher"]
+            trace.written = int(np.argmax(by >= 0)) if (by >= 0).any() else 0
+            if self.noted:
+                trace.teacher = response.tokens["teacher_logprobs"].astype(np.float64)
+                trace.student = response.tokens["student_logprobs"].astype(np.float64)
         if not trace.ids:
             trace.text, shown, trace.starts = texts.tokens(response)
             ended = response.row.get("finish_reason") not in ("length", "loop")

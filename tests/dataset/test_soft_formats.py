@@ -364,18 +364,3 @@ def test_what_a_teacher_did_not_tell_is_filled_with_next_to_nothing(traces, tmp_
                 assert place[: len(want)] == want and len(set(place)) == K
                 assert np.isfinite(values).all() and all(v <= -40 for v in values[len(want) :])
                 assert told or values[0] == 0
-
-
-def test_soft_targets_that_a_score_made_are_not_taken_for_the_teachers(traces, tmp_path):
-    soft = SoftFile(soft_file(traces))
-    schema = schema_of(K, ["student"])
-    with open(soft_file(tmp_path / "traces.scored.jsonl"), "wb") as file:
-        file.write(head(schema))
-        for key in list(soft.keys()):
-            of = soft.get(key)
-            file.write(batch(schema, key, of._replace(teacher_ids=None, teacher_logprobs=None)))
-    shutil.copy(traces, tmp_path / "traces.scored.jsonl")
-    export(tmp_path / "traces.scored.jsonl", "--format", "axolotl-kd", "-o", tmp_path / "out.jsonl")  # by the job's
-    soft_file(traces).unlink()
-    output = export(tmp_path / "traces.scored.jsonl", "--format", "axolotl-kd", expect=2)
-    assert "the student's soft targets alone" in output and len(output.strip().splitlines()) == 1

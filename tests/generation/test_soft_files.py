@@ -1,5 +1,6 @@
 """The file of soft targets: whole, or made again, whatever was killed, torn or damaged; nobody else's is touched."""
 
+import json
 import os
 import signal
 import subprocess
@@ -227,3 +228,16 @@ def test_of_scores_that_are_there_soft_targets_are_made_later(job):
         rsd.score("t.jsonl", top_logprobs=3)
     with pytest.raises(ValueError, match="no setting top_logprobs"):
         rsd.compare("t.jsonl", "t.jsonl", top_logprobs=3)
+
+
+def test_an_id_that_is_no_text_is_found_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{**row, "id": name} for row, name in zip(ROWS, ("\ud83d", 'a"\\ud83d', 7), strict=False)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = ["in.jsonl", "-o", "t.jsonl", *SHORT]
+    run(*job)
+    file = SoftFile(soft_file("t.jsonl"))
+    assert all(file.get((str(row["id"]), 0)) is not None for row in rows)
+    before = soft_file("t.jsonl").read_bytes()
+    Path("t.meta.json").unlink()  # so that all is looked at
+    assert "is finished" in run(*job).output and soft_file("t.jsonl").read_bytes() == before

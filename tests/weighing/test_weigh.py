@@ -212,5 +212,7 @@ def test_the_sidecars_log_probs_are_those_that_a_pass_finds(tmp_path, tiny, monk
     # What the sidecar says of both models is enough, unless other models made it.
     monkeypatch.setattr("rsd.weighing.weigher.load_pair", loaded)
     assert rsd.weigh(out, **pair, validity="token") == want
+    scored = write(tmp_path / "t.scored.jsonl", read(out))  # what is made of a job's file has its tokens, too
+    assert rsd.weigh(scored, **pair, validity="token") == want
     with pytest.raises(AssertionError, match="a model is loaded"):
         rsd.weigh(out, teacher=pair["student"], student=pair["student"], validity="token")

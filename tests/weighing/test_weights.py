@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rsd.scoring.steps import STEPS, step_end
 from rsd.weighing.moves import shared_out
 from rsd.weighing.weights import mean, rollout_weight, token_weights, weight
 
@@ -77,3 +78,14 @@ def test_no_log_prob_is_lost_in_sharing(theirs, ours, random):
     theirs, ours = [0, *sorted(theirs)], [0, *sorted(ours)]
     logprobs = np.array([-random.random() for _ in theirs])
     assert shared_out(logprobs, theirs, ours).sum() == pytest.approx(logprobs.sum())
+
+
+PIECES = '.|! |\n|\n\n|```|$|$$|\\[|1|a|The |Step 3|e.g|No|- |`|"|( |。|<think>'.split("|")
+WORDS = ["a", "B", "The", "Step", "3", "12", " ", "Case", "No", "of"]
+
+
+@given(st.lists(st.sampled_from(PIECES)), st.lists(st.sampled_from(WORDS), min_size=1), st.sampled_from(STEPS))
+def test_no_step_ends_among_words_and_numbers(before, words, steps):
+    """So nobody needs to look there (`texts.Texts.plain`)."""
+    before = "".join(before)
+    assert step_end(before + "".join(words), len(before), steps=steps) is None
