@@ -203,9 +203,6 @@ class SoftFile:
         """Whether there are a trace's."""
         return written(key) in self._places
 
-    def __len__(self) -> int:
-        return len(self._places)
-
     def keys(self) -> Iterable[Key]:
         return self._places.keys()
 
