@@ -28,12 +28,14 @@ from rsd import GenerateConfig, TraceGenerator
 from rsd.acceptance import Sampling
 from rsd.config import BUNDLED_TEACHER
 from rsd.decoding.engine import Engine
-from rsd.decoding.probe import longest_context
 from rsd.decoding.sampling import row_key
 from rsd.decoding.sequence import Request
 from rsd.decoding.served_teacher import ServedTeacher
 from rsd.models.bundled import bundled
 from rsd.models.loading import find
+from rsd.serving.client import Client
+from rsd.serving.completions import Completions
+from rsd.serving.probe import longest_context
 from rsd.traces.readers import read_rows
 
 RATIOS = [("blocks", "published"), ("blocks", "lockstep"), ("lockstep", "published")]
@@ -43,7 +45,8 @@ def engine(pair: Pair, args: argparse.Namespace, rows: int, block: int | None) -
     tokenizer = find("teacher", BUNDLED_TEACHER, None, trust_remote_code=False).tokenizer
     context = longest_context(args.url, args.model, tokenizer) or 4096
     width = pair.teacher.config.vocab_size
-    teacher = ServedTeacher(args.url, args.model, width=width, context=context - 1)
+    client = Client(args.url)
+    teacher = ServedTeacher(client, Completions(client, args.model, width=width), width=width, context=context - 1)
     sampling = Sampling()
     return Engine(
         teacher,

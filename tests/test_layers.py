@@ -24,7 +24,7 @@ LAYERS = (
     ),
     ("traces",),
     ("models", "answers"),
-    ("pair", "scoring"),
+    ("pair", "scoring", "serving"),
     ("decoding", "analysis", "dataset", "live"),
     ("generation", "weighing"),
     ("api",),

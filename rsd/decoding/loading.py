@@ -35,7 +35,7 @@ def find_pair(c: GenerateConfig) -> Pair:
     """
     code = c.trust_remote_code
     if c.served:
-        from rsd.decoding.probe import find_served  # needs httpx
+        from rsd.serving.probe import find_served  # needs httpx
 
         name = str(c.teacher_model)
         teacher = find_served(c.teacher, name, c.teacher_tokenizer or name, trust_remote_code=code)
@@ -85,9 +85,13 @@ def load_pair(pair: Pair, config: GenerateConfig, *, rows: int, group: Group | N
     if not config.served:
         return Models(load_model(pair.teacher, config, packed=packed), student)
     from rsd.decoding.served_teacher import ServedTeacher
+    from rsd.serving.client import Client
+    from rsd.serving.completions import Completions
 
     of = pair.teacher
-    return Models(ServedTeacher(of.path, of.name, width=of.width, context=of.context), student)
+    client = Client(of.path)
+    api = Completions(client, of.name, width=of.width)
+    return Models(ServedTeacher(client, api, width=of.width, context=of.context), student)
 
 
 def load_part(pair: Pair, config: GenerateConfig) -> PreTrainedModel:

@@ -14,7 +14,6 @@ PIECE = 1 << 20  # logits that are summed up at once on a CPU
 # Bytes of logits, in float32, that one pass may leave: rows beyond that are read in another one. A CPU has no use
 # for passes so wide; on a GPU they are what makes a pass cheap.
 LOGITS, LOGITS_ELSEWHERE = 3 << 25, 1 << 29
-TOP = 20  # log-probs that a served teacher tells: what vLLM gives at the most, unless it is told otherwise
 
 
 class Node(NamedTuple):

@@ -9,7 +9,6 @@ from rsd.config import GenerateConfig
 from rsd.decoding.block_size import BlockController
 from rsd.decoding.engine import Engine
 from rsd.decoding.loading import engine_of, find_pair, load_pair, load_part, memory_of
-from rsd.decoding.teacher import TOP
 from rsd.generation.pipeline import Pipeline, verdict
 from rsd.generation.schedule import Schedule
 from rsd.models import tensor_parallel
@@ -21,6 +20,7 @@ from rsd.pair.prompts import own_prompt, privileged
 from rsd.reading import Scoring
 from rsd.scoring.scorer import Scorer
 from rsd.scoring.steps import RULES
+from rsd.serving.told import TOP
 from rsd.settings import amended
 from rsd.traces.given import Given, columns_of, rows_of
 from rsd.traces.rows import Row, Rows, prepare

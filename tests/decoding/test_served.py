@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.cli import main
-from rsd.decoding import probe
-from rsd.decoding import served_teacher as served
 from rsd.models.bundled import bundled
+from rsd.serving import client as served
+from rsd.serving import completions, probe
 from rsd.traces.readers import read_rows
 
 ROWS = read_rows(bundled("problems.jsonl"))[:4]
@@ -83,7 +83,7 @@ def test_a_block_is_part_of_one_request(stub):
 
 
 def test_what_is_under_way_is_bounded(stub, monkeypatch):
-    monkeypatch.setattr(served, "CONTEXTS", 1)  # a request for every row
+    monkeypatch.setattr(completions, "CONTEXTS", 1)  # a request for every row
     for together in (2, 64):
         monkeypatch.setattr(served, "TOGETHER", together)
         stub.peak = 0

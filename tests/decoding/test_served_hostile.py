@@ -9,9 +9,9 @@ from stub import ODD, Stub
 from test_served import ROWS, assert_same, command, config, local, stub  # noqa: F401 (fixtures)
 
 from rsd import TraceGenerator
-from rsd.decoding import probe
-from rsd.decoding import served_teacher as served
 from rsd.models.bundled import bundled
+from rsd.serving import client as served
+from rsd.serving import probe
 
 
 @pytest.mark.parametrize("fault", ["flood", "bomb", "deep", *ODD])

@@ -9,12 +9,13 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from rsd.decoding import served_teacher as served
-from rsd.decoding.served_teacher import FAULTS, KEY, UNREADABLE, Answer, fault, fetch, headers, httpx, top_logprobs
-from rsd.decoding.teacher import TOP
 from rsd.models.bundled import folder_of
 from rsd.models.loading import generation_config, reading
 from rsd.models.source import Source
+from rsd.serving import client as serving
+from rsd.serving.client import FAULTS, KEY, UNREADABLE, Answer, fault, fetch, headers, httpx
+from rsd.serving.completions import top_logprobs
+from rsd.serving.told import TOP
 from rsd.settings import called
 from rsd.terminal import one_line, say
 
@@ -106,7 +107,7 @@ def _read(answer: Answer, url: str) -> Any:
 
 async def _patiently(client: httpx.AsyncClient, url: str, body: Mapping[str, Any] | None, until: float) -> Answer:
     """An answer; what may pass is waited for, as a server that is loading its model says so, or says nothing yet."""
-    delay, told = served.DELAYS[0], False
+    delay, told = serving.DELAYS[0], False
     while True:
         try:
             answer = await fetch(client, url, body)
@@ -123,7 +124,7 @@ async def _patiently(client: httpx.AsyncClient, url: str, body: Mapping[str, Any
             say(f"waiting for the teacher's server, for {STARTING:g} s at the most: {why}")
             told = True
         await asyncio.sleep(delay)
-        delay = min(2 * delay, served.DELAYS[1])
+        delay = min(2 * delay, serving.DELAYS[1])
 
 
 def _check_tokenizer(answer: Answer, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,0 +1,40 @@
+"""What is asked of a teacher's server, whichever kind it is, and what it tells."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+TOP = 20  # likeliest tokens that are asked for: what vLLM tells at the most, unless it is told otherwise
+
+
+class Told(NamedTuple):
+    """What a server tells of the token after one context: ids of its tokens, and their log-probs."""
+
+    ids: list[int]
+    logprobs: list[float]
+
+
+class Chain(NamedTuple):
+    """Contexts that are beginnings of one text: `ids[:end]` for each of `ends`, which rise."""
+
+    ids: list[int]
+    ends: list[int]
+
+    def contexts(self) -> list[list[int]]:
+        return [self.ids[:end] for end in self.ends]
+
+
+class Api(Protocol):
+    """One kind of server, by which the teacher's ids become log-probs; all of them at temperature 1, before any filter.
+
+    A row that the server refuses is answered by why, in one line; it is another matter if it does not answer.
+
+    likeliest: the `TOP` likeliest tokens after each context, chain by chain, of each row. go_on: as many tokens as it
+    says after each context, each the likeliest one, and the `TOP` likeliest in every place; fewer at an end.
+
+    Raises:
+        ConnectionError: no server has answered for `client.PATIENCE` seconds, or none lets us in.
+    """
+
+    async def likeliest(self, rows: Sequence[Sequence[Chain]]) -> list[list[list[Told]] | str]: ...
+
+    async def go_on(self, contexts: Sequence[list[int]], count: int) -> list[tuple[list[int], list[Told]] | str]: ...
