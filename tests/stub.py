@@ -106,8 +106,13 @@ class Stub:
         for ids in prompts:
             if not ids:
                 raise Refused("The decoder prompt cannot be empty")
+            asked = body.get("max_tokens", 16)
             if len(ids) == limit:
                 raise Refused("max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)", "max_tokens")
+            if len(ids) <= limit < len(ids) + asked:
+                text = f"This model's maximum context length is {limit} tokens. However, you requested {asked} output"
+                text += f" tokens and your prompt contains {len(ids)} input tokens, for a total of {len(ids) + asked}"
+                raise Refused(f"{text} tokens. (parameter=input_tokens, value={len(ids)})", "input_tokens")
             if len(ids) > limit:
                 text = (
                     f"This model's maximum context length is {limit} tokens. However, your prompt contains {len(ids)}"
@@ -122,32 +127,51 @@ class Stub:
 
     @torch.inference_mode()
     def completions(self, body: dict) -> dict:
-        prompts, temperature = self.check(body), body.get("temperature", 1.0)
-        rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True)
-        last = torch.tensor([len(ids) - 1 for ids in prompts])
-        # No mask: no position looks to its right, where the padding is.
-        logits = self.model(rows, use_cache=False).logits[torch.arange(len(rows)), last]
-        odds = torch.softmax(logits / (temperature or 1.0), -1)
-        drawn = torch.multinomial(odds, 1, generator=self.generator)[:, 0] if temperature else logits.argmax(-1)
-        choices = []
-        for index, (row, token) in enumerate(zip(logits.log_softmax(-1), drawn.tolist(), strict=True)):
-            ranked = row.topk(min(body.get("logprobs") or 0, self.tells)).indices.tolist()
-            top = {self.keys.format(i): row[i].item() for i in [token, *ranked]}  # the drawn one first, and only once
-            lists = {"text_offset": [0], "token_logprobs": [row[token].item()], "tokens": [f"token_id:{token}"]}
-            tops = [top]
-            if body.get("echo"):
-                lists["tokens"] = [f"token_id:{i}" for i in prompts[index]] + lists["tokens"]
-                tops = [None] * len(prompts[index]) + tops
-            choice = {"index": index, "text": "", "logprobs": lists | {"top_logprobs": tops}}
-            choice |= {"finish_reason": "stop" if token in self.ends else "length"}
-            choice |= {"stop_reason": token if token in self.ends[1:] else None, "token_ids": None}
-            choices.append(choice | {"prompt_logprobs": None, "prompt_token_ids": None, "routed_experts": None})
-        read = sum(map(len, prompts))
-        usage = {"prompt_tokens": read, "total_tokens": read + len(rows), "completion_tokens": len(rows)}
+        prompts = self.check(body)
+        choices = [self.begin(index, ids, body) for index, ids in enumerate(prompts)]
+        rows = [list(ids) for ids in prompts]
+        for _ in range(body.get("max_tokens", 16)):
+            going = [i for i, choice in enumerate(choices) if choice["finish_reason"] != "stop"]
+            if not going:
+                break
+            for i, logits in zip(going, self.logits([rows[i] for i in going]), strict=True):
+                rows[i].append(self.say(choices[i], logits, body))
+        read, said = sum(map(len, prompts)), sum(map(len, rows)) - sum(map(len, prompts))
+        usage = {"prompt_tokens": read, "total_tokens": read + said, "completion_tokens": said}
         usage |= {"prompt_tokens_details": None, "completion_tokens_details": None}
         answer = {"id": "cmpl-0", "object": "text_completion", "created": int(time.time()), "model": self.name}
         answer |= {"choices": choices, "service_tier": None, "system_fingerprint": "stub", "usage": usage}
         return answer | {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
+
+    def logits(self, rows: list[list[int]]) -> torch.Tensor:
+        """After each of some texts, [R, V]."""
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        last = torch.tensor([len(row) - 1 for row in rows])
+        # No mask: no position looks to its right, where the padding is.
+        return self.model(ids, use_cache=False).logits[torch.arange(len(rows)), last]
+
+    def begin(self, index: int, ids: list[int], body: dict) -> dict:
+        """A choice of which nothing is said yet."""
+        echoed = ids if body.get("echo") else []
+        lists = {"text_offset": [0] * len(echoed), "token_logprobs": [None] * len(echoed)}
+        lists |= {"tokens": [f"token_id:{i}" for i in echoed], "top_logprobs": [None] * len(echoed)}
+        choice = {"index": index, "text": "", "logprobs": lists, "finish_reason": "length", "stop_reason": None}
+        return choice | {"token_ids": None, "prompt_logprobs": None, "prompt_token_ids": None, "routed_experts": None}
+
+    def say(self, choice: dict, logits: torch.Tensor, body: dict) -> int:
+        """The next token of a choice, of logits [V]."""
+        temperature, lists = body.get("temperature", 1.0), choice["logprobs"]
+        odds = torch.softmax(logits / (temperature or 1.0), -1)
+        token = int(torch.multinomial(odds, 1, generator=self.generator) if temperature else logits.argmax())
+        row = logits.log_softmax(-1)
+        ranked = row.topk(min(body.get("logprobs") or 0, self.tells)).indices.tolist()
+        lists["top_logprobs"].append({self.keys.format(i): row[i].item() for i in [token, *ranked]})  # drawn one first
+        lists["text_offset"].append(0)
+        lists["token_logprobs"].append(row[token].item())
+        lists["tokens"].append(f"token_id:{token}")
+        if token in self.ends:
+            choice |= {"finish_reason": "stop", "stop_reason": token if token in self.ends[1:] else None}
+        return token
 
 
 class Handler(BaseHTTPRequestHandler):

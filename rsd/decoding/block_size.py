@@ -148,7 +148,7 @@ class BlockController:
     def rate(self, rows: int) -> float:
         """Tokens a second that rounds make: what they lately made, or what lockstep would."""
         lockstep = rows / (self.step(rows) + self.teacher(rows))
-        tokens, seconds = self._rates.get(_kind(rows), (0.0, 0.0))
+        tokens, seconds = self._rates.get(kind_of(rows), (0.0, 0.0))
         return max(lockstep * (1 + MARGIN), tokens / seconds if seconds else 0.0)
 
     @property
@@ -178,23 +178,28 @@ class BlockController:
             tokens: committed by all rows together.
         """
         rows, block = verified.shape
-        self.blocks[block] += 1
+        self.count(verified, survived, tokens)
         self._last = block
         self._worths.clear()
-        self.row_rounds += rows
-        self.most_rows = max(self.most_rows, rows)
-        self.tokens += tokens
-        self.verified[:block] += verified.sum(0)
-        self.survived[:block] += survived.sum(0)
         self._recent *= FORGET
         self._recent[0, :block] += verified.sum(0)
         self._recent[1, :block] += (survived & ~ends).sum(0)
         if steps:
             self.step.add(rows, drafting / steps)
         self.teacher.add(columns, verifying)
-        made = self._rates.setdefault(_kind(rows), np.zeros(2))
+        made = self._rates.setdefault(kind_of(rows), np.zeros(2))
         made *= RECENT
         made += tokens, drafting + verifying
+
+    def count(self, verified: np.ndarray, survived: np.ndarray, tokens: int) -> None:
+        """Count a round; arguments as of `learn`."""
+        rows, block = verified.shape
+        self.blocks[block] += 1
+        self.row_rounds += rows
+        self.most_rows = max(self.most_rows, rows)
+        self.tokens += tokens
+        self.verified[:block] += verified.sum(0)
+        self.survived[:block] += survived.sum(0)
 
     def judged(self, sure: np.ndarray, ratio: np.ndarray) -> None:
         """Drafts of which the teacher has spoken.
@@ -316,7 +321,7 @@ class Seconds:
         return (evidence * slope + PRIOR * CHEAP * average) / (evidence + PRIOR)
 
 
-def _kind(rows: int) -> int:
+def kind_of(rows: int) -> int:
     """Numbers of rows that cost about the same are measured together: 1, 2, 3-4, 5-8, 9-16, ..."""
     return (rows - 1).bit_length()
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from rsd.acceptance import Sampling
+from rsd.decoding.continued import Said
 from rsd.decoding.draft import Drafts
 from rsd.decoding.partial_tokens import AT_BOUNDARY, Partial, PartialFilter
 from rsd.decoding.proposals import Proposals, Proposed
@@ -71,6 +72,14 @@ class Proposer:
 
     def drop_row(self, row: int) -> None:
         self.teacher.drop_row(row)
+
+    def go_on(self, rows: int, count: int) -> list[Said]:
+        """What the teacher says by itself in each of the first `rows` rows: at most `count` tokens."""
+        made = []
+        for ids, told in self.teacher.go_on([context.ids for context in self.contexts[:rows]], count):
+            ours = self.in_ours(ids)
+            made.append(Said(ours[: ours.index(-1)] if -1 in ours else ours, told))
+        return made
 
     def propose(self, drafts: Drafts) -> Iterator[Proposed]:
         """The teacher's proposals before each draft, of some neighbouring rows after the other."""

@@ -6,6 +6,7 @@ one is lockstep: one step of each model a token. Rows advance by different amoun
 (`row_cache`).
 """
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.block_size import BlockController
+from rsd.decoding.continued import Continued, Turns
 from rsd.decoding.cuda_graph import DraftLoop
 from rsd.decoding.draft import Drafts, Student
 from rsd.decoding.drafting import Drafting
@@ -77,6 +79,7 @@ class Rounds:
         self.seen: list[LookUp | None] = [None] * rows  # what each row has read, to look drafts up in
         self.asked: list[Callable[[Sequence[int]], int | None] | None] = [None] * rows  # each row's `Request.ends`
         self.given: list[Sequence[int]] = [()] * rows  # each row's `Request.given`
+        self.turns, self.asked_for = Turns(), 0
 
     def drop_caches(self, rows: int) -> None:
         """Free what both models have read, and have room for `rows` rows from now on."""
@@ -113,17 +116,31 @@ class Rounds:
 
         Returns the rows that ended. Nothing is advanced if it raises.
         """
+        began, before = time.perf_counter(), int(state["done"].sum())
         drafting = self.draft(state)
         given = isinstance(drafting, Given)
         verified = self.verify(drafting.drafts, drafting.noise, given=given)
-        return self.commit(state, records, verified, drafting, given=given)
+        ended = self.commit(state, records, verified, drafting, given=given)
+        if self.proposer.teacher.talks:
+            tokens = int(state["done"].sum()) - before
+            self.turns.learn(len(state), self.asked_for, tokens, time.perf_counter() - began)
+        return ended
 
-    def draft(self, state: np.ndarray) -> Drafting | Given:
+    def _turn(self, rows: int, most: int) -> int:
+        """How many tokens the teacher is asked to say by itself in this round; 0: the student drafts."""
+        if self.blocks.fixed is not None or not self.proposer.teacher.talks:
+            return 0
+        return min(self.turns.plan(rows), most)
+
+    def draft(self, state: np.ndarray) -> Drafting | Given | Continued:
         seen, rows = self.seen[: len(state)], len(state)
         streaks = [one.streak if one else 0 for one in seen]
         most = max(self.columns // rows - 1, 0)
         if self.given[0]:
             return Given(self.student, state, self.given[:rows], most=min(most + 1, self.blocks.longest))
+        self.asked_for = self._turn(rows, min(most, int((state["limit"] - state["done"]).max())))
+        if self.asked_for:
+            return Continued(self.student, self.blocks, self.turns, state, self.proposer.go_on(rows, self.asked_for))
         ahead = [
             one.ahead(min(self.blocks.look_up(rows, one.streak), most)) if one and one.streak else [] for one in seen
         ]
@@ -185,7 +202,7 @@ class Rounds:
         state: np.ndarray,
         records: np.ndarray,
         verified: Verified,
-        drafting: Drafting | Given,
+        drafting: Drafting | Given | Continued,
         *,
         given: bool = False,
     ) -> Ended:

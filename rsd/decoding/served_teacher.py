@@ -28,8 +28,11 @@ class ServedTeacher:
         ConnectionError (when judging): the server has not answered for `client.PATIENCE` seconds, or lets nobody in.
     """
 
+    talks = True
+
     def __init__(self, client: Client, api: Api, *, width: int, context: int) -> None:
         self.client, self.api, self.width, self.context = client, api, width, context
+        self._said: list[tuple[list[int], list[Told]]] = []  # by row: what it said last, and what it told there
 
     def prefill(self, prompts: list[list[int]]) -> None:
         return None
@@ -54,7 +57,7 @@ class ServedTeacher:
         return logits.new_zeros(logits.shape[:-1])
 
     def logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]:
-        said = self._answers(trees, [[*tree.nodes, *tree.beside] for tree in trees])
+        said = self._answers(range(len(trees)), trees, [[*tree.nodes, *tree.beside] for tree in trees])
         beside = [len(tree.beside) for tree in trees]
         rows = max(1, LOGITS // (4 * self.width * max(count for count, _ in said)))
         for first in range(0, len(trees), rows):
@@ -64,16 +67,44 @@ class ServedTeacher:
     def more_logits(
         self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]
     ) -> TeacherOutput:
-        return self._output(rows, self._answers(trees, nodes), [0] * len(rows))
+        return self._output(rows, self._answers(rows, trees, nodes), [0] * len(rows))
 
-    def _answers(self, trees: Sequence[TokenTree], nodes: Sequence[list[Node]]) -> list[Answers]:
-        """What the server says of the rows' nodes, or of a row why it says nothing."""
-        rows = [self._chains(tree, mine) for tree, mine in zip(trees, nodes, strict=True)]
-        said = self.client.wait(self.api.likeliest([chains for chains, _ in rows]))
-        made: list[Answers] = []
-        for mine, (_, at), answer in zip(nodes, rows, said, strict=True):
-            told = answer if isinstance(answer, str) else [answer[chain][end] for chain, end in at]
-            made.append((len(mine), told))
+    def go_on(self, contexts: Sequence[list[int]], count: int) -> list[tuple[list[int], int]]:
+        count = max(1, min(count, self.context + 1 - max(map(len, contexts))))
+        said = self.client.wait(self.api.go_on([ids[-self.context :] for ids in contexts], count))
+        made = []
+        self._said = []
+        for ids, answer in zip(contexts, said, strict=True):
+            tokens, told = ([], []) if isinstance(answer, str) else answer
+            self._said.append(([*ids, *tokens], told))
+            made.append((tokens, len(told)))
+        return made
+
+    def _known(self, row: int, ids: list[int]) -> Told | None:
+        """What it told of this context when it said something last."""
+        if row >= len(self._said):
+            return None
+        said, told = self._said[row]
+        at = len(ids) - (len(said) - len(told))
+        return told[at] if 0 <= at < len(told) and said[: len(ids)] == ids else None
+
+    def _answers(self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]) -> list[Answers]:
+        """What the server says of the rows' nodes, or of a row why it says nothing; it is asked for what is new."""
+        known = [
+            [self._known(row, tree.ids(node)) for node in mine]
+            for row, tree, mine in zip(rows, trees, nodes, strict=True)
+        ]
+        asked = [i for i, told in enumerate(known) if None in told]
+        new = [[node for node, told in zip(nodes[i], known[i], strict=True) if told is None] for i in asked]
+        chains = [self._chains(trees[i], some) for i, some in zip(asked, new, strict=True)]
+        said = self.client.wait(self.api.likeliest([mine for mine, _ in chains])) if chains else []
+        made: list[Answers] = [(len(mine), mine) for mine in known]  # type: ignore[misc]
+        for i, (_, at), answer in zip(asked, chains, said, strict=True):
+            if isinstance(answer, str):
+                made[i] = len(nodes[i]), answer
+            else:
+                more = iter([answer[chain][end] for chain, end in at])
+                made[i] = len(nodes[i]), [next(more) if told is None else told for told in known[i]]
         return made
 
     def _chains(self, tree: TokenTree, nodes: Sequence[Node]) -> tuple[list[Chain], list[tuple[int, int]]]:

@@ -87,14 +87,17 @@ class TeacherOutput(NamedTuple):
 class Teacher(Protocol):
     """Reads contexts of the rows that are decoded together.
 
-    context: how many ids it can read. prefill: what it made of prompts, for copy_row, which puts one of them in
-    a row's place; drop_row: nothing takes it. logits: of all rows, some neighbouring ones after the other, so that
-    the logits of all need not exist at once; more_logits: once more of some of these rows, other nodes than the
-    trees have. total: the log-sum-exp of logits, of which `top` is the index of one that is not -inf. keep: what a
-    row's context has become, which is like the paths up to `start` at least.
+    context: how many ids it can read. talks: it may be asked to go on by itself. prefill: what it made of prompts, for
+    copy_row, which puts one of them in a row's place; drop_row: nothing takes it. logits: of all rows, some
+    neighbouring ones after the other, so that the logits of all need not exist at once; more_logits: once more of some
+    of these rows, other nodes than the trees have. total: the log-sum-exp of logits, of which `top` is the index of one
+    that is not -inf. go_on: the likeliest ids behind each row's context, one after the other, and in how many places it
+    knows what is likely: its `logits` there need no asking any more. keep: what a row's context has become, which is
+    like the paths up to `start` at least.
     """
 
     context: int
+    talks: bool
 
     def prefill(self, prompts: list[list[int]]) -> Any: ...
 
@@ -112,6 +115,8 @@ class Teacher(Protocol):
 
     def total(self, logits: Tensor, top: Tensor) -> Tensor: ...
 
+    def go_on(self, contexts: Sequence[list[int]], count: int) -> list[tuple[list[int], int]]: ...
+
     def keep(self, row: int, tree: TokenTree, ids: list[int], start: int) -> None: ...
 
     def drop(self, rows: int) -> None: ...
@@ -121,6 +126,8 @@ class LocalTeacher:
     """A model and its cache. A row's path lies in the cache's slots, one slot a position; contexts that are
     not on it branch off, in slots behind it (`kv_cache.TreeMask`).
     """
+
+    talks = False  # what it reads costs it less than what it says
 
     def __init__(self, model: CachedModel) -> None:
         self.model = model
@@ -169,6 +176,9 @@ class LocalTeacher:
             mine = slice(some.start, some.stop)
             rows = some if len(some) < len(columns) else None
             yield self._read(columns[mine], nodes[mine], beside[mine], rows)._replace(first=some.start)
+
+    def go_on(self, contexts: Sequence[list[int]], count: int) -> list[tuple[list[int], int]]:
+        raise NotImplementedError("it does not talk")
 
     def _groups(self, widths: Sequence[int]) -> Iterator[range]:
         """Neighbouring rows that are read in one pass, as many as may leave their logits."""
