@@ -72,8 +72,9 @@ class TraceGenerator:
         """What a user should be told of the pair and how it will be decoded with."""
         lines = list(self.find().notices)
         if self.config.served:
+            where = ", ".join(self.config.teachers)
             lines.append(
-                f"teacher: {self.find().teacher.name}, served at {self.config.teacher}; it proposes from its {TOP} "
+                f"teacher: {self.find().teacher.name}, served at {where}; it proposes from its {TOP} "
                 "likeliest tokens, renormalised, and log-probs of others are null"
             )
         return lines

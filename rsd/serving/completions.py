@@ -10,11 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rsd.serving.client import Client, together
+from rsd.serving.client import Client, Known, together
+from rsd.serving.replicas import Server
 from rsd.serving.told import TOP, Chain, Told
 from rsd.settings import called
 
 CONTEXTS = 64  # contexts of a request, if those of one row are not more
+KNOWN = 4  # contexts by which a server is recognised
 CONTEXT = 1 << 16  # bytes that an answer may have for each context, and each token that is said there
 LIKELY = -3.0  # log-prob that an id of the padding behind a vocabulary never has
 LEAST = -9000.0  # servers send -9999 for minus infinity
@@ -47,31 +49,46 @@ class Completions:
 
     async def _shared(self, rows: Sequence[list[list[int]]], tokens: int) -> list[Any]:
         """What is said in `tokens` places after each context of each row; rows share requests."""
-        shared: list[list[list[list[int]]]] = []  # rows of each request
-        for mine in rows:
-            if not shared or sum(map(len, shared[-1])) + len(mine) > CONTEXTS:
-                shared.append([])
-            shared[-1].append(mine)
-        made = await together([self._rows(some, tokens) for some in shared])
-        return [answer for answers in made for answer in answers]
+        homes = self.client.homes(rows)
+        shared: list[list[int]] = []  # rows of each request, all of one home
+        for at in sorted(range(len(rows)), key=lambda row: self.client.servers.index(homes[row])):
+            last = shared[-1] if shared and homes[shared[-1][0]] is homes[at] else None
+            if last is None or sum(len(rows[other]) for other in last) + len(rows[at]) > CONTEXTS:
+                shared.append(last := [])
+            last.append(at)
+        made = await together([self._rows([rows[at] for at in some], tokens, homes[some[0]]) for some in shared])
+        by_row = dict(zip([at for some in shared for at in some], [a for some in made for a in some], strict=True))
+        return [by_row[at] for at in range(len(rows))]
 
-    async def _rows(self, rows: list[list[list[int]]], tokens: int) -> list[Any]:
+    async def _rows(self, rows: list[list[list[int]]], tokens: int, home: Server) -> list[Any]:
         """What the server says of each row; of one that it refuses, why."""
-        said = await self._ask([prompt for row in rows for prompt in row], tokens)
+        said = await self._ask([prompt for row in rows for prompt in row], tokens, home)
         if not isinstance(said, str):
             answers = iter(said)
             return [[next(answers) for _ in row] for row in rows]
         if len(rows) == 1:
             return [said]
-        return [(await self._rows([row], tokens))[0] for row in rows]  # one of them is to blame
+        return [(await self._rows([row], tokens, home))[0] for row in rows]  # one of them is to blame
 
-    async def _ask(self, prompts: list[list[int]], tokens: int) -> list[tuple[list[int], list[Told]]] | str:
+    async def _ask(
+        self, prompts: list[list[int]], tokens: int, home: Server
+    ) -> list[tuple[list[int], list[Told]]] | str:
         """What is said after each prompt, and the top log-probs there; or why the server refuses these prompts."""
-        body = self.body(prompts, tokens)
+
+        def read(answer: Any) -> list[tuple[list[int], list[Told]]]:
+            return top_logprobs(answer, len(prompts), self.width)
+
         room = CONTEXT * len(prompts) * tokens
-        return await self.client.ask(
-            "/completions", body, lambda answer: top_logprobs(answer, len(prompts), self.width), room=room
-        )
+        said = await self.client.ask("/completions", self.body(prompts, tokens), read, room=room, home=home)
+        if self.client.known is None and not isinstance(said, str):
+            self.client.known = self._known(prompts[:KNOWN], [told[0] for _, told in said[:KNOWN]])
+        return said
+
+    def _known(self, prompts: list[list[int]], told: list[Told]) -> Known:
+        def read(answer: Any) -> list[Told]:
+            return [told[0] for _, told in top_logprobs(answer, len(prompts), self.width)]
+
+        return Known("/completions", self.body(prompts, 1), read, CONTEXT * len(prompts), told)
 
     def body(self, prompts: Sequence[list[int]], tokens: int) -> dict[str, Any]:
         return {
@@ -119,8 +136,8 @@ def _told(top: dict[str, Any], width: int) -> Told:
             f"the teacher's server tells {len(told)} of the {TOP} likeliest tokens, and of these the teacher is to "
             f"propose: let it tell more (vLLM: --max-logprobs {TOP})"
         )
-    if any(math.isnan(value) or value > 1e-3 for value in told.values()):
-        raise ValueError("log-probs that are none")
+    if (odd := next(((i, v) for i, v in told.items() if math.isnan(v) or v > 1e-3), None)) is not None:
+        raise ValueError(f"a log-prob of token {odd[0]} that is none: {odd[1]:g}")
     known = {i: value for i, value in told.items() if value > LEAST}
     if any(value > LIKELY and not 0 <= i < width for i, value in known.items()):
         raise ConnectionError(
