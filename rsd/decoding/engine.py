@@ -106,6 +106,7 @@ class Engine:
         rows again later. With one row left, that row ends as an error.
         """
         self.blocks.begin()
+        self.teacher.counts.update(dict.fromkeys(self.teacher.counts, 0))
         rows = _Rows(requests, self.room.asked, self.rounds.record)
         while True:
             if self.room.may_grow and (rows.ready or rows.waiting.rows):

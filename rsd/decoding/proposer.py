@@ -1,6 +1,7 @@
 """The teacher as a round sees it: what it proposes before each draft, whatever its own tokens are."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from rsd.acceptance import Sampling
 from rsd.decoding.continued import Said
 from rsd.decoding.draft import Drafts
+from rsd.decoding.exact import Matter
 from rsd.decoding.partial_tokens import AT_BOUNDARY, Partial, PartialFilter
 from rsd.decoding.proposals import Proposals, Proposed
 from rsd.decoding.teacher import Teacher, TeacherOutput, TokenTree
@@ -36,6 +38,7 @@ class Proposer:
         """top: how many of its likeliest tokens are found out, too."""
         self.teacher, self.vocabulary = teacher, vocabulary
         self.proposals = Proposals(vocabulary, sampling, device, top=top)
+        self.matter = Matter(self.proposals.table, self.proposals.units, width=teacher.width)
         self.contexts: list[TeacherContext] = [TeacherContext()] * rows  # what it reads in each row, to its last token
         self.partials: list[Partial] = [AT_BOUNDARY] * rows
         self.recent: list[list[int]] = [[]] * rows  # the student's last tokens, as far as they may begin a spelling
@@ -84,9 +87,10 @@ class Proposer:
     def propose(self, drafts: Drafts) -> Iterator[Proposed]:
         """The teacher's proposals before each draft, of some neighbouring rows after the other."""
         self._drafted, self._trees, self._where = drafts.told, [], []
-        for context, row in zip(self.contexts, self._drafted, strict=False):
+        for i, (context, row) in enumerate(zip(self.contexts, self._drafted, strict=False)):
             self._trees.append(TokenTree(self.vocabulary, context, row))
             self.proposals.units.look_ahead(self._trees[-1], row)
+            self._trees[-1].matter = partial(self.matter, drafts, i, before=self.recent[i])
         for output in self.teacher.logits(self._trees):
             for part in self._parts(output, drafts.tokens.shape[1]):
                 rows = slice(part.first, part.first + len(part.at))

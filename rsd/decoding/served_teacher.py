@@ -1,28 +1,38 @@
 """A teacher behind a server; the student stays here.
 
-The server tells the 20 likeliest tokens. So q is these, renormalised, as in the paper (arXiv 2509.22230), and
-the log-prob of a token that is not among them is not known.
+The server tells the 20 likeliest tokens, at temperature 1; the log-prob of a token that is not among them is not known.
+Often these settle what q is (`listed`). Where they do not, a server that can is asked once more, by their ids, for the
+tokens on which r depends: those of A, of which there are few. Else q is the 20, renormalised, as in the paper (arXiv
+2509.22230). That is also what it is within a spelling of which the lists settle nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rsd.acceptance import Sampling
+from rsd.decoding import listed
 from rsd.decoding.teacher import LOGITS, Node, TeacherOutput, TokenTree, table
 from rsd.serving.client import Client
-from rsd.serving.told import Api, Chain, Told
+from rsd.serving.told import Api, Asked, Chain, Told
 
 # Of a row, how many contexts were asked about, and what is told after each; or why there is nothing.
 Answers = tuple[int, list[Told] | str]
+Exact = dict[int, tuple[np.ndarray, np.ndarray]]  # of a row's drafts, as `TeacherOutput.exact`
+CHANGED = (
+    "the teacher's server tells probabilities of another kind than it did when the job began: "
+    "give it its --logprobs-mode back, and run the same command again"
+)
 
 
 class ServedTeacher:
     """A `teacher.Teacher` whose model is on a server. It holds nothing of a row: every context is sent whole.
 
     Args:
-        api: how the server is asked. width: of the teacher's vocabulary. context: the longest prompt that it takes.
+        api: how the server is asked. sampling: what q is of. mode: of `listed.mode_of`, how q is found out. width: of
+            the teacher's vocabulary. context: the longest prompt that it takes.
 
     Raises:
         ConnectionError (when judging): the server has not answered for `client.PATIENCE` seconds, or lets nobody in.
@@ -30,8 +40,10 @@ class ServedTeacher:
 
     talks = True
 
-    def __init__(self, client: Client, api: Api, *, width: int, context: int) -> None:
-        self.client, self.api, self.width, self.context = client, api, width, context
+    def __init__(self, client: Client, api: Api, *, sampling: Sampling, mode: str, width: int, context: int) -> None:
+        self.client, self.api, self.sampling, self.mode = client, api, sampling, mode
+        self.width, self.context = width, context
+        self.counts = {"settled": 0, "by_ids": 0, "renormalised": 0}
         self._said: list[tuple[list[int], list[Told]]] = []  # by row: what it said last, and what it told there
 
     def prefill(self, prompts: list[list[int]]) -> None:
@@ -58,11 +70,13 @@ class ServedTeacher:
 
     def logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]:
         said = self._answers(range(len(trees)), trees, [[*tree.nodes, *tree.beside] for tree in trees])
+        exact = self._exactly(trees, said)
         beside = [len(tree.beside) for tree in trees]
         rows = max(1, LOGITS // (4 * self.width * max(count for count, _ in said)))
         for first in range(0, len(trees), rows):
             mine = range(first, min(first + rows, len(trees)))
-            yield self._output(mine, said[first : first + rows], beside[first : first + rows])
+            at = slice(first, first + rows)
+            yield self._output(mine, said[at], beside[at], exact[at])
 
     def more_logits(
         self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]
@@ -107,6 +121,56 @@ class ServedTeacher:
                 made[i] = len(nodes[i]), [next(more) if told is None else told for told in known[i]]
         return made
 
+    def _exactly(self, trees: Sequence[TokenTree], said: list[Answers]) -> list[Exact]:
+        """By row, q before those drafts where the lists do not settle it, as far as that can be found out.
+
+        Where the server refuses to tell that, this is what it says of the row.
+        """
+        places = [
+            (i, j) for i, tree in enumerate(trees) for j in range(len(tree.nodes)) if not isinstance(said[i][1], str)
+        ]
+        made: list[Exact] = [{} for _ in trees]
+        if not places:
+            return made
+        lists = listed.read([said[i][1][j] for i, j in places], self.sampling, width=self.width)  # type: ignore[misc]
+        unsettled = (~lists.settled).nonzero()[0].tolist()
+        needed: dict[int, Collection[int]] = {}  # what is to be asked for, maybe nothing, where q can be found out
+        for n in unsettled if self.mode == listed.EXACT else ():
+            i, j = places[n]
+            if (ids := trees[i].matter(j)) is not None:
+                needed[n] = listed.needed(lists, n, ids, self.sampling)
+        asked = [n for n in needed if needed[n]]
+        self.counts["settled"] += len(places) - len(unsettled) + len(needed) - len(asked)
+        self.counts["by_ids"] += len(asked)
+        self.counts["renormalised"] += len(unsettled) - len(needed)
+        told: dict[int, Mapping[int, float]] = {n: {} for n in needed}
+        for n, answer in zip(
+            asked, self._by_ids(trees, [places[n] for n in asked], [needed[n] for n in asked]), strict=True
+        ):
+            if isinstance(answer, str):
+                i = places[n][0]
+                said[i] = said[i][0], answer
+                del told[n]
+            else:
+                told[n] = answer
+        if listed.unfiltered(lists, told, self.sampling):
+            raise ConnectionError(CHANGED)
+        for n, values in told.items():
+            i, j = places[n]
+            if not isinstance(said[i][1], str):
+                made[i][j] = listed.masses(lists, n, values, self.sampling)
+        return made
+
+    def _by_ids(
+        self, trees: Sequence[TokenTree], places: Sequence[tuple[int, int]], ids: Sequence[Collection[int]]
+    ) -> list[dict[int, float] | str]:
+        """What is told of these ids before some drafts, (row, draft)."""
+        if not places:
+            return []
+        contexts = [trees[i].ids(trees[i].nodes[j])[-self.context :] for i, j in places]
+        asked = [Asked(context, some) for context, some in zip(contexts, ids, strict=True)]
+        return self.client.wait(self.api.of_ids(asked, self.sampling))
+
     def _chains(self, tree: TokenTree, nodes: Sequence[Node]) -> tuple[list[Chain], list[tuple[int, int]]]:
         """A row's nodes as chains of contexts, and for each node the chain and the context that it is."""
         chains: list[Chain] = []
@@ -127,11 +191,15 @@ class ServedTeacher:
             at.append((chain, len(chains[chain].ends) - 1))
         return chains, at
 
-    def _output(self, rows: Sequence[int], said: Sequence[Answers], beside: Sequence[int]) -> TeacherOutput:
-        """beside: how many of a row's answers, the last ones, are not of its drafts."""
+    def _output(
+        self, rows: Sequence[int], said: Sequence[Answers], beside: Sequence[int], exact: Sequence[Exact] = ()
+    ) -> TeacherOutput:
+        """beside: how many of a row's answers, the last ones, are not of its drafts. exact: as of `_exactly`."""
         logprobs = np.full((sum(count for count, _ in said), self.width), -np.inf, dtype=np.float32)
         at, besides, errors, n = [], [], {}, 0
-        for row, (count, answer), others in zip(rows, said, beside, strict=True):
+        known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for row, (count, answer), others, mine in zip(rows, said, beside, exact or [{}] * len(said), strict=True):
+            known |= {n + j: q for j, q in mine.items()}
             at.append(range(n, n + count - others))
             besides.append(range(n + count - others, n + count))
             if isinstance(answer, str):
@@ -141,4 +209,4 @@ class ServedTeacher:
                 for j, told in enumerate(answer):
                     logprobs[n + j, told.ids] = told.logprobs
             n += count
-        return TeacherOutput(torch.from_numpy(logprobs), table(at), table(besides), rows[0], errors)
+        return TeacherOutput(torch.from_numpy(logprobs), table(at), table(besides), rows[0], errors, known)

@@ -1,6 +1,6 @@
 """What is asked of a teacher in a round, and the teacher whose weights and cache are here."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -30,7 +30,8 @@ class TokenTree:
     paths: its ids; each path but the first begins as the one before it does, for `forks` ids.
     nodes: before each draft. after: behind the last one. beside: others that the teacher is asked for.
     looks: which of these it is, by a draft's position and the pieces that follow there.
-    edits: what each draft changes.
+    edits: what each draft changes. matter: of a draft's position, the teacher's ids on whose probabilities there the
+    round depends; None where these are too many, or nobody has said.
     """
 
     def __init__(self, vocabulary: Vocabulary, context: TeacherContext, drafts: Sequence[int]) -> None:
@@ -41,6 +42,7 @@ class TokenTree:
         self.beside: list[Node] = []
         self.looks: dict[tuple[int, tuple[int, ...]], int] = {}
         self.edits: list[ContextEdit] = []
+        self.matter: Callable[[int], Collection[int] | None] = lambda draft: None
         for token in drafts:
             self.nodes.append(self.after)
             edit = vocabulary.edit(work, token)
@@ -74,7 +76,9 @@ class TeacherOutput(NamedTuple):
 
     logits: float [N, V_teacher]. at: int64 [R, K], which of the N belongs to a row's node; -1 where there is none.
         beside: the same of the other nodes. first: the rows are those from this one on. errors: rows that it cannot
-        read, whose logits are NaN, and why.
+        read, whose logits are NaN, and why. exact: of some of the N, whose logits do not say what its sampling
+        distribution is: ids of its tokens, ascending, and their probabilities in it, float64. Of the tokens on which
+        the round depends none is missing.
     """
 
     logits: Tensor
@@ -82,12 +86,14 @@ class TeacherOutput(NamedTuple):
     beside: np.ndarray
     first: int = 0
     errors: Mapping[int, str] = {}
+    exact: Mapping[int, tuple[np.ndarray, np.ndarray]] = {}
 
 
 class Teacher(Protocol):
     """Reads contexts of the rows that are decoded together.
 
-    context: how many ids it can read. talks: it may be asked to go on by itself. prefill: what it made of prompts, for
+    context: how many ids it can read. width: of its vocabulary. counts: in how many places it knew its distribution,
+    and how, if it does not always. talks: it may be asked to go on by itself. prefill: what it made of prompts, for
     copy_row, which puts one of them in a row's place; drop_row: nothing takes it. logits: of all rows, some
     neighbouring ones after the other, so that the logits of all need not exist at once; more_logits: once more of some
     of these rows, other nodes than the trees have. total: the log-sum-exp of logits, of which `top` is the index of one
@@ -97,6 +103,8 @@ class Teacher(Protocol):
     """
 
     context: int
+    width: int
+    counts: dict[str, int]
     talks: bool
 
     def prefill(self, prompts: list[list[int]]) -> Any: ...
@@ -133,6 +141,7 @@ class LocalTeacher:
         self.model = model
         self.context = model.context
         self.width = int(model.model.config.get_text_config().vocab_size)
+        self.counts: dict[str, int] = {}
         self.held = [0] * model.rows  # how many ids of its context a row's slots hold
         self.fed = [(0, 0)] * model.rows  # the path that they hold since the last pass, and how many ids of it
 

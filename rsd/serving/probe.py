@@ -7,33 +7,40 @@ import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from rsd.acceptance import Sampling
 from rsd.models.bundled import folder_of
 from rsd.models.loading import generation_config, reading
 from rsd.models.source import Source
 from rsd.serving import client as serving
 from rsd.serving.client import FAULTS, UNREADABLE, Answer, fault, fetch, httpx, opened
-from rsd.serving.completions import top_logprobs
+from rsd.serving.completions import body_of, by_ids, top_logprobs
 from rsd.serving.key import KEY, key, said
 from rsd.serving.replicas import unlike
-from rsd.serving.told import TOP, Told
+from rsd.serving.told import Told
 from rsd.settings import called
 from rsd.terminal import one_line, say
 
 STARTING = 30.0  # seconds in which a server that is just starting may come to answer
+# To see what a server makes of log-probs: steeper ones, and the likeliest token alone.
+WARPED = Sampling(temperature=0.5, top_p=1.0, top_k=0), Sampling(temperature=1.0, top_p=1e-6, top_k=0)
+NEAR = 0.3  # nats that two answers of one server may differ, in bfloat16
 SLOW = 10.0  # seconds after which it is said that an answer is waited for
 # Text that tokenizers cut differently.
 SAMPLE = "Let x_1 = 12.5: a na\u00efve caf\u00e9 sells 1,234 \u6f22\u5b57 cups.\n\n    return \\boxed{x**2}  # done"
 
 
 class Seen(NamedTuple):
-    """What one server says: the longest text that the model takes, if it tells, and of a known context."""
+    """What one server says: the longest text that the model takes, if it tells; of a known context; and what it tells
+    of tokens that it is asked for by their ids."""
 
     context: int | None
     told: list[Told]
+    by_ids: str | None
 
 
 def find_served(urls: Sequence[str], model: str, tokenizer: str, *, trust_remote_code: bool) -> Source:
@@ -47,7 +54,8 @@ def find_served(urls: Sequence[str], model: str, tokenizer: str, *, trust_remote
         speller = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         speller.encode("a b")
         generation = generation_config(path, None) or GenerationConfig()
-    context = longest_context(urls, model, speller) or speller.model_max_length
+    longest, by_ids = what_it_takes(urls, model, speller)
+    context = longest or speller.model_max_length
     ids = speller.get_vocab()
     config = PreTrainedConfig.from_dict(
         {
@@ -58,11 +66,13 @@ def find_served(urls: Sequence[str], model: str, tokenizer: str, *, trust_remote
     )
     digest = hashlib.blake2b(repr(sorted(ids.items())).encode(), digest_size=16).hexdigest()
     # Which servers, and how many, may change while the job is the same.
-    return Source("teacher", model, f"served:{model}", f"served, tokenizer {digest}", config, speller, generation)
+    source = Source("teacher", model, f"served:{model}", f"served, tokenizer {digest}", config, speller, generation)
+    return replace(source, by_ids=by_ids)
 
 
-def longest_context(urls: Sequence[str], model: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The longest text that a served model takes, as far as its servers say; one that is not there is named.
+def what_it_takes(urls: Sequence[str], model: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, str | None]:
+    """The longest text that a served model takes, as far as its servers say, and what all of them tell of tokens that
+    they are asked for by their ids (`told.Api`); one that is not there is named.
 
     Args:
         tokenizer: the model's, as we have it.
@@ -77,7 +87,9 @@ def longest_context(urls: Sequence[str], model: str, tokenizer: PreTrainedTokeni
     for url, seen in others:
         if why := unlike(seen.told, known.told):
             raise ValueError(f"{called('teacher')} {url} has another model than {first}: {why}")
-    return min((seen.context for seen in there.values() if seen.context), default=None)
+    tells = {seen.by_ids for seen in there.values()}
+    longest = min((seen.context for seen in there.values() if seen.context), default=None)
+    return longest, tells.pop() if len(tells) == 1 else None
 
 
 async def _all(urls: Sequence[str], model: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Seen]:
@@ -118,16 +130,19 @@ async def _asked(url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> Se
                 raise ValueError(f"{called('teacher_model')} {one_line(model)}: the server {url} has {has}")
             length = _length(models[model].get("max_model_len"), url)
             ids = tokenizer.encode("1 + 1 =", add_special_tokens=False)
-            body = {"model": model, "prompt": [ids], "max_tokens": 1, "temperature": 0, "logprobs": TOP}
-            body["return_tokens_as_token_ids"] = True  # beside the token's text, which several may have
+            body = body_of(model, [ids], 1)
             probe = await _patiently(client, f"{url}/completions", body, until)
             if probe.status != 200:
                 raise _refused(url, probe)
             width = max(tokenizer.get_vocab().values()) + 1
-            [(_, told)] = _read(probe, url, lambda answer: top_logprobs(answer, 1, width))
+            [(_, [told])] = _read(probe, url, lambda answer: top_logprobs(answer, 1, width))
             echo = body | {"prompt": SAMPLE, "logprobs": 1, "echo": True}
             _check_tokenizer(await _patiently(client, f"{url}/completions", echo, until), url, tokenizer)
-            return Seen(length, told)
+            answers = []
+            for sampling in WARPED:
+                named = body_of(model, [ids], 1, _some(told), sampling)
+                answers.append(await _patiently(client, f"{url}/completions", named, until))
+            return Seen(length, [told], _told_by_ids(told, answers))
         except httpx.InvalidURL as e:
             raise ValueError(f"{called('teacher')} {url}: this is no address: {said(e)}") from e
         except FAULTS as e:
@@ -138,6 +153,32 @@ async def _asked(url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> Se
         except (KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as e:
             what = "it does not answer like an OpenAI-compatible server"
             raise ValueError(f"{called('teacher')} {url}: {what} ({fault(e)})") from e
+
+
+def _some(told: Told) -> list[int]:
+    """The likeliest token on a list, the last one, and one between."""
+    order = sorted(range(len(told.ids)), key=lambda n: -told.logprobs[n])
+    return [told.ids[order[n]] for n in (0, -1, len(order) // 2)]
+
+
+def _told_by_ids(told: Told, answers: Sequence[Answer]) -> str | None:
+    """What a server told of `_some` tokens after what each of `WARPED` makes of a distribution, of which this is the
+    list: "processed", as that makes it; "raw", as it was; None if it is neither, or no answer."""
+    some = _some(told)
+    try:
+        told_of = [by_ids(answer.json(), 1, some)[0] if answer.status == 200 else {} for answer in answers]
+        values = [[one[i] for i in some] for one in told_of]
+    except UNREADABLE:
+        return None
+    listed = dict(zip(told.ids, told.logprobs, strict=True))
+    was = [listed[i] for i in some]
+    if all(abs(value - one) < NEAR for row in values for value, one in zip(row, was, strict=True)):
+        return "raw"
+    (first, *others), alone = values
+    steeper = [first + (one - was[0]) / WARPED[0].temperature for one in was[1:]]
+    near = all(abs(value - one) < NEAR for value, one in zip(others, steeper, strict=True))
+    filtered = abs(alone[0]) < NEAR and all(value == -math.inf for value in alone[1:])
+    return "processed" if near and filtered else None
 
 
 def _refused(url: str, answer: Answer, hint: str = "") -> ValueError:

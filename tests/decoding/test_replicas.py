@@ -234,7 +234,9 @@ def test_a_first_answer_may_take_its_time(stub, local, monkeypatch):
     assert prompts.count(prompts[0]) == 1  # it was not asked again
 
 
-@pytest.mark.parametrize("told", [0, "0", formatdate(usegmt=True), "Thu, 01 Jan 1970 00:00:00 GMT"])
+@pytest.mark.parametrize(
+    "told", [0, "0", formatdate(usegmt=True), "Thu, 01 Jan 1970 00:00:00 GMT"], ids=["number", "text", "now", "then"]
+)
 def test_when_a_server_wants_to_be_asked_again(stub, local, told):
     stub.retry_after = told
     generator = TraceGenerator(config(stub)).load()
