@@ -55,7 +55,7 @@ class Client:
     answer is there.
 
     Args:
-        urls: of each server, up to and with /v1.
+        urls: of each server, up to and with /v1. The first one that is there is what the others are held against.
     """
 
     def __init__(self, urls: str | Sequence[str]) -> None:
@@ -165,6 +165,8 @@ class Client:
             if self.known and self._begun and not (fresh or server.back or server.gone):
                 server.back = asyncio.ensure_future(self._bring_back(server, 0.0))
         there = [s for s in self.servers if not s.gone and s.back is None]
+        if not self._begun:
+            return there[0] if there else None
         if home in there or (home is not None and home.back and not home.failed):  # which is being recognised
             return home if home in there else None
         return min(there, key=lambda s: s.load, default=None)
