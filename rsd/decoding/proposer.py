@@ -20,7 +20,8 @@ WIDE = 1 << 24  # bytes of a tensor over all tokens, of some ten that a round wi
 class Proposer:
     """A teacher, what it has read in each row, and where it is in its own tokens.
 
-    A round asks `propose`, then maybe `full`, and says by `commit` what became of the drafts.
+    A round calls `ask`, then `propose`, then maybe `full`, and says by `commit` what became of the drafts. Before that
+    it may call `go_on`, then `said`.
     """
 
     def __init__(
@@ -73,20 +74,29 @@ class Proposer:
     def drop_row(self, row: int) -> None:
         self.teacher.drop_row(row)
 
-    def go_on(self, rows: int, count: int) -> list[Said]:
-        """What the teacher says by itself in each of the first `rows` rows: at most `count` tokens."""
+    def go_on(self, rows: int, count: int) -> None:
+        """Have the teacher begin to say at most `count` tokens by itself in each of the first `rows` rows."""
+        self.teacher.go_on([context.ids for context in self.contexts[:rows]], count)
+
+    def said(self) -> list[Said]:
+        """What it said there."""
         made = []
-        for ids, told in self.teacher.go_on([context.ids for context in self.contexts[:rows]], count):
+        for ids, told in self.teacher.said():
             ours = self.in_ours(ids)
             made.append(Said(ours[: ours.index(-1)] if -1 in ours else ours, told))
         return made
 
-    def propose(self, drafts: Drafts) -> Iterator[Proposed]:
-        """The teacher's proposals before each draft, of some neighbouring rows after the other."""
+    def ask(self, drafts: Drafts) -> bool:
+        """Have the teacher begin to read these drafts; whether it is away with that."""
         self._drafted, self._trees, self._where = drafts.told, [], []
         for context, row in zip(self.contexts, self._drafted, strict=False):
             self._trees.append(TokenTree(self.vocabulary, context, row))
             self.proposals.units.look_ahead(self._trees[-1], row)
+        return self.teacher.ask(self._trees)
+
+    def propose(self, drafts: Drafts) -> Iterator[Proposed]:
+        """The teacher's proposals before each of the drafts that it was asked about, of some neighbouring rows after
+        the other."""
         for output in self.teacher.logits(self._trees):
             for part in self._parts(output, drafts.tokens.shape[1]):
                 rows = slice(part.first, part.first + len(part.at))

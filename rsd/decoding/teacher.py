@@ -88,12 +88,13 @@ class Teacher(Protocol):
     """Reads contexts of the rows that are decoded together.
 
     context: how many ids it can read. talks: it may be asked to go on by itself. prefill: what it made of prompts, for
-    copy_row, which puts one of them in a row's place; drop_row: nothing takes it. logits: of all rows, some
-    neighbouring ones after the other, so that the logits of all need not exist at once; more_logits: once more of some
-    of these rows, other nodes than the trees have. total: the log-sum-exp of logits, of which `top` is the index of one
-    that is not -inf. go_on: the likeliest ids behind each row's context, one after the other, and in how many places it
-    knows what is likely: its `logits` there need no asking any more. keep: what a row's context has become, which is
-    like the paths up to `start` at least.
+    copy_row, which puts one of them in a row's place; drop_row: nothing takes it. ask: begin to read all rows, and
+    whether it is away with that, so that others may have their turn; logits: what it read, some neighbouring rows after
+    the other, so that the logits of all need not exist at once; more_logits: once more of some of these rows, other
+    nodes than the trees have. total: the log-sum-exp of logits, of which `top` is the index of one that is not -inf.
+    go_on: begin to say `count` ids behind each row's context, the likeliest ones; said: these, and in how many places
+    it knows what is likely: its `logits` there need no asking any more. leave: what it is away with is not wanted any
+    more. keep: what a row's context has become, which is like the paths up to `start` at least.
     """
 
     context: int
@@ -107,6 +108,8 @@ class Teacher(Protocol):
 
     def drop_row(self, row: int) -> None: ...
 
+    def ask(self, trees: Sequence[TokenTree]) -> bool: ...
+
     def logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]: ...
 
     def more_logits(
@@ -115,7 +118,11 @@ class Teacher(Protocol):
 
     def total(self, logits: Tensor, top: Tensor) -> Tensor: ...
 
-    def go_on(self, contexts: Sequence[list[int]], count: int) -> list[tuple[list[int], int]]: ...
+    def go_on(self, contexts: Sequence[list[int]], count: int) -> None: ...
+
+    def said(self) -> list[tuple[list[int], int]]: ...
+
+    def leave(self) -> None: ...
 
     def keep(self, row: int, tree: TokenTree, ids: list[int], start: int) -> None: ...
 
@@ -161,6 +168,12 @@ class LocalTeacher:
         said = [x.log_softmax(-1).gather(-1, i) for x, i in zip(logits.split(rows), at.split(rows), strict=True)]
         return (logits.gather(-1, at) - (torch.cat(said) if len(said) > 1 else said[0]))[:, 0]
 
+    def ask(self, trees: Sequence[TokenTree]) -> bool:
+        return False
+
+    def leave(self) -> None:
+        pass
+
     def logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]:
         columns, nodes, beside = [], [], []
         for row, tree in enumerate(trees):
@@ -177,7 +190,10 @@ class LocalTeacher:
             rows = some if len(some) < len(columns) else None
             yield self._read(columns[mine], nodes[mine], beside[mine], rows)._replace(first=some.start)
 
-    def go_on(self, contexts: Sequence[list[int]], count: int) -> list[tuple[list[int], int]]:
+    def go_on(self, contexts: Sequence[list[int]], count: int) -> None:
+        raise NotImplementedError("it does not talk")
+
+    def said(self) -> list[tuple[list[int], int]]:
         raise NotImplementedError("it does not talk")
 
     def _groups(self, widths: Sequence[int]) -> Iterator[range]:
