@@ -30,7 +30,8 @@ class Stub:
     stub.fail(429, "drop", ...) says what becomes of the next requests for completions, one each: a status; "drop"
     (half of the answer, then the connection is closed), "close" (no answer at all), "hang" (an answer after `hang`
     seconds), "malformed" (half of the JSON), "bare" (no top log-probs), "drip" (a byte now and then), "flood" and
-    "bomb" (a huge answer, as it is or compressed), or one of `ODD` (such a log-prob). stub.stop() ends it with all its
+    "bomb" (a huge answer, as it is or compressed), or one of `ODD` (such a log-prob). Lists of likeliest tokens that are computed while a request by ids is under way are lost, as
+    by vLLM's first sampler. stub.stop() ends it with all its
     connections and stub.start() brings it back on the same port. `text` is always empty, and generation_config decides
     no draw.
     """
@@ -46,8 +47,11 @@ class Stub:
         self.keys = "token_id:{}"
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.tells = 20  # log-probs, at the most
+        self.logprobs_mode = "raw_logprobs"  # or "processed_logprobs": after temperature, top-k and top-p
+        self.by_ids = True  # knows logprob_token_ids
+        self.stranger = 0  # that many lists of likeliest tokens are computed beside another client's request by ids
         self.bodies: list[dict] = []  # the requests for completions that were read, whatever became of them
-        self.peak = self.in_flight = self.port = 0
+        self.peak = self.in_flight = self.named = self.port = 0
         self.counts, self.forward = Lock(), Lock()
         self.generator = torch.Generator().manual_seed(0)
 
@@ -98,7 +102,16 @@ class Stub:
         if body.get("model", self.name) != self.name:
             text = f"The model `{body['model']}` does not exist. Valid aliases: {self.name}."
             raise Refused(text, "model", 404, "NotFoundError")
-        if top > self.max_logprobs:
+        if self.by_ids and (named := body.get("logprob_token_ids")) is not None:
+            if len(named) > 128:
+                text = f"Requested logprob_token_ids of length {len(named)}, which is greater than max allowed: 128"
+                raise Refused(text, "logprob_token_ids")
+            if top != len(named):
+                text = "When both logprobs and logprob_token_ids are set, logprobs must equal len(logprob_token_ids)."
+                raise Refused(text, "logprob_token_ids")
+            if any(not 0 <= i < self.model.config.vocab_size for i in named):
+                raise Refused("token_id(s) in logprob_token_ids contain out-of-vocab token ids.", "logprob_token_ids")
+        elif top > self.max_logprobs:
             text = f"Requested sample logprobs of {top}, which is greater than max allowed: {self.max_logprobs}"
             raise Refused(f"{text} (parameter=logprobs, value={top})", "logprobs")
         if not prompts:
@@ -126,7 +139,7 @@ class Stub:
         return prompts
 
     @torch.inference_mode()
-    def completions(self, body: dict) -> dict:
+    def completions(self, body: dict, *, lost: bool = False) -> dict:
         prompts = self.check(body)
         choices = [self.begin(index, ids, body) for index, ids in enumerate(prompts)]
         rows = [list(ids) for ids in prompts]
@@ -135,7 +148,7 @@ class Stub:
             if not going:
                 break
             for i, logits in zip(going, self.logits([rows[i] for i in going]), strict=True):
-                rows[i].append(self.say(choices[i], logits, body))
+                rows[i].append(self.say(choices[i], logits, body, lost=lost))
         read, said = sum(map(len, prompts)), sum(map(len, rows)) - sum(map(len, prompts))
         usage = {"prompt_tokens": read, "total_tokens": read + said, "completion_tokens": said}
         usage |= {"prompt_tokens_details": None, "completion_tokens_details": None}
@@ -158,14 +171,32 @@ class Stub:
         choice = {"index": index, "text": "", "logprobs": lists, "finish_reason": "length", "stop_reason": None}
         return choice | {"token_ids": None, "prompt_logprobs": None, "prompt_token_ids": None, "routed_experts": None}
 
-    def say(self, choice: dict, logits: torch.Tensor, body: dict) -> int:
-        """The next token of a choice, of logits [V]."""
-        temperature, lists = body.get("temperature", 1.0), choice["logprobs"]
-        odds = torch.softmax(logits / (temperature or 1.0), -1)
-        token = int(torch.multinomial(odds, 1, generator=self.generator) if temperature else logits.argmax())
-        row = logits.log_softmax(-1)
-        ranked = row.topk(min(body.get("logprobs") or 0, self.tells)).indices.tolist()
-        lists["top_logprobs"].append({self.keys.format(i): row[i].item() for i in [token, *ranked]})  # drawn one first
+    def warped(self, logits: torch.Tensor, body: dict) -> torch.Tensor:
+        """Log-probs after temperature, top-k and top-p of logits [V]."""
+        row = logits / (body.get("temperature", 1.0) or 1.0)
+        if k := body.get("top_k", 0):
+            row = row.masked_fill(row < row.topk(min(k, len(row))).values[-1], -torch.inf)
+        if (p := body.get("top_p", 1.0)) < 1:
+            values, ids = row.sort()
+            last = values.softmax(-1).cumsum(-1) <= 1 - p
+            last[-1] = False
+            row = row.masked_fill(torch.zeros_like(last).scatter(0, ids, last), -torch.inf)
+        return row.log_softmax(-1)
+
+    def say(self, choice: dict, logits: torch.Tensor, body: dict, *, lost: bool = False) -> int:
+        """The next token of a choice, of logits [V]. lost: its list of likeliest tokens is."""
+        lists, warped = choice["logprobs"], self.warped(logits, body)
+        token = int(torch.multinomial(warped.exp(), 1, generator=self.generator))
+        token = token if body.get("temperature", 1.0) else int(logits.argmax())
+        plain = self.logprobs_mode == "raw_logprobs" or not body.get("temperature", 1.0)
+        row = logits.log_softmax(-1) if plain else warped
+        named = body.get("logprob_token_ids") if self.by_ids else None
+        ranked = row.topk(min(body.get("logprobs") or 0, self.tells)).indices.tolist() if named is None else named
+        # The drawn one first, and then the others, which at most are as many as were asked for.
+        top = {self.keys.format(i): max(row[i].item(), -9999.0) for i in [token, *ranked]}
+        if named is None and lost:
+            top = {self.keys.format(token): row[token].item(), self.keys.format(0): -9999.0}
+        lists["top_logprobs"].append(top)
         lists["text_offset"].append(0)
         lists["token_logprobs"].append(row[token].item())
         lists["tokens"].append(f"token_id:{token}")
@@ -245,6 +276,10 @@ class Handler(BaseHTTPRequestHandler):
             stub.bodies.append(body)
             fault = stub.faults.popleft() if stub.faults else None
             stub.in_flight += 1
+            named = bool(body.get("logprob_token_ids"))
+            stub.named += named
+            lost = stub.named > 0 or (stub.stranger > 0 and not named)
+            stub.stranger -= stub.stranger > 0 and not named
             stub.peak = max(stub.peak, stub.in_flight)
         try:
             if isinstance(fault, int):
@@ -257,7 +292,7 @@ class Handler(BaseHTTPRequestHandler):
             with stub.forward:
                 if self.gone():  # nobody waits for this any more; as vLLM, do not compute it while others do
                     return
-                value = stub.completions(body)
+                value = stub.completions(body, lost=lost)
             for choice in value["choices"] if fault == "bare" else []:
                 choice["logprobs"]["top_logprobs"] = None
             if fault in ODD:
@@ -271,3 +306,4 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             with stub.counts:
                 stub.in_flight -= 1
+                stub.named -= named

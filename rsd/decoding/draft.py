@@ -202,6 +202,19 @@ class Drafts:
         least = None if self.least is None else torch.cat([step.least[n] for step, n, _ in said])  # type: ignore[index]
         return (accept_mask(logprobs, p, self.student.acceptance, self.student.sampling, least) > 0).tolist()
 
+    def stand(self, row: int, column: int) -> list[int]:
+        """A in one place: the tokens that could stand there."""
+        step, n = self._place(row, column)
+        asked = self.student.acceptance, self.student.sampling
+        logprobs = step.logprobs[n]
+        if asked[0].threshold_on == "raw":  # p does not matter
+            return accept_mask(logprobs, logprobs, *asked).nonzero()[:, 0].tolist()
+        if step.ids is None or step.p is None:
+            return self.student.over_all(logprobs).mask.nonzero()[:, 0].tolist()
+        least = None if step.least is None else step.least[n]
+        mask = accept_mask(logprobs[step.ids[n]], step.p[n], *asked, least)
+        return step.ids[n][mask > 0].tolist()
+
     def _place(self, row: int, column: int) -> tuple[Step, int]:
         if self.even:
             return self.passes[column].step, self.first + row

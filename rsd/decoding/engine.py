@@ -87,6 +87,11 @@ class Engine:
         self.blocks = self.rounds.blocks = other.blocks
         self.rounds.turns = other.rounds.turns
 
+    def begin(self) -> None:
+        """Begin new statistics; what was learned stays."""
+        self.blocks.begin()
+        self.teacher.counts.update(dict.fromkeys(self.teacher.counts, 0))
+
     def run(self, requests: Iterable[Request[T]]) -> Iterator[Finished[T]]:
         """Yield traces as they finish; a finished row's slot takes the next request at once.
 
@@ -96,7 +101,7 @@ class Engine:
         Out of memory, it goes on with half of the rows, from the tokens that all of them have, and tries more
         rows again later. With one row left, that row ends as an error.
         """
-        self.blocks.begin()
+        self.begin()
         for step in self.steps(Waiting(requests)):
             if step is not None:
                 yield step

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from rsd.decoding.block_size import BlockController
 from rsd.decoding.engine import Engine
 from rsd.decoding.sequence import Finished, Request, T
+from rsd.decoding.teacher import Teacher
 from rsd.decoding.waiting import Waiting
 
 
@@ -30,13 +31,19 @@ class Groups:
         return self.engines[0].blocks
 
     @property
+    def teacher(self) -> Teacher:
+        """One of those that are asked; they count together."""
+        return self.engines[0].teacher
+
+    @property
     def rows(self) -> int:
         """How many rows there is room for now."""
         return sum(engine.rows for engine in self.engines)
 
     def run(self, requests: Iterable[Request[T]]) -> Iterator[Finished[T]]:
         """As `Engine.run`. A group out of memory has fewer rows, or none while others have the memory."""
-        self.blocks.begin()
+        for engine in self.engines:
+            engine.begin()
         waiting = Waiting(requests)
         first = -(-waiting.known(self.rows) // len(self.engines))  # few rows are shared out, too
         steps = [engine.steps(waiting, first=first) for engine in self.engines]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from rsd.config import GenerateConfig
 from rsd.decoding.engine import Engine
 from rsd.decoding.groups import Decoder, Groups
+from rsd.decoding.listed import mode_of
 from rsd.decoding.teacher import LocalTeacher, Teacher
 from rsd.models import tensor_parallel
 from rsd.models.loading import find, load, one_model
@@ -93,8 +94,15 @@ def load_pair(pair: Pair, config: GenerateConfig, *, rows: int, group: Group | N
 
     of = pair.teacher
     client = Client(of.path)
-    api = Completions(client, of.name, width=of.width)
-    return Models(ServedTeacher(client, api, width=of.width, context=of.context), student)
+    api = Completions(client, of.name, width=of.width, by_ids=of.by_ids)
+    mode = served_mode(pair, config)
+    teacher = ServedTeacher(client, api, sampling=pair.sampling, mode=mode, width=of.width, context=of.context)
+    return Models(teacher, student)
+
+
+def served_mode(pair: Pair, config: GenerateConfig) -> str:
+    """How a served teacher's q is found out: one of the three of `listed`."""
+    return mode_of(pair.sampling, config.acceptance(), by_ids=pair.teacher.by_ids)
 
 
 def load_part(pair: Pair, config: GenerateConfig) -> PreTrainedModel:

@@ -22,6 +22,7 @@ from torch import Tensor
 from rsd.acceptance import Sampling
 from rsd.decoding.candidates import Candidates, bounded, largest, likeliest, placed, union, wide
 from rsd.decoding.draft import Drafts
+from rsd.decoding.exact import with_exact
 from rsd.decoding.partial_tokens import AT_BOUNDARY, At, Correction, Partial, PartialFilter, SplitTokens
 from rsd.decoding.pieces import Accepts, Units
 from rsd.decoding.sampling import warp
@@ -176,11 +177,16 @@ class Proposals:
         device, drafted = drafts.tokens.device, drafts.told
         logits, index = output.logits.to(device).float(), _index(output.at, block)
         whole = len(logits) == index.size and (index.ravel() == np.arange(index.size)).all()
+        read = None
         if not whole and not self.few:  # all tokens are candidates: no more of them than needed
-            logits, whole = logits[torch.from_numpy(index.ravel()).to(device)], True
+            read, whole = index.ravel(), True
+            logits = logits[torch.from_numpy(read).to(device)]
         every = torch.arange(rows * block, device=device).view(rows, block)
         places = every if whole else torch.from_numpy(index).to(device)
         said = self.pool(logits)
+        top = said.masses.argmax(-1, keepdim=True)
+        top = (top if said.ids is None else said.ids.gather(-1, top))[:, 0]
+        said, rest = with_exact(said, output.exact, np.arange(len(output.logits)) if read is None else read)
 
         def grid(x: Tensor) -> Tensor:
             return x.unflatten(0, (rows, block)) if whole else x[places]
@@ -193,12 +199,14 @@ class Proposals:
         if corrections or self.split.teacher_to_student or any(partial.remainders for partial in partials):
             where = PartialFilter(self.split, mass, pool, corrections, [[partial] for partial in partials])
             mixed = where.follow(drafted).mix(drafted)
-        ids, q, p, total = _over(*_scaled(mass, mixed), drafts.candidates)
+        scale, total, added = _mixed(mass, mixed)
+        ids, q, p = _over(_scaled(mass, scale), added, drafts.candidates)
         covered = q.sum(-1, keepdim=True)
+        if rest is not None:
+            rest = grid(rest)[..., None]
+            covered = covered + (rest if scale is None else rest * scale)
         q = q / covered.clamp_min(torch.finfo(covered.dtype).tiny)
         coverage = covered if total is None else torch.where(total > 0, covered / total, 1.0)
-        top = said.masses.argmax(-1, keepdim=True)
-        top = (top if said.ids is None else said.ids.gather(-1, top))[:, 0]
         sums = teacher.total(logits, top)
         soft: tuple[Tensor, ...] = ()
         if self.top:
@@ -248,7 +256,8 @@ class Proposals:
         if corrections or any(partial.remainders for row in before for partial in row):
             mixed = PartialFilter(self.split, mass, pool, corrections, before).mix(drafted)
         none = pool.masses.new_empty(*pool.masses.shape[:2], 0)
-        ids, masses, _, total = _over(*_scaled(mass, mixed), (none.long(), none))
+        scale, total, added = _mixed(mass, mixed)
+        ids, masses, _ = _over(_scaled(mass, scale), added, (none.long(), none))
         if total is not None:
             masses = masses / total.clamp_min(torch.finfo(total.dtype).tiny)
         values, places = largest(masses, self.top)
@@ -260,32 +269,35 @@ class Proposals:
 Added = Sequence[tuple[int, int, int, float]]  # row, position, token and mass
 
 
-def _scaled(
+def _mixed(
     mass: Candidates, mixed: Mapping[At, tuple[float, Mapping[int, float], float]]
-) -> tuple[Candidates, Tensor | None, Added]:
-    """Masses [R, K, C] multiplied as `PartialFilter.mix` says, the total [R, K, 1] if not 1, and what is added."""
+) -> tuple[Tensor | None, Tensor | None, Added]:
+    """What `PartialFilter.mix` makes of masses [R, K, C]: by what they are multiplied, and the total, [R, K, 1] each,
+    None for 1; and what is added."""
     if not mixed:
-        return mass, None, ()
+        return None, None, ()
     scale, total = np.ones((2, *mass.masses.shape[:2], 1))
     added = []
     for (i, j), (factor, more, whole) in mixed.items():
         scale[i, j], total[i, j] = factor, whole
         added += [(i, j, token, m) for token, m in more.items()]
-    scaled = Candidates(mass.ids, mass.masses * torch.from_numpy(scale).to(mass.masses))
-    return scaled, torch.from_numpy(total).to(mass.masses), added
+    return torch.from_numpy(scale).to(mass.masses), torch.from_numpy(total).to(mass.masses), added
+
+
+def _scaled(mass: Candidates, scale: Tensor | None) -> Candidates:
+    return mass if scale is None else Candidates(mass.ids, mass.masses * scale)
 
 
 def _over(
-    mass: Candidates, total: Tensor | None, added: Added, candidates: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
-    """Masses with what is added, over the candidates of both models: their ids, the masses, the student's p, and the
-    total as it is given."""
+    mass: Candidates, added: Added, candidates: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Masses with what is added, over the candidates of both models: their ids, the masses, and the student's p."""
     if mass.ids is None or candidates is None:
         masses = mass.masses
         if added:
             *at, values = (torch.tensor(x, device=masses.device) for x in zip(*added, strict=True))
             masses = masses.index_put(tuple(at), values.to(masses.dtype), accumulate=True)
-        return None, _sure(masses, added), None, total
+        return None, _sure(masses, added), None
     ours, p = candidates
     parts, masses = [ours, mass.ids], mass.masses
     if added:
@@ -294,7 +306,7 @@ def _over(
         masses = torch.cat([masses, values.to(masses)], -1)
     every, place = union(*parts)
     masses = placed(masses, place[..., -masses.shape[-1] :], every.shape[-1])
-    return every, _sure(masses, added), placed(p, place[..., : p.shape[-1]], every.shape[-1]), total
+    return every, _sure(masses, added), placed(p, place[..., : p.shape[-1]], every.shape[-1])
 
 
 def _sure(masses: Tensor, added: Added) -> Tensor:

@@ -1,6 +1,7 @@
 """The teacher as a round sees it: what it proposes before each draft, whatever its own tokens are."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from rsd.acceptance import Sampling
 from rsd.decoding.continued import Said
 from rsd.decoding.draft import Drafts
+from rsd.decoding.exact import Matter
 from rsd.decoding.partial_tokens import AT_BOUNDARY, Partial, PartialFilter
 from rsd.decoding.proposals import Proposals, Proposed
-from rsd.decoding.teacher import Teacher, TeacherOutput, TokenTree
+from rsd.decoding.teacher import Away, Teacher, TeacherOutput, TokenTree
 from rsd.pair.vocabulary import TeacherContext, Vocabulary
 
 WIDE = 1 << 24  # bytes of a tensor over all tokens, of some ten that a round without top-k works with
@@ -20,8 +22,7 @@ WIDE = 1 << 24  # bytes of a tensor over all tokens, of some ten that a round wi
 class Proposer:
     """A teacher, what it has read in each row, and where it is in its own tokens.
 
-    A round calls `ask`, then `propose`, then maybe `full`, and says by `commit` what became of the drafts. Before that
-    it may call `go_on`, then `said`.
+    A round asks `propose`, then maybe `full`, and says by `commit` what became of the drafts.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Proposer:
         """top: how many of its likeliest tokens are found out, too."""
         self.teacher, self.vocabulary = teacher, vocabulary
         self.proposals = Proposals(vocabulary, sampling, device, top=top)
+        self.matter = Matter(self.proposals.table, self.proposals.units, width=teacher.width)
         self.contexts: list[TeacherContext] = [TeacherContext()] * rows  # what it reads in each row, to its last token
         self.partials: list[Partial] = [AT_BOUNDARY] * rows
         self.recent: list[list[int]] = [[]] * rows  # the student's last tokens, as far as they may begin a spelling
@@ -74,30 +76,27 @@ class Proposer:
     def drop_row(self, row: int) -> None:
         self.teacher.drop_row(row)
 
-    def go_on(self, rows: int, count: int) -> None:
-        """Have the teacher begin to say at most `count` tokens by itself in each of the first `rows` rows."""
-        self.teacher.go_on([context.ids for context in self.contexts[:rows]], count)
-
-    def said(self) -> list[Said]:
-        """What it said there."""
+    def go_on(self, rows: int, count: int) -> Away[list[Said]]:
+        """What the teacher says by itself in each of the first `rows` rows: at most `count` tokens."""
         made = []
-        for ids, told in self.teacher.said():
+        said = yield from self.teacher.go_on([context.ids for context in self.contexts[:rows]], count)
+        for ids, told in said:
             ours = self.in_ours(ids)
             made.append(Said(ours[: ours.index(-1)] if -1 in ours else ours, told))
         return made
 
-    def ask(self, drafts: Drafts) -> bool:
-        """Have the teacher begin to read these drafts; whether it is away with that."""
+    def propose(self, drafts: Drafts) -> Away[Iterator[Proposed]]:
+        """The teacher's proposals before each draft, of some neighbouring rows after the other."""
         self._drafted, self._trees, self._where = drafts.told, [], []
-        for context, row in zip(self.contexts, self._drafted, strict=False):
+        for i, (context, row) in enumerate(zip(self.contexts, self._drafted, strict=False)):
             self._trees.append(TokenTree(self.vocabulary, context, row))
             self.proposals.units.look_ahead(self._trees[-1], row)
-        return self.teacher.ask(self._trees)
+            self._trees[-1].matter = partial(self.matter, drafts, i, before=self.recent[i])
+        outputs = yield from self.teacher.read(self._trees)
+        return self._proposed(drafts, outputs)
 
-    def propose(self, drafts: Drafts) -> Iterator[Proposed]:
-        """The teacher's proposals before each of the drafts that it was asked about, of some neighbouring rows after
-        the other."""
-        for output in self.teacher.logits(self._trees):
+    def _proposed(self, drafts: Drafts, outputs: Iterator[TeacherOutput]) -> Iterator[Proposed]:
+        for output in outputs:
             for part in self._parts(output, drafts.tokens.shape[1]):
                 rows = slice(part.first, part.first + len(part.at))
                 proposed, where = self.proposals.read(

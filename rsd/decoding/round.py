@@ -7,8 +7,9 @@ one is lockstep: one step of each model a token. Rows advance by different amoun
 """
 
 import time
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,14 +24,16 @@ from rsd.decoding.drafting import Drafting
 from rsd.decoding.given import Given, as_given
 from rsd.decoding.lookup import LookUp
 from rsd.decoding.loops import EVERY, REACH, loops
+from rsd.decoding.proposals import Proposed
 from rsd.decoding.proposer import Proposer
 from rsd.decoding.sampling import rejection_sample, target
 from rsd.decoding.sequence import TraceSoFar
-from rsd.decoding.teacher import LOGITS, LOGITS_ELSEWHERE, Teacher
+from rsd.decoding.teacher import LOGITS, LOGITS_ELSEWHERE, Away, Teacher
 from rsd.models.kv_cache import CachedModel
 from rsd.pair.vocabulary import TeacherContext, Vocabulary
 from rsd.traces.tokens import record, top_columns
 
+U = TypeVar("U")
 Ended = list[tuple[int, str, str | None]]  # rows that ended, how, and what went wrong
 
 
@@ -109,7 +112,7 @@ class Rounds:
         self.student.model.drop_row(row)
         self.proposer.drop_row(row)
 
-    def round(self, state: np.ndarray, records: np.ndarray) -> Generator[None, None, Ended]:
+    def round(self, state: np.ndarray, records: np.ndarray) -> Away[Ended]:
         """Draft, verify, commit: advances `state` [R] and `records` [R, T].
 
         Args:
@@ -119,27 +122,28 @@ class Rounds:
         advanced if it raises, or is closed there.
         """
         began, before, self.others = time.perf_counter(), int(state["done"].sum()), 0.0
-        try:
-            drafting = yield from self.draft(state)
-            given = isinstance(drafting, Given)
-            if self.proposer.ask(drafting.drafts):
-                yield from self._away()
-            verified = self.verify(drafting.drafts, drafting.noise, given=given)
-        except BaseException:  # an interrupt, say, or nobody goes on with this
-            self.proposer.teacher.leave()
-            raise
+        drafting = yield from self.draft(state)
+        given = isinstance(drafting, Given)
+        proposals = yield from self._asked(self.proposer.propose(drafting.drafts))
+        verified = self.verify(drafting.drafts, drafting.noise, proposals, given=given)
         ended = self.commit(state, records, verified, drafting, given=given)
         if self.proposer.teacher.talks:
             tokens = int(state["done"].sum()) - before
             self.turns.learn(len(state), self.asked_for, tokens, time.perf_counter() - began - self.others)
         return ended
 
-    def _away(self) -> Generator[None, None, None]:
-        """Others have their turn. What they do is no time of this round's: so the times of all rounds are that of the
-        job, and what a server does meanwhile costs what is still waited for."""
-        left = time.perf_counter()
-        yield
-        self.others += time.perf_counter() - left
+    def _asked(self, asking: Away[U]) -> Away[U]:
+        """What comes of it; others have their turn meanwhile. What they do is no time of this round's: so the times of
+        all rounds are that of the job, and what a server does meanwhile costs what is still waited for."""
+        with closing(asking):
+            while True:
+                try:
+                    next(asking)
+                except StopIteration as e:
+                    return e.value
+                left = time.perf_counter()
+                yield
+                self.others += time.perf_counter() - left
 
     def _turn(self, rows: int, most: int) -> int:
         """How many tokens the teacher is asked to say by itself in this round; 0: the student drafts."""
@@ -147,7 +151,7 @@ class Rounds:
             return 0
         return min(self.turns.plan(rows), most)
 
-    def draft(self, state: np.ndarray) -> Generator[None, None, Drafting | Given | Continued]:
+    def draft(self, state: np.ndarray) -> Away[Drafting | Given | Continued]:
         seen, rows = self.seen[: len(state)], len(state)
         streaks = [one.streak if one else 0 for one in seen]
         most = max(self.columns // rows - 1, 0)
@@ -155,9 +159,8 @@ class Rounds:
             return Given(self.student, state, self.given[:rows], most=min(most + 1, self.blocks.longest))
         self.asked_for = self._turn(rows, min(most, int((state["limit"] - state["done"]).max())))
         if self.asked_for:
-            self.proposer.go_on(rows, self.asked_for)
-            yield from self._away()
-            return Continued(self.student, self.blocks, self.turns, state, self.proposer.said())
+            said = yield from self._asked(self.proposer.go_on(rows, self.asked_for))
+            return Continued(self.student, self.blocks, self.turns, state, said)
         ahead = [
             one.ahead(min(self.blocks.look_up(rows, one.streak), most)) if one and one.streak else [] for one in seen
         ]
@@ -165,7 +168,7 @@ class Rounds:
             self.student, self.blocks, state, stops=self.stops, ahead=ahead, streaks=streaks, loop=self.loop
         )
 
-    def verify(self, drafts: Drafts, noise: Tensor, *, given: bool = False) -> Verified:
+    def verify(self, drafts: Drafts, noise: Tensor, proposals: Iterator[Proposed], *, given: bool = False) -> Verified:
         """Keep drafts while they survive, each with min(1, r / d), and draw what replaces the first that falls.
         What is `given` stands.
 
@@ -174,7 +177,7 @@ class Rounds:
         rows, block = drafts.tokens.shape
         made = []
         errors: dict[int, str] = {}
-        for proposed in self.proposer.propose(drafts):
+        for proposed in proposals:
             mine, chance = drafts.of(proposed.rows), noise[proposed.rows]
             student = mine.over(proposed.ids, proposed.p)
             goal = target(proposed.q, student.p, student.mask, self.acceptance.trials)

@@ -1,43 +1,40 @@
 """A teacher behind a server; the student stays here.
 
-The server tells the 20 likeliest tokens. So q is these, renormalised, as in the paper (arXiv 2509.22230), and
-the log-prob of a token that is not among them is not known.
+The server tells the 20 likeliest tokens, at temperature 1; the log-prob of a token that is not among them is not known.
+Often these settle what q is (`listed`). Where they do not, a server that can is asked once more, by their ids, for the
+tokens on which r depends: those of A, of which there are few. Else q is the 20, renormalised, as in the paper (arXiv
+2509.22230). That is also what it is within a spelling of which the lists settle nothing.
 """
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from typing import Any, NamedTuple
+from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rsd.decoding.teacher import LOGITS, Node, TeacherOutput, TokenTree, table
+from rsd.acceptance import Sampling
+from rsd.decoding import listed
+from rsd.decoding.teacher import LOGITS, Away, Node, TeacherOutput, TokenTree, here, table
 from rsd.serving.client import Client
-from rsd.serving.told import Api, Chain, Told
+from rsd.serving.told import Api, Asked, Chain, Told
 
 # Of a row, how many contexts were asked about, and what is told after each; or why there is nothing.
 Answers = tuple[int, list[Told] | str]
-
-
-class Question(NamedTuple):
-    """What is asked about the nodes of some rows.
-
-    known: by row what is known of its nodes, None of those that are `asked` about: of which rows, and for each node the
-    chain and the context that it is. answer: what the api will answer, None if all is known.
-    """
-
-    known: list[list[Told | None]]
-    asked: list[int]
-    at: list[list[tuple[int, int]]]
-    answer: Future[list[list[list[Told]] | str]] | None
+U = TypeVar("U")
+Exact = dict[int, tuple[np.ndarray, np.ndarray]]  # of a row's drafts, as `TeacherOutput.exact`
+CHANGED = (
+    "the teacher's server tells probabilities of another kind than it did when the job began: "
+    "give it its --logprobs-mode back, and run the same command again"
+)
 
 
 class ServedTeacher:
     """A `teacher.Teacher` whose model is on a server. It holds nothing of a row: every context is sent whole.
 
     Args:
-        api: how the server is asked. width: of the teacher's vocabulary. context: the longest prompt that it takes.
+        api: how the server is asked. sampling: what q is of. mode: of `listed.mode_of`, how q is found out. width: of
+            the teacher's vocabulary. context: the longest prompt that it takes.
 
     Raises:
         ConnectionError (when judging): the server has not answered for `client.PATIENCE` seconds, or lets nobody in.
@@ -45,16 +42,19 @@ class ServedTeacher:
 
     talks = True
 
-    def __init__(self, client: Client, api: Api, *, width: int, context: int) -> None:
-        self.client, self.api, self.width, self.context = client, api, width, context
+    def __init__(self, client: Client, api: Api, *, sampling: Sampling, mode: str, width: int, context: int) -> None:
+        self.client, self.api, self.sampling, self.mode = client, api, sampling, mode
+        self.width, self.context = width, context
+        self.counts = {"settled": 0, "by_ids": 0, "renormalised": 0}
         self._said: list[tuple[list[int], list[Told]]] = []  # by row: what it said last, and what it told there
-        self._away: Future[Any] | None = None  # what is asked and not answered yet
-        self._asked: Question | None = None
-        self._contexts: Sequence[list[int]] = []  # behind which it is to go on
 
     def another(self) -> "ServedTeacher":
-        """The same teacher, for other rows."""
-        return ServedTeacher(self.client, self.api, width=self.width, context=self.context)
+        """The same teacher, for other rows; what it knew is counted together."""
+        made = ServedTeacher(
+            self.client, self.api, sampling=self.sampling, mode=self.mode, width=self.width, context=self.context
+        )
+        made.counts = self.counts
+        return made
 
     def prefill(self, prompts: list[list[int]]) -> None:
         return None
@@ -78,51 +78,40 @@ class ServedTeacher:
         """They are log-probs already; -inf where the server did not tell."""
         return logits.new_zeros(logits.shape[:-1])
 
-    def leave(self) -> None:
-        if self._away is not None:
-            self._away.cancel()
-            self._away = None
+    def _away(self, work: Coroutine[Any, Any, U]) -> Away[U]:
+        """What becomes of what the server is asked; nobody waits for it where nobody comes back for it."""
+        future = self.client.begin(work)
+        try:
+            yield
+            return future.result()
+        except BaseException:  # an interrupt, say
+            future.cancel()
+            raise
 
-    def ask(self, trees: Sequence[TokenTree]) -> bool:
-        nodes = [[*tree.nodes, *tree.beside] for tree in trees]
-        self._asked = self._question(range(len(trees)), trees, nodes)
-        self._away = self._asked.answer
-        return self._away is not None
+    def read(self, trees: Sequence[TokenTree]) -> Away[Iterator[TeacherOutput]]:
+        said = yield from self._answers(range(len(trees)), trees, [[*tree.nodes, *tree.beside] for tree in trees])
+        exact = yield from self._exactly(trees, said)
+        return self._outputs(trees, said, exact)
 
-    def logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]:
-        """What `ask` asked."""
-        if self._asked is None:
-            raise RuntimeError("it was not asked")
-        said = _answers(self._asked)
-        self._asked = self._away = None
+    def _outputs(self, trees: Sequence[TokenTree], said: list[Answers], exact: list[Exact]) -> Iterator[TeacherOutput]:
         beside = [len(tree.beside) for tree in trees]
         rows = max(1, LOGITS // (4 * self.width * max(count for count, _ in said)))
         for first in range(0, len(trees), rows):
             mine = range(first, min(first + rows, len(trees)))
-            yield self._output(mine, said[first : first + rows], beside[first : first + rows])
+            at = slice(first, first + rows)
+            yield self._output(mine, said[at], beside[at], exact[at])
 
     def more_logits(
         self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]
     ) -> TeacherOutput:
-        question = self._question(rows, trees, nodes)
-        self._away = question.answer
-        said = _answers(question)
-        self._away = None
-        return self._output(rows, said, [0] * len(rows))
+        return self._output(rows, here(self._answers(rows, trees, nodes)), [0] * len(rows))
 
-    def go_on(self, contexts: Sequence[list[int]], count: int) -> None:
+    def go_on(self, contexts: Sequence[list[int]], count: int) -> Away[list[tuple[list[int], int]]]:
         count = max(1, min(count, self.context + 1 - max(map(len, contexts))))
-        self._contexts = [list(ids) for ids in contexts]
-        self._away = self.client.begin(self.api.go_on([ids[-self.context :] for ids in contexts], count))
-
-    def said(self) -> list[tuple[list[int], int]]:
-        if self._away is None:
-            raise RuntimeError("it was not asked")
-        said = self._away.result()
-        self._away = None
+        said = yield from self._away(self.api.go_on([ids[-self.context :] for ids in contexts], count))
         made = []
         self._said = []
-        for ids, answer in zip(self._contexts, said, strict=True):
+        for ids, answer in zip(contexts, said, strict=True):
             tokens, told = ([], []) if isinstance(answer, str) else answer
             self._said.append(([*ids, *tokens], told))
             made.append((tokens, len(told)))
@@ -136,8 +125,10 @@ class ServedTeacher:
         at = len(ids) - (len(said) - len(told))
         return told[at] if 0 <= at < len(told) and said[: len(ids)] == ids else None
 
-    def _question(self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]) -> Question:
-        """Ask what the server says of the rows' nodes, as far as that is new."""
+    def _answers(
+        self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]
+    ) -> Away[list[Answers]]:
+        """What the server says of the rows' nodes, or of a row why it says nothing; it is asked for what is new."""
         known = [
             [self._known(row, tree.ids(node)) for node in mine]
             for row, tree, mine in zip(rows, trees, nodes, strict=True)
@@ -145,8 +136,64 @@ class ServedTeacher:
         asked = [i for i, told in enumerate(known) if None in told]
         new = [[node for node, told in zip(nodes[i], known[i], strict=True) if told is None] for i in asked]
         chains = [self._chains(trees[i], some) for i, some in zip(asked, new, strict=True)]
-        answer = self.client.begin(self.api.likeliest([mine for mine, _ in chains])) if chains else None
-        return Question(known, asked, [at for _, at in chains], answer)
+        said = (yield from self._away(self.api.likeliest([mine for mine, _ in chains]))) if chains else []
+        made: list[Answers] = [(len(mine), mine) for mine in known]  # type: ignore[misc]
+        for i, (_, at), answer in zip(asked, chains, said, strict=True):
+            if isinstance(answer, str):
+                made[i] = len(nodes[i]), answer
+            else:
+                more = iter([answer[chain][end] for chain, end in at])
+                made[i] = len(nodes[i]), [next(more) if told is None else told for told in known[i]]
+        return made
+
+    def _exactly(self, trees: Sequence[TokenTree], said: list[Answers]) -> Away[list[Exact]]:
+        """By row, q before those drafts where the lists do not settle it, as far as that can be found out.
+
+        Where the server refuses to tell that, this is what it says of the row.
+        """
+        places = [
+            (i, j) for i, tree in enumerate(trees) for j in range(len(tree.nodes)) if not isinstance(said[i][1], str)
+        ]
+        made: list[Exact] = [{} for _ in trees]
+        if not places:
+            return made
+        lists = listed.read([said[i][1][j] for i, j in places], self.sampling, width=self.width)  # type: ignore[misc]
+        unsettled = (~lists.settled).nonzero()[0].tolist()
+        needed: dict[int, Collection[int]] = {}  # what is to be asked for, maybe nothing, where q can be found out
+        for n in unsettled if self.mode == listed.EXACT else ():
+            i, j = places[n]
+            if (ids := trees[i].matter(j)) is not None:
+                needed[n] = listed.needed(lists, n, ids, self.sampling)
+        asked = [n for n in needed if needed[n]]
+        self.counts["settled"] += len(places) - len(unsettled) + len(needed) - len(asked)
+        self.counts["by_ids"] += len(asked)
+        self.counts["renormalised"] += len(unsettled) - len(needed)
+        told: dict[int, Mapping[int, float]] = {n: {} for n in needed}
+        answers = yield from self._by_ids(trees, [places[n] for n in asked], [needed[n] for n in asked])
+        for n, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, str):
+                i = places[n][0]
+                said[i] = said[i][0], answer
+                del told[n]
+            else:
+                told[n] = answer
+        if listed.unfiltered(lists, told, self.sampling):
+            raise ConnectionError(CHANGED)
+        for n, values in told.items():
+            i, j = places[n]
+            if not isinstance(said[i][1], str):
+                made[i][j] = listed.masses(lists, n, values, self.sampling)
+        return made
+
+    def _by_ids(
+        self, trees: Sequence[TokenTree], places: Sequence[tuple[int, int]], ids: Sequence[Collection[int]]
+    ) -> Away[list[dict[int, float] | str]]:
+        """What is told of these ids before some drafts, (row, draft)."""
+        if not places:
+            return []
+        contexts = [trees[i].ids(trees[i].nodes[j])[-self.context :] for i, j in places]
+        asked = [Asked(context, some) for context, some in zip(contexts, ids, strict=True)]
+        return (yield from self._away(self.api.of_ids(asked, self.sampling)))
 
     def _chains(self, tree: TokenTree, nodes: Sequence[Node]) -> tuple[list[Chain], list[tuple[int, int]]]:
         """A row's nodes as chains of contexts, and for each node the chain and the context that it is."""
@@ -168,11 +215,15 @@ class ServedTeacher:
             at.append((chain, len(chains[chain].ends) - 1))
         return chains, at
 
-    def _output(self, rows: Sequence[int], said: Sequence[Answers], beside: Sequence[int]) -> TeacherOutput:
-        """beside: how many of a row's answers, the last ones, are not of its drafts."""
+    def _output(
+        self, rows: Sequence[int], said: Sequence[Answers], beside: Sequence[int], exact: Sequence[Exact] = ()
+    ) -> TeacherOutput:
+        """beside: how many of a row's answers, the last ones, are not of its drafts. exact: as of `_exactly`."""
         logprobs = np.full((sum(count for count, _ in said), self.width), -np.inf, dtype=np.float32)
         at, besides, errors, n = [], [], {}, 0
-        for row, (count, answer), others in zip(rows, said, beside, strict=True):
+        known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for row, (count, answer), others, mine in zip(rows, said, beside, exact or [{}] * len(said), strict=True):
+            known |= {n + j: q for j, q in mine.items()}
             at.append(range(n, n + count - others))
             besides.append(range(n + count - others, n + count))
             if isinstance(answer, str):
@@ -182,18 +233,4 @@ class ServedTeacher:
                 for j, told in enumerate(answer):
                     logprobs[n + j, told.ids] = told.logprobs
             n += count
-        return TeacherOutput(torch.from_numpy(logprobs), table(at), table(besides), rows[0], errors)
-
-
-def _answers(question: Question) -> list[Answers]:
-    """What the server says of the rows' nodes, or of a row why it says nothing."""
-    made: list[Answers] = [(len(mine), mine) for mine in question.known]  # type: ignore[misc]
-    said = question.answer.result() if question.answer is not None else []
-    for i, at, answer in zip(question.asked, question.at, said, strict=True):
-        known = question.known[i]
-        if isinstance(answer, str):
-            made[i] = len(known), answer
-        else:
-            more = iter([answer[chain][end] for chain, end in at])
-            made[i] = len(known), [next(more) if told is None else told for told in known]
-    return made
+        return TeacherOutput(torch.from_numpy(logprobs), table(at), table(besides), rows[0], errors, known)

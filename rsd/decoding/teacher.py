@@ -1,7 +1,7 @@
 """What is asked of a teacher in a round, and the teacher whose weights and cache are here."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,19 @@ PIECE = 1 << 20  # logits that are summed up at once on a CPU
 # Bytes of logits, in float32, that one pass may leave: rows beyond that are read in another one. A CPU has no use
 # for passes so wide; on a GPU they are what makes a pass cheap.
 LOGITS, LOGITS_ELSEWHERE = 3 << 25, 1 << 29
+
+
+U = TypeVar("U")
+Away = Generator[None, None, U]  # yields wherever a teacher is away with what it was asked, and returns what came of it
+
+
+def here(asking: Away[U]) -> U:
+    """What comes of it, waited for."""
+    while True:
+        try:
+            next(asking)
+        except StopIteration as e:
+            return e.value
 
 
 class Node(NamedTuple):
@@ -30,7 +43,8 @@ class TokenTree:
     paths: its ids; each path but the first begins as the one before it does, for `forks` ids.
     nodes: before each draft. after: behind the last one. beside: others that the teacher is asked for.
     looks: which of these it is, by a draft's position and the pieces that follow there.
-    edits: what each draft changes.
+    edits: what each draft changes. matter: of a draft's position, the teacher's ids on whose probabilities there the
+    round depends; None where these are too many, or nobody has said.
     """
 
     def __init__(self, vocabulary: Vocabulary, context: TeacherContext, drafts: Sequence[int]) -> None:
@@ -41,6 +55,7 @@ class TokenTree:
         self.beside: list[Node] = []
         self.looks: dict[tuple[int, tuple[int, ...]], int] = {}
         self.edits: list[ContextEdit] = []
+        self.matter: Callable[[int], Collection[int] | None] = lambda draft: None
         for token in drafts:
             self.nodes.append(self.after)
             edit = vocabulary.edit(work, token)
@@ -74,7 +89,9 @@ class TeacherOutput(NamedTuple):
 
     logits: float [N, V_teacher]. at: int64 [R, K], which of the N belongs to a row's node; -1 where there is none.
         beside: the same of the other nodes. first: the rows are those from this one on. errors: rows that it cannot
-        read, whose logits are NaN, and why.
+        read, whose logits are NaN, and why. exact: of some of the N, whose logits do not say what its sampling
+        distribution is: ids of its tokens, ascending, and their probabilities in it, float64. Of the tokens on which
+        the round depends none is missing.
     """
 
     logits: Tensor
@@ -82,22 +99,27 @@ class TeacherOutput(NamedTuple):
     beside: np.ndarray
     first: int = 0
     errors: Mapping[int, str] = {}
+    exact: Mapping[int, tuple[np.ndarray, np.ndarray]] = {}
 
 
 class Teacher(Protocol):
     """Reads contexts of the rows that are decoded together.
 
-    context: how many ids it can read. talks: it may be asked to go on by itself. prefill: what it made of prompts, for
-    copy_row, which puts one of them in a row's place; drop_row: nothing takes it. ask: begin to read all rows, and
-    whether it is away with that, so that others may have their turn; logits: what it read, some neighbouring rows after
-    the other, so that the logits of all need not exist at once; more_logits: once more of some of these rows, other
-    nodes than the trees have. total: the log-sum-exp of logits, of which `top` is the index of one that is not -inf.
-    go_on: begin to say `count` ids behind each row's context, the likeliest ones; said: these, and in how many places
-    it knows what is likely: its `logits` there need no asking any more. leave: what it is away with is not wanted any
-    more. keep: what a row's context has become, which is like the paths up to `start` at least.
+    context: how many ids it can read. width: of its vocabulary. counts: in how many places it knew its distribution,
+    and how, if it does not always. talks: it may be asked to go on by itself. prefill: what it made of prompts, for
+    copy_row, which puts one of them in a row's place; drop_row: nothing takes it. read: the logits of all rows, some
+    neighbouring ones after the other, so that the logits of all need not exist at once; more_logits: once more of some
+    of these rows, other nodes than the trees have. total: the log-sum-exp of logits, of which `top` is the index of one
+    that is not -inf. go_on: the likeliest ids behind each row's context, one after the other, and in how many places it
+    knows what is likely: its logits there need no asking any more. keep: what a row's context has become, which is
+    like the paths up to `start` at least.
+
+    read and go_on yield wherever the teacher is away, so that others may have their turn. Closed there, it comes back.
     """
 
     context: int
+    width: int
+    counts: dict[str, int]
     talks: bool
 
     def prefill(self, prompts: list[list[int]]) -> Any: ...
@@ -108,9 +130,7 @@ class Teacher(Protocol):
 
     def drop_row(self, row: int) -> None: ...
 
-    def ask(self, trees: Sequence[TokenTree]) -> bool: ...
-
-    def logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]: ...
+    def read(self, trees: Sequence[TokenTree]) -> Away[Iterator[TeacherOutput]]: ...
 
     def more_logits(
         self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]
@@ -118,11 +138,7 @@ class Teacher(Protocol):
 
     def total(self, logits: Tensor, top: Tensor) -> Tensor: ...
 
-    def go_on(self, contexts: Sequence[list[int]], count: int) -> None: ...
-
-    def said(self) -> list[tuple[list[int], int]]: ...
-
-    def leave(self) -> None: ...
+    def go_on(self, contexts: Sequence[list[int]], count: int) -> Away[list[tuple[list[int], int]]]: ...
 
     def keep(self, row: int, tree: TokenTree, ids: list[int], start: int) -> None: ...
 
@@ -140,6 +156,7 @@ class LocalTeacher:
         self.model = model
         self.context = model.context
         self.width = int(model.model.config.get_text_config().vocab_size)
+        self.counts: dict[str, int] = {}
         self.held = [0] * model.rows  # how many ids of its context a row's slots hold
         self.fed = [(0, 0)] * model.rows  # the path that they hold since the last pass, and how many ids of it
 
@@ -168,13 +185,11 @@ class LocalTeacher:
         said = [x.log_softmax(-1).gather(-1, i) for x, i in zip(logits.split(rows), at.split(rows), strict=True)]
         return (logits.gather(-1, at) - (torch.cat(said) if len(said) > 1 else said[0]))[:, 0]
 
-    def ask(self, trees: Sequence[TokenTree]) -> bool:
-        return False
+    def read(self, trees: Sequence[TokenTree]) -> Away[Iterator[TeacherOutput]]:
+        yield from ()  # it is never away
+        return self._logits(trees)
 
-    def leave(self) -> None:
-        pass
-
-    def logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]:
+    def _logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]:
         columns, nodes, beside = [], [], []
         for row, tree in enumerate(trees):
             path, end, _ = tree.nodes[-1]
@@ -190,10 +205,7 @@ class LocalTeacher:
             rows = some if len(some) < len(columns) else None
             yield self._read(columns[mine], nodes[mine], beside[mine], rows)._replace(first=some.start)
 
-    def go_on(self, contexts: Sequence[list[int]], count: int) -> None:
-        raise NotImplementedError("it does not talk")
-
-    def said(self) -> list[tuple[list[int], int]]:
+    def go_on(self, contexts: Sequence[list[int]], count: int) -> Away[list[tuple[list[int], int]]]:
         raise NotImplementedError("it does not talk")
 
     def _groups(self, widths: Sequence[int]) -> Iterator[range]:

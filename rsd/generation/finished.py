@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rsd.config import GenerateConfig
-from rsd.generation.summary import Summary, left_out
+from rsd.generation.summary import Summary, shares
 from rsd.models.bundled import folder_of
 from rsd.models.fingerprint import fingerprint
 from rsd.terminal import say
@@ -62,7 +62,7 @@ def finished_before(config: GenerateConfig, source: str | Path, out: str | Path,
     if not all(_as_noted(manifest, name, file) for name, file in files.items()):
         return None
     say(f"{out} is finished: it holds all {done.get('traces')} traces of this job")
-    return Summary(manifest["totals"], 0, 0, 0.0, 0.0, left_out(manifest))
+    return Summary(manifest["totals"], 0, 0, 0.0, 0.0, *shares(manifest))
 
 
 def _as_noted(manifest: Mapping[str, Any], name: str, file: Path) -> bool:

@@ -8,7 +8,8 @@ from rsd.answers.verifier import Judgement, Verifier, answer_columns, read_refer
 from rsd.config import GenerateConfig
 from rsd.decoding.block_size import BlockController
 from rsd.decoding.groups import Decoder
-from rsd.decoding.loading import engine_of, find_pair, load_pair, load_part, memory_of
+from rsd.decoding.listed import MEANING
+from rsd.decoding.loading import engine_of, find_pair, load_pair, load_part, memory_of, served_mode
 from rsd.generation.pipeline import Pipeline, verdict
 from rsd.generation.schedule import Schedule
 from rsd.models import tensor_parallel
@@ -72,9 +73,10 @@ class TraceGenerator:
         """What a user should be told of the pair and how it will be decoded with."""
         lines = list(self.find().notices)
         if self.config.served:
+            mode = served_mode(self.find(), self.config)
             lines.append(
-                f"teacher: {self.find().teacher.name}, served at {self.config.teacher}; it proposes from its {TOP} "
-                "likeliest tokens, renormalised, and log-probs of others are null"
+                f"teacher: {self.find().teacher.name}, served at {self.config.teacher}; {mode}: it proposes from "
+                f"{MEANING[mode]}; log-probs beyond the {TOP} are null"
             )
         return lines
 
@@ -101,6 +103,12 @@ class TraceGenerator:
         """How the rounds of the last `make`, `run` or `stream` went."""
         self.load()
         return self._engine.blocks  # type: ignore[union-attr]
+
+    @property
+    def known(self) -> Mapping[str, int]:
+        """In how many places of these a served teacher's distribution was known, and how (`listed`)."""
+        self.load()
+        return dict(self._engine.teacher.counts)  # type: ignore[union-attr]
 
     def memory(self) -> Estimate:
         """What the pair will take, and the rows that are decoded together; reads no weights."""
@@ -139,7 +147,7 @@ class TraceGenerator:
                 "dtype": dtype_of(c),
             }
             | ({"score": asdict(Scoring()) | {"step_rules": RULES}} if c.score else {})
-            | ({"teacher_top_logprobs": TOP} if c.served else {})
+            | ({"teacher_top_logprobs": TOP, "teacher_q": served_mode(pair, c)} if c.served else {})
             | ({"top_logprobs": c.top_logprobs} if c.top_logprobs else {})
         )
 

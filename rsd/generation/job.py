@@ -16,7 +16,7 @@ from rsd.generation.progress import Progress
 from rsd.generation.schedule import Schedule
 from rsd.generation.session import Session
 from rsd.generation.statistics import combined, readable
-from rsd.generation.summary import Summary, kept_file, left_out, write_kept
+from rsd.generation.summary import Summary, kept_file, shares, write_kept
 from rsd.models.loading import Source
 from rsd.settings import called, free
 from rsd.strictjson import finite
@@ -163,13 +163,13 @@ def run_rows(
     if finished:  # a job may have been killed after its last trace and before its totals
         totals = store.totals(max_fallback_rate=fallback)
         store.end(manifest | {"totals": totals} | _stamped(generator, manifest, totals, found, others))
-        return Summary(totals, 0, 0, 0.0, 0.0, left_out(manifest), *write_kept(out, keep, fallback))
+        return Summary(totals, 0, 0, 0.0, 0.0, *shares(manifest), *write_kept(out, keep, fallback))
     with _progress(found, schedule.at_most, generator.blocks, others) as progress:
         for trace in generator.make(schedule):
             store.append(trace)
             progress.add(trace, at_most=schedule.at_most, blocks=generator.blocks)
     statistics = generator.blocks.statistics()
-    statistics["left_out"] = {"tokens": progress.tokens, "mass": progress.left_out}
+    statistics |= {"left_out": {"tokens": progress.tokens, "mass": progress.left_out}, "known": generator.known}
     totals = store.totals(max_fallback_rate=fallback)
     manifest |= {"totals": totals, "decoding": combined(manifest["decoding"], statistics)}
     manifest |= _stamped(generator, manifest, totals, found + progress.count - progress.errors, others)
@@ -180,7 +180,7 @@ def run_rows(
         progress.tokens,
         progress.seconds,
         generator.blocks.tokens_per_round,
-        left_out(manifest),
+        *shares(manifest),
         *write_kept(out, keep, fallback),
     )
 

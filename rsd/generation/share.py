@@ -15,7 +15,7 @@ from rsd.generation.generator import TraceGenerator
 from rsd.generation.job import Others, manifest_of, run_rows
 from rsd.generation.merge import discard, merge
 from rsd.generation.progress import Progress
-from rsd.generation.summary import Summary, kept_file, left_out, write_kept
+from rsd.generation.summary import Summary, kept_file, shares, write_kept
 from rsd.settings import called
 from rsd.terminal import say
 from rsd.traces import ours
@@ -109,7 +109,7 @@ def joined(
         totals["tokens"] - before[1],
         seconds,
         merged["decoding"].get("tokens_per_round") or 0.0,
-        left_out(merged),
+        *shares(merged),
         *write_kept(out, keep, limit_of),
     )
 

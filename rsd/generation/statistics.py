@@ -17,10 +17,13 @@ def combined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
     was = before.get("left_out", {})
     mass = {name: was.get(name, 0) + now["left_out"][name] for name in ("tokens", "mass")}
     made = {name: before.get(name, 0) + now[name] for name in ("rounds", "row_rounds", "tokens")}
+    there = {**before.get("known", {}), **now.get("known", {})}
+    known = {name: before.get("known", {}).get(name, 0) + now.get("known", {}).get(name, 0) for name in there}
     return {
         "tokens_per_round": round(made["tokens"] / made["row_rounds"], 3) if made["row_rounds"] else None,
         "left_out": mass | {"share": round(mass["mass"] / mass["tokens"], 6) if mass["tokens"] else None},
         "survival": [round(s / j, 4) for s, j in zip(survived, judged, strict=True)],
+        **({"known": known} if known else {}),
         **made,
         "block_sizes": dict(sorted(sizes.items(), key=lambda item: int(item[0]))),
         "drafts_judged": judged,

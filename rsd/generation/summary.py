@@ -23,6 +23,7 @@ class Summary:
     seconds: float
     tokens_per_round: float  # committed to a row in a round, on average
     left_out: float | None = None  # the share of the teacher's mass that is no token of the student's
+    renormalised: float | None = None  # the share of places where a served teacher's q was not known exactly
     kept: int | None = None  # rows in `kept_file`, where one was asked for
     kept_file: Path | None = None
 
@@ -50,6 +51,10 @@ class Summary:
             ]
         if self.left_out is not None:
             lines.append(f"left out     {self.left_out:.1%} (of the teacher's mass: tokens that the student lacks)")
+        if self.renormalised:
+            lines.append(
+                f"renormalised {self.renormalised:.1%} (of places: the server's likeliest tokens did not settle q)"
+            )
         if self.new_rows:
             speed = f"{self.new_tokens / self.seconds:.0f} tokens/s, {self.tokens_per_round:.1f} tokens a round"
             lines.append(f"time         {self.seconds:.1f} s ({speed})")
@@ -72,10 +77,14 @@ class Summary:
         return in_lines(lines)
 
 
-def left_out(manifest: Mapping[str, Any]) -> float | None:
-    """What the pair leaves of the teacher's mass, if its vocabularies are not the same."""
-    share = manifest["decoding"].get("left_out", {}).get("share")
-    return None if manifest["identity"]["vocabularies"] == ONE_VOCABULARY else share
+def shares(manifest: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """What the pair leaves of the teacher's mass, if its vocabularies are not the same; and of how many places a served
+    teacher's distribution was not known."""
+    decoding = manifest["decoding"]
+    share = decoding.get("left_out", {}).get("share")
+    known = decoding.get("known", {})
+    unsure = known["renormalised"] / sum(known.values()) if sum(known.values()) else None
+    return None if manifest["identity"]["vocabularies"] == ONE_VOCABULARY else share, unsure
 
 
 def write_kept(out: str | Path, how: str | None, max_fallback_rate: float) -> tuple[int | None, Path | None]:

@@ -4,31 +4,44 @@ The drafts of a row are read in one request that carries their contexts as promp
 what counts is the log-probs beside it, and the server's prefix cache makes each context cost little more than its last
 tokens. Rows share requests, since a request costs a server several times what a context does; several are under way
 together.
+
+vLLM's first sampler tells nothing of likeliest tokens to a request that it computes beside one by ids: so the two kinds
+take turns here, and where another process asks, a list that is too short is asked for again.
 """
 
+import asyncio
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
+from rsd.acceptance import Sampling
+from rsd.serving import client as serving
 from rsd.serving.client import Client, together
-from rsd.serving.told import TOP, Chain, Told
+from rsd.serving.told import TOP, Asked, Chain, Told
 from rsd.settings import called
 
 CONTEXTS = 64  # contexts of a request, if those of one row are not more
 CONTEXT = 1 << 16  # bytes that an answer may have for each context, and each token that is said there
 LIKELY = -3.0  # log-prob that an id of the padding behind a vocabulary never has
 LEAST = -9000.0  # servers send -9999 for minus infinity
+# What the generation config of a served model would add unasked.
+PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+IDS = 128  # that a request may name
+TRIES = 8  # for a list of likeliest tokens that is too short
 
 
 class Completions:
     """A `told.Api`.
 
     Args:
-        model: its name there. width: of the teacher's vocabulary.
+        model: its name there. width: of the teacher's vocabulary. by_ids: see there; the probe finds it out.
     """
 
-    def __init__(self, client: Client, model: str, *, width: int) -> None:
-        self.client, self.model, self.width = client, model, width
+    def __init__(self, client: Client, model: str, *, width: int, by_ids: str | None = None) -> None:
+        self.client, self.model, self.width, self.by_ids = client, model, width, by_ids
+        self._turn, self._kind, self._under_way = asyncio.Condition(), "", 0
 
     async def likeliest(self, rows: Sequence[Sequence[Chain]]) -> list[list[list[Told]] | str]:
         said = await self._shared([[c for chain in row for c in chain.contexts()] for row in rows], 1)
@@ -67,21 +80,112 @@ class Completions:
 
     async def _ask(self, prompts: list[list[int]], tokens: int) -> list[tuple[list[int], list[Told]]] | str:
         """What is said after each prompt, and the top log-probs there; or why the server refuses these prompts."""
-        body = self.body(prompts, tokens)
-        room = CONTEXT * len(prompts) * tokens
-        return await self.client.ask(
-            "/completions", body, lambda answer: top_logprobs(answer, len(prompts), self.width), room=room
-        )
+        body = body_of(self.model, prompts, tokens)
+        room, tries = CONTEXT * len(prompts) * tokens, 0
+        while True:
+            try:
+                async with self._turn_of("lists"):
+                    return await self.client.ask(
+                        "/completions", body, lambda answer: top_logprobs(answer, len(prompts), self.width), room=room
+                    )
+            except Fewer:
+                tries += 1
+                if tries == TRIES:
+                    raise
+            await asyncio.sleep(min(serving.DELAYS[0] * 2**tries, serving.DELAYS[1]) * random.random())
 
-    def body(self, prompts: Sequence[list[int]], tokens: int) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "prompt": prompts,
-            "max_tokens": tokens,
-            "temperature": 0,
-            "logprobs": TOP,
-            "return_tokens_as_token_ids": True,
-        }
+    @asynccontextmanager
+    async def _turn_of(self, kind: str) -> AsyncIterator[None]:
+        """Requests of one kind at a time."""
+        async with self._turn:
+            await self._turn.wait_for(lambda: self._kind == kind or not self._under_way)
+            self._kind, self._under_way = kind, self._under_way + 1
+        try:
+            yield
+        finally:
+            async with self._turn:
+                self._under_way -= 1
+                self._turn.notify_all()
+
+    async def of_ids(self, asked: Sequence[Asked], sampling: Sampling) -> list[dict[int, float] | str]:
+        made: list[dict[int, float] | str] = [{} for _ in asked]
+        requests = packed(asked)
+        said = await together([self._of_ids([asked[i].context for i in at], ids, sampling) for at, ids in requests])
+        for (at, ids), answers in zip(requests, said, strict=True):
+            for i, answer in zip(at, answers, strict=True):
+                mine = made[i]
+                if isinstance(answer, str) or isinstance(mine, str):
+                    made[i] = answer if isinstance(answer, str) else mine
+                else:
+                    mine |= {one: answer[one] for one in ids if one in asked[i].ids}
+        return made
+
+    async def _of_ids(
+        self, prompts: list[list[int]], ids: Sequence[int], sampling: Sampling
+    ) -> Sequence[dict[int, float] | str]:
+        body = body_of(self.model, prompts, 1, ids, sampling)
+        async with self._turn_of("ids"):
+            said = await self.client.ask(
+                "/completions", body, lambda answer: by_ids(answer, len(prompts), ids), room=CONTEXT * len(prompts)
+            )
+        if not isinstance(said, str):
+            return said
+        if len(prompts) == 1:
+            return [said]
+        return [(await self._of_ids([prompt], ids, sampling))[0] for prompt in prompts]  # one of them is to blame
+
+
+def body_of(
+    model: str,
+    prompts: Sequence[list[int]],
+    tokens: int,
+    ids: Sequence[int] = (),
+    sampling: Sampling | None = None,
+) -> dict[str, Any]:
+    """A request for the likeliest tokens; or for some by their ids, after what `sampling` makes of the distribution."""
+    body = {"model": model, "prompt": prompts, "max_tokens": tokens, "return_tokens_as_token_ids": True} | PLAIN
+    if sampling is None:
+        return body | {"temperature": 0, "logprobs": TOP}
+    how = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    return body | how | {"logprobs": len(ids), "logprob_token_ids": list(ids)}
+
+
+def packed(asked: Sequence[Asked]) -> list[tuple[list[int], list[int]]]:
+    """Requests: which contexts they are about, and the ids that all of these ask for, `IDS` at the most."""
+    open_: list[tuple[list[int], dict[int, None]]] = []
+    for i, one in enumerate(asked):
+        ids = list(one.ids)
+        for first in range(0, len(ids), IDS):
+            mine = ids[first : first + IDS]
+            for at, union in open_:
+                if len(at) < CONTEXTS and len(union) + sum(t not in union for t in mine) <= IDS:
+                    break
+            else:
+                at, union = [], {}
+                open_.append((at, union))
+            at.append(i)
+            union.update(dict.fromkeys(mine))
+    return [(at, list(union)) for at, union in open_]
+
+
+def by_ids(answer: Any, count: int, ids: Sequence[int]) -> list[dict[int, float]]:
+    """The log-probs of these ids after each of `count` prompts, from a completions answer.
+
+    Raises:
+        KeyError, TypeError, ...: it is no such answer, or tells nothing of one of them.
+    """
+    made = []
+    for choice in choices_of(answer, count):
+        (top,) = choice["logprobs"]["top_logprobs"]
+        told = {one: float(top[f"token_id:{one}"]) for one in ids}
+        if any(math.isnan(value) or value > 1e-3 for value in told.values()):
+            raise ValueError("log-probs that are none")
+        made.append({one: value if value > LEAST else -math.inf for one, value in told.items()})
+    return made
+
+
+class Fewer(ConnectionError):
+    """Fewer likeliest tokens than the teacher is to propose from."""
 
 
 def top_logprobs(answer: Any, count: int, width: int) -> list[tuple[list[int], list[Told]]]:
@@ -91,16 +195,20 @@ def top_logprobs(answer: Any, count: int, width: int) -> list[tuple[list[int], l
         KeyError, TypeError, ...: it is no such answer. ConnectionError: it names tokens by their text, or tells fewer
             than the teacher is to propose from, or tokens that a teacher of this width does not have.
     """
-    choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-    if [choice["index"] for choice in choices] != list(range(count)):
-        raise ValueError(f"{len(choices)} choices for {count} prompts")
     made = []
-    for choice in choices:
+    for choice in choices_of(answer, count):
         said, tops = (choice["logprobs"][name] for name in ("tokens", "top_logprobs"))
         if not tops or len(said) != len(tops):
             raise ValueError("no log-probs of what it says")
         made.append(([_id(token) for token in said], [_told(top, width) for top in tops]))
     return made
+
+
+def choices_of(answer: Any, count: int) -> list[Any]:
+    choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+    if [choice["index"] for choice in choices] != list(range(count)):
+        raise ValueError(f"{len(choices)} choices for {count} prompts")
+    return choices
 
 
 def _id(token: str) -> int:
@@ -115,7 +223,7 @@ def _id(token: str) -> int:
 def _told(top: dict[str, Any], width: int) -> Told:
     told = {_id(token): float(value) for token, value in top.items()}
     if len(told) < min(TOP, width):
-        raise ConnectionError(
+        raise Fewer(
             f"the teacher's server tells {len(told)} of the {TOP} likeliest tokens, and of these the teacher is to "
             f"propose: let it tell more (vLLM: --max-logprobs {TOP})"
         )

@@ -2,24 +2,30 @@
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from rsd.acceptance import Sampling
 from rsd.models.bundled import folder_of
 from rsd.models.loading import generation_config, reading
 from rsd.models.source import Source
 from rsd.serving import client as serving
 from rsd.serving.client import FAULTS, KEY, UNREADABLE, Answer, fault, fetch, headers, httpx
-from rsd.serving.completions import top_logprobs
-from rsd.serving.told import TOP
+from rsd.serving.completions import body_of, by_ids, top_logprobs
+from rsd.serving.told import Told
 from rsd.settings import called
 from rsd.terminal import one_line, say
 
 STARTING = 30.0  # seconds in which a server that is just starting may come to answer
+# To see what a server makes of log-probs: steeper ones, and the likeliest token alone.
+WARPED = Sampling(temperature=0.5, top_p=1.0, top_k=0), Sampling(temperature=1.0, top_p=1e-6, top_k=0)
+NEAR = 0.3  # nats that two answers of one server may differ, in bfloat16
 TIMEOUT = httpx.Timeout(60, connect=10)
 # Text that tokenizers cut differently.
 SAMPLE = "Let x_1 = 12.5: a na\u00efve caf\u00e9 sells 1,234 \u6f22\u5b57 cups.\n\n    return \\boxed{x**2}  # done"
@@ -36,7 +42,8 @@ def find_served(url: str, model: str, tokenizer: str, *, trust_remote_code: bool
         speller = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         speller.encode("a b")
         generation = generation_config(path, None) or GenerationConfig()
-    context = longest_context(url, model, speller) or speller.model_max_length
+    longest, tells = what_it_takes(url, model, speller)
+    context = longest or speller.model_max_length
     ids = speller.get_vocab()
     config = PreTrainedConfig.from_dict(
         {
@@ -46,11 +53,13 @@ def find_served(url: str, model: str, tokenizer: str, *, trust_remote_code: bool
         }
     )
     digest = hashlib.blake2b(repr(sorted(ids.items())).encode(), digest_size=16).hexdigest()
-    return Source("teacher", model, url, f"served, tokenizer {digest}", config, speller, generation)
+    source = Source("teacher", model, url, f"served, tokenizer {digest}", config, speller, generation)
+    return replace(source, by_ids=tells)
 
 
-def longest_context(url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The longest text that a served model takes, as far as its server says.
+def what_it_takes(url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, str | None]:
+    """The longest text that a served model takes, as far as its server says; and what that tells of tokens that it is
+    asked for by their ids (`told.Api`).
 
     Args:
         tokenizer: the model's, as we have it.
@@ -63,7 +72,7 @@ def longest_context(url: str, model: str, tokenizer: PreTrainedTokenizerBase) ->
         return thread.submit(lambda: asyncio.run(_asked(url.rstrip("/"), model, tokenizer))).result()
 
 
-async def _asked(url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+async def _asked(url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, str | None]:
     until = time.monotonic() + STARTING
     async with httpx.AsyncClient(timeout=TIMEOUT, headers=headers()) as client:
         try:
@@ -78,16 +87,19 @@ async def _asked(url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> in
                 has = one_line(", ".join(models))[:300] or "none"
                 raise ValueError(f"{called('teacher_model')} {model}: the server has {has}")
             ids = tokenizer.encode("1 + 1 =", add_special_tokens=False)
-            body = {"model": model, "prompt": [ids], "max_tokens": 1, "temperature": 0, "logprobs": TOP}
-            body["return_tokens_as_token_ids"] = True  # beside the token's text, which several may have
+            body = body_of(model, [ids], 1)
             probe = await _patiently(client, f"{url}/completions", body, until)
             if probe.status != 200:
                 raise ValueError(f"{called('teacher')} {url}: {probe.refusal()}")
-            top_logprobs(_read(probe, url), 1, max(tokenizer.get_vocab().values()) + 1)
+            [(_, [told])] = top_logprobs(_read(probe, url), 1, max(tokenizer.get_vocab().values()) + 1)
             echo = body | {"prompt": SAMPLE, "logprobs": 1, "echo": True}
             _check_tokenizer(await _patiently(client, f"{url}/completions", echo, until), tokenizer)
+            answers = []
+            for sampling in WARPED:
+                named = body_of(model, [ids], 1, _some(told), sampling)
+                answers.append(await _patiently(client, f"{url}/completions", named, until))
             length = models[model].get("max_model_len")
-            return int(length) if length else None
+            return int(length) if length else None, _told_by_ids(told, answers)
         except httpx.InvalidURL as e:
             raise ValueError(f"{called('teacher')} {url}: this is no address: {e}") from e
         except FAULTS as e:
@@ -96,6 +108,32 @@ async def _asked(url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> in
             raise ValueError(f"{called('teacher')} {url}: {e}") from e
         except (KeyError, TypeError, IndexError, AttributeError) as e:
             raise ValueError(f"{called('teacher')} {url}: it does not answer like an OpenAI-compatible server") from e
+
+
+def _some(told: Told) -> list[int]:
+    """The likeliest token on a list, the last one, and one between."""
+    order = sorted(range(len(told.ids)), key=lambda n: -told.logprobs[n])
+    return [told.ids[order[n]] for n in (0, -1, len(order) // 2)]
+
+
+def _told_by_ids(told: Told, answers: Sequence[Answer]) -> str | None:
+    """What a server told of `_some` tokens after what each of `WARPED` makes of a distribution, of which this is the
+    list: "processed", as that makes it; "raw", as it was; None if it is neither, or no answer."""
+    some = _some(told)
+    try:
+        said = [by_ids(answer.json(), 1, some)[0] if answer.status == 200 else {} for answer in answers]
+        values = [[one[i] for i in some] for one in said]
+    except UNREADABLE:
+        return None
+    listed = dict(zip(told.ids, told.logprobs, strict=True))
+    was = [listed[i] for i in some]
+    if all(abs(value - one) < NEAR for row in values for value, one in zip(row, was, strict=True)):
+        return "raw"
+    (first, *others), alone = values
+    steeper = [first + (one - was[0]) / WARPED[0].temperature for one in was[1:]]
+    near = all(abs(value - one) < NEAR for value, one in zip(others, steeper, strict=True))
+    filtered = abs(alone[0]) < NEAR and all(value == -math.inf for value in alone[1:])
+    return "processed" if near and filtered else None
 
 
 def _read(answer: Answer, url: str) -> Any:

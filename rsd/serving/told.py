@@ -1,7 +1,9 @@
 """What is asked of a teacher's server, whichever kind it is, and what it tells."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
+
+from rsd.acceptance import Sampling
 
 TOP = 20  # likeliest tokens that are asked for: what vLLM tells at the most, unless it is told otherwise
 
@@ -23,18 +25,31 @@ class Chain(NamedTuple):
         return [self.ids[:end] for end in self.ends]
 
 
+class Asked(NamedTuple):
+    """A context, and the ids of tokens that may follow there."""
+
+    context: list[int]
+    ids: Collection[int]
+
+
 class Api(Protocol):
     """One kind of server, by which the teacher's ids become log-probs; all of them at temperature 1, before any filter.
 
     A row that the server refuses is answered by why, in one line; it is another matter if it does not answer.
 
     likeliest: the `TOP` likeliest tokens after each context, chain by chain, of each row. go_on: as many tokens as it
-    says after each context, each the likeliest one, and the `TOP` likeliest in every place; fewer at an end.
+    says after each context, each the likeliest one, and the `TOP` likeliest in every place; fewer at an end. of_ids: of
+    contexts and ids, the log-probs of these after the context (-inf of what a filter leaves out), where `by_ids` says
+    what is told: "processed" are those after temperature, top-k and top-p, "raw" those at temperature 1; None: nothing.
 
     Raises:
         ConnectionError: no server has answered for `client.PATIENCE` seconds, or none lets us in.
     """
 
+    by_ids: str | None
+
     async def likeliest(self, rows: Sequence[Sequence[Chain]]) -> list[list[list[Told]] | str]: ...
 
     async def go_on(self, contexts: Sequence[list[int]], count: int) -> list[tuple[list[int], list[Told]] | str]: ...
+
+    async def of_ids(self, asked: Sequence[Asked], sampling: Sampling) -> list[dict[int, float] | str]: ...
