@@ -30,8 +30,8 @@ class Stub:
     stub.fail(429, "drop", ...) says what becomes of the next requests for completions, one each: a status; "drop"
     (half of the answer, then the connection is closed), "close" (no answer at all), "hang" (an answer after `hang`
     seconds), "malformed" (half of the JSON), "bare" (no top log-probs), "drip" (a byte now and then), "flood" and
-    "bomb" (a huge answer, as it is or compressed), or one of `ODD` (such a log-prob). Lists of likeliest tokens that are computed while a request by ids is under way are lost, as
-    by vLLM's first sampler. stub.stop() ends it with all its
+    "bomb" (a huge answer, as it is or compressed), or one of `ODD` (such a log-prob). Likeliest tokens that are
+    computed while a request by ids is under way are lost, as by vLLM's first sampler. stub.stop() ends it with all its
     connections and stub.start() brings it back on the same port. `text` is always empty, and generation_config decides
     no draw.
     """
@@ -42,7 +42,8 @@ class Stub:
         ends = self.model.generation_config.eos_token_id
         self.ends: list[int] = ends if isinstance(ends, list) else [] if ends is None else [ends]
         self.faults: deque[int | str] = deque()
-        self.retry_after: float | None = None
+        self.retry_after: float | str | None = None
+        self.answers_as: str | None = None  # the model's name in answers, if that is another one
         self.hang = 5.0
         self.keys = "token_id:{}"
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -152,7 +153,8 @@ class Stub:
         read, said = sum(map(len, prompts)), sum(map(len, rows)) - sum(map(len, prompts))
         usage = {"prompt_tokens": read, "total_tokens": read + said, "completion_tokens": said}
         usage |= {"prompt_tokens_details": None, "completion_tokens_details": None}
-        answer = {"id": "cmpl-0", "object": "text_completion", "created": int(time.time()), "model": self.name}
+        answer = {"id": "cmpl-0", "object": "text_completion", "created": int(time.time())}
+        answer["model"] = self.answers_as or self.name
         answer |= {"choices": choices, "service_tier": None, "system_fingerprint": "stub", "usage": usage}
         return answer | {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
 
@@ -240,7 +242,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         if status in (429, 503) and self.stub.retry_after is not None:
-            self.send_header("Retry-After", f"{self.stub.retry_after:g}")
+            self.send_header("Retry-After", str(self.stub.retry_after))
         self.end_headers()
         if fault == "drip":
             for byte in body:

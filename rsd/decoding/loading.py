@@ -42,12 +42,12 @@ def find_pair(c: GenerateConfig) -> Pair:
         from rsd.serving.probe import find_served  # needs httpx
 
         name = str(c.teacher_model)
-        teacher = find_served(c.teacher, name, c.teacher_tokenizer or name, trust_remote_code=code)
+        teacher = find_served(c.teachers, name, c.teacher_tokenizer or name, trust_remote_code=code)
     else:
-        teacher = find("teacher", c.teacher, c.teacher_revision, trust_remote_code=code, load_in=c.teacher_load_in)
+        teacher = find("teacher", c.teachers[0], c.teacher_revision, trust_remote_code=code, load_in=c.teacher_load_in)
     if c.tensor_parallel > 1:
         tensor_parallel.check(teacher, c.tensor_parallel)
-    if (c.student, c.student_revision, c.student_load_in) == (c.teacher, c.teacher_revision, c.teacher_load_in):
+    if (c.student, c.student_revision, c.student_load_in) == (c.teachers[0], c.teacher_revision, c.teacher_load_in):
         student = replace(teacher, role="student")
     else:
         student = find("student", c.student, c.student_revision, trust_remote_code=code, load_in=c.student_load_in)
@@ -93,7 +93,7 @@ def load_pair(pair: Pair, config: GenerateConfig, *, rows: int, group: Group | N
     from rsd.serving.completions import Completions
 
     of = pair.teacher
-    client = Client(of.path)
+    client = Client(config.teachers)
     api = Completions(client, of.name, width=of.width, by_ids=of.by_ids)
     mode = served_mode(pair, config)
     teacher = ServedTeacher(client, api, sampling=pair.sampling, mode=mode, width=of.width, context=of.context)

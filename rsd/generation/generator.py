@@ -73,10 +73,10 @@ class TraceGenerator:
         """What a user should be told of the pair and how it will be decoded with."""
         lines = list(self.find().notices)
         if self.config.served:
-            mode = served_mode(self.find(), self.config)
+            where, mode = ", ".join(self.config.teachers), served_mode(self.find(), self.config)
             lines.append(
-                f"teacher: {self.find().teacher.name}, served at {self.config.teacher}; {mode}: it proposes from "
-                f"{MEANING[mode]}; log-probs beyond the {TOP} are null"
+                f"teacher: {self.find().teacher.name}, served at {where}; {mode}: it proposes from {MEANING[mode]}; "
+                f"log-probs beyond the {TOP} are null"
             )
         return lines
 

@@ -181,7 +181,7 @@ def test_a_key_comes_from_the_environment_and_goes_nowhere(stub, tmp_path, monke
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--teacher-model", "other"], "the server has teacher"),
+        (["--teacher-model", "other"], "/v1 has teacher"),
         (["--teacher-tokenizer", "./nowhere"], "--teacher-tokenizer ./nowhere: cannot be loaded"),
         (["--teacher", "http://127.0.0.1:9/v1"], "cannot be reached"),
         (["--teacher", "http://me:secret@127.0.0.1:9/v1"], "no keys in the address"),
