@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from rsd.config import GenerateConfig
 from rsd.decoding.engine import Engine
+from rsd.decoding.groups import Decoder, Groups
 from rsd.decoding.listed import mode_of
 from rsd.decoding.teacher import LocalTeacher, Teacher
 from rsd.models import tensor_parallel
@@ -19,6 +20,8 @@ from rsd.models.source import Source
 from rsd.models.tensor_parallel import Group, Led, together
 from rsd.pair.pair import Pair, pair_up
 from rsd.settings import called
+
+GROUPS = 2  # of rows, if the teacher is behind a server
 
 
 class Models(NamedTuple):
@@ -116,18 +119,29 @@ def load_model(source: Source, config: GenerateConfig, *, packed: bool = True, p
     return model
 
 
-def engine_of(pair: Pair, models: Models, config: GenerateConfig, *, rows: int) -> Engine:
-    """An engine with these weights, which others may share."""
-    return Engine(
-        models.teacher,
-        models.student,
-        pair.vocabulary,
-        sampling=pair.sampling,
-        acceptance=config.acceptance(),
-        eos=pair.student.eos | pair.vocabulary.of_teacher(pair.teacher.eos),
-        rows=rows,
-        block=config.block_size,
-        loop_check=config.loop_check,
-        compile=config.compile,
-        top_logprobs=config.top_logprobs,
-    )
+def engine_of(pair: Pair, models: Models, config: GenerateConfig, *, rows: int) -> Decoder:
+    """An engine with these weights, which others may share; several in turn, if they wait for a server."""
+
+    def one(teacher: PreTrainedModel | Teacher, rows: int) -> Engine:
+        return Engine(
+            teacher,
+            models.student,
+            pair.vocabulary,
+            sampling=pair.sampling,
+            acceptance=config.acceptance(),
+            eos=pair.student.eos | pair.vocabulary.of_teacher(pair.teacher.eos),
+            rows=rows,
+            block=config.block_size,
+            loop_check=config.loop_check,
+            compile=config.compile,
+            top_logprobs=config.top_logprobs,
+        )
+
+    if not config.served or rows == 1:
+        return one(models.teacher, rows)
+    from rsd.decoding.served_teacher import ServedTeacher
+
+    if not isinstance(models.teacher, ServedTeacher):
+        raise TypeError("a served teacher's model is not here")
+    teacher, count = models.teacher, min(GROUPS, rows)
+    return Groups([one(teacher.another(), (rows + i) // count) for i in range(count)])

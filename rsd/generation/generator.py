@@ -7,7 +7,7 @@ from typing import Any
 from rsd.answers.verifier import Judgement, Verifier, answer_columns, read_reference, resolve
 from rsd.config import GenerateConfig
 from rsd.decoding.block_size import BlockController
-from rsd.decoding.engine import Engine
+from rsd.decoding.groups import Decoder
 from rsd.decoding.listed import MEANING
 from rsd.decoding.loading import engine_of, find_pair, load_pair, load_part, memory_of, served_mode
 from rsd.generation.pipeline import Pipeline, verdict
@@ -51,7 +51,7 @@ class TraceGenerator:
     def __init__(self, config: GenerateConfig | None = None, *, group: Group | None = None, **settings: Any) -> None:
         self.config, self.group = amended(GenerateConfig, config, settings), group
         self._pair: Pair | None = None
-        self._engine: Engine | None = None
+        self._engine: Decoder | None = None
         self._memory: Estimate | None = None
         self._scorer: Scorer | None = None
         self._verifier: Verifier | None = None

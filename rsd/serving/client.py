@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from rsd.serving.answer import FAULTS, UNREADABLE, Answer, fault, httpx
@@ -68,12 +69,16 @@ class Client:
         self._first = asyncio.Lock()
         self._begun = False
 
-    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+    def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run `work` in a thread that has a loop of its own: the caller's may be running one already."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, daemon=True, name="rsd teacher").start()
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """What becomes of `work`."""
+        future = self.begin(work)
         try:
             return future.result()
         except BaseException:  # an interrupt, say
