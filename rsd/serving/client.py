@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from rsd.serving.answer import FAULTS, UNREADABLE, Answer, fault, httpx
@@ -68,6 +69,7 @@ class Client:
         self._slots: dict[Server, asyncio.Semaphore] = {}
         self._first = asyncio.Lock()
         self._begun = False
+        self._news = asyncio.Event()  # of a server that is back, or is not
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run `work` in a thread that has a loop of its own: the caller's may be running one already."""
@@ -134,9 +136,9 @@ class Client:
                 where = ", ".join(s.url for s in self.servers if not s.gone)
                 raise ConnectionError(f"the teacher at {where} has not answered for {PATIENCE} s: {why}")
             if server is None:  # all that are left are out, or being recognised
-                back = [s.back for s in self.servers if s.back]
                 since, why = since or began, max(self.servers, key=lambda s: s.failed).why
-                await asyncio.wait(back, timeout=since + PATIENCE - began, return_when=asyncio.FIRST_COMPLETED)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), since + PATIENCE - began)
                 continue
             try:
                 made = await self._try(server, path, content, read, room, tries)
@@ -213,6 +215,10 @@ class Client:
         finally:
             server.load -= work
 
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
     def _check_name(self, server: Server, answer: Any) -> None:
         named = answer.get("model") if isinstance(answer, dict) else None
         if server.named is not None and named != server.named:
@@ -231,6 +237,7 @@ class Client:
         if server.back is None:
             pause = _jittered(DELAYS[0]) if failed.after is None else failed.after
             server.back = asyncio.ensure_future(self._bring_back(server, pause))
+        self._tell()
 
     def _give_up(self, server: Server, why: ConnectionError) -> None:
         if not server.gone and any(not s.gone for s in self.servers if s is not server):
@@ -261,6 +268,7 @@ class Client:
             self._give_up(server, e)
         finally:
             server.back = None
+            self._tell()
 
     async def _recognise(self, server: Server, known: Known) -> None:
         told = await self._try(server, known.path, _json(known.body), known.read, known.room)

@@ -55,7 +55,9 @@ def after(stub, count, what):
 
     def wait():
         until = time.monotonic() + 120
-        while len(stub.bodies) < count and time.monotonic() < until:
+        while len(stub.bodies) < count:
+            if time.monotonic() > until:
+                return  # it was not asked so often, and the test will say so
             time.sleep(0.005)
         what()
 
@@ -130,7 +132,7 @@ def test_one_that_is_not_there_at_the_start_is_a_notice(stub, other, local, tmp_
     assert {r["id"]: r["completion"][0]["content"] for r in lines(tmp_path / "t.jsonl")} == {
         t.id: t.text for t in local[0.7]
     }
-    assert other.bodies  # it came, and took part
+    assert other.bodies  # it came, and took part; nobody waited for that
 
 
 @pytest.mark.parametrize("fault", [503, 429, "drop", "malformed", "nan"])
