@@ -37,8 +37,9 @@ def find_pair(c: GenerateConfig) -> Pair:
     if c.served:
         from rsd.serving.probe import find_served  # needs httpx
 
-        name = str(c.teacher_model)
-        teacher = find_served(c.teacher, name, c.teacher_tokenizer or name, trust_remote_code=code)
+        teacher = find_served(
+            c.teacher, c.teacher_model, c.teacher_tokenizer, api=c.teacher_api, trust_remote_code=code
+        )
     else:
         teacher = find("teacher", c.teacher, c.teacher_revision, trust_remote_code=code, load_in=c.teacher_load_in)
     if c.tensor_parallel > 1:
@@ -87,10 +88,12 @@ def load_pair(pair: Pair, config: GenerateConfig, *, rows: int, group: Group | N
     from rsd.decoding.served_teacher import ServedTeacher
     from rsd.serving.client import Client
     from rsd.serving.completions import Completions
+    from rsd.serving.sglang import Sglang
 
     of = pair.teacher
     client = Client(of.path)
-    api = Completions(client, of.name, width=of.width)
+    sglang = of.api == "sglang"
+    api = Sglang(client, width=of.width) if sglang else Completions(client, of.name, width=of.width)
     return Models(ServedTeacher(client, api, width=of.width, context=of.context), student)
 
 

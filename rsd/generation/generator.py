@@ -73,8 +73,8 @@ class TraceGenerator:
         lines = list(self.find().notices)
         if self.config.served:
             lines.append(
-                f"teacher: {self.find().teacher.name}, served at {self.config.teacher}; it proposes from its {TOP} "
-                "likeliest tokens, renormalised, and log-probs of others are null"
+                f"teacher: {self.find().teacher.name}, served at {self.config.teacher} ({self.find().teacher.api}); it "
+                f"proposes from its {TOP} likeliest tokens, renormalised, and log-probs of others are null"
             )
         return lines
 

@@ -30,7 +30,8 @@ class Source:
 
     name: as the user gave it. path: the directory, the GGUF file, or the Hub id. revision: the commit of a
         Hub model, else None. adapter: what is merged into the weights; the tokenizer is the
-        adapter's if it has one, and all else is the base's. load_in: how the weights are quantised.
+        adapter's if it has one, and all else is the base's. load_in: how the weights are quantised. api: the kind of
+        server at `path` that has the weights, if one does.
     """
 
     role: str
@@ -42,6 +43,7 @@ class Source:
     generation: GenerationConfig
     adapter: Adapter | None = None
     load_in: str | None = None
+    api: str | None = None
 
     @property
     def base(self) -> str:

@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rsd.serving.client import Client, together
+from rsd.serving.client import Client
+from rsd.serving.sharing import shared
 from rsd.serving.told import TOP, Chain, Told
 from rsd.settings import called
 
@@ -46,24 +47,8 @@ class Completions:
         return [answer if isinstance(answer, str) else answer[0] for answer in said]
 
     async def _shared(self, rows: Sequence[list[list[int]]], tokens: int) -> list[Any]:
-        """What is said in `tokens` places after each context of each row; rows share requests."""
-        shared: list[list[list[list[int]]]] = []  # rows of each request
-        for mine in rows:
-            if not shared or sum(map(len, shared[-1])) + len(mine) > CONTEXTS:
-                shared.append([])
-            shared[-1].append(mine)
-        made = await together([self._rows(some, tokens) for some in shared])
-        return [answer for answers in made for answer in answers]
-
-    async def _rows(self, rows: list[list[list[int]]], tokens: int) -> list[Any]:
-        """What the server says of each row; of one that it refuses, why."""
-        said = await self._ask([prompt for row in rows for prompt in row], tokens)
-        if not isinstance(said, str):
-            answers = iter(said)
-            return [[next(answers) for _ in row] for row in rows]
-        if len(rows) == 1:
-            return [said]
-        return [(await self._rows([row], tokens))[0] for row in rows]  # one of them is to blame
+        """What is said in `tokens` places after each context of each row."""
+        return await shared(rows, lambda prompts: self._ask(prompts, tokens), most=CONTEXTS)
 
     async def _ask(self, prompts: list[list[int]], tokens: int) -> list[tuple[list[int], list[Told]]] | str:
         """What is said after each prompt, and the top log-probs there; or why the server refuses these prompts."""
