@@ -142,7 +142,7 @@ class GenerateConfig(Prompting, TeacherPlacing, Pairing):
         kind="model",
     )
     teacher_api: Literal["auto", "completions", "sglang"] = setting(
-        "auto", MODELS, help="What a server that is the --teacher is; auto asks it", resume=FREE
+        "auto", MODELS, help="Kind of server that is the --teacher", resume=FREE
     )
     threshold: float = setting(
         Acceptance.threshold,

@@ -103,7 +103,7 @@ async def _identified(client: httpx.AsyncClient, url: str, api: str, until: floa
     It is the list of models that tells: the one address that both kinds have, and proxies before them.
     """
     listed = await _patiently(client, f"{url.removesuffix('/v1')}/v1/models", None, until)
-    if api == "sglang":
+    if api == "sglang" or listed.status in (401, 403):
         _check_listed(listed, url)
     elif listed.status != 200:
         return "completions", ""
