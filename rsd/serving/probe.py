@@ -183,7 +183,7 @@ async def _asked_sglang(
     if not all(alike(*places) for again in (said[0], said[2]) for places in zip(again, said[1], strict=True)):
         raise ValueError(
             f"{called('teacher')} {url}: what it tells within a prompt is not what it tells behind it: "
-            "start it without --preferred-sampling-params"
+            "start it without preferred-sampling-params"
         )
     server = await _either(client, url, ("/server_info", "/get_server_info"), until)
     lengths = [m["max_model_len"] - RESERVED for m in models.values() if m.get("max_model_len")]

@@ -114,7 +114,7 @@ def told_of(answer: Any, chains: Sequence[Chain], each: Callable[[Any, Chain], T
             raise ValueError(f"it was aborted: {end.get('message')}")
         if meta["prompt_tokens"] != chain.ends[-1]:
             read = f"{meta['prompt_tokens']} tokens of {chain.ends[-1]}"
-            raise ConnectionError(f"the teacher's server reads {read}: start it without --allow-auto-truncate")
+            raise ConnectionError(f"the teacher's server reads {read}: start it without allow-auto-truncate")
         made.append(each(meta, chain))
     return made
 

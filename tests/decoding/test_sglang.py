@@ -137,7 +137,7 @@ def test_the_kind_of_server_is_found(stub, tmp_path):
         (["--teacher-tokenizer", "bundled-llama"], {}, "name the served model's own"),
         (["--teacher-api", "completions"], {}, "404"),
         ([], {"key": "k3y"}, f"no key in the environment: {served.KEY}"),
-        ([], {"boost": 9.0}, "--preferred-sampling-params"),
+        ([], {"boost": 9.0}, "without preferred-sampling-params"),
         ([], {"tells": 5}, "5 of the 20 likeliest tokens"),
         (["--teacher", "http://127.0.0.1:9"], {}, "cannot be reached"),
     ],
@@ -159,7 +159,7 @@ def test_a_server_that_takes_no_text_is_taken_at_its_word(stub, tmp_path):
 def test_a_server_that_cuts_what_it_reads_is_refused(stub):
     stub.truncates, stub.longest = True, 40
     api = Sglang(Client(stub.url), width=stub.model.config.vocab_size)
-    with pytest.raises(ConnectionError, match=r"reads 39 tokens of 40: start it without --allow-auto-truncate"):
+    with pytest.raises(ConnectionError, match=r"reads 39 tokens of 40: start it without allow-auto-truncate"):
         asyncio.run(api.likeliest([[Chain(list(range(40)), [38, 39, 40])]]))
 
 
