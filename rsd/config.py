@@ -167,8 +167,8 @@ class GenerateConfig(Prompting, TeacherPlacing, Pairing):
     """Everything that shapes a run of `rsd generate`.
 
     With `score`, traces carry the scores of `Scoring()` under the student. Where `teacher` is the address of a server,
-    or a list of such, each of the same model, teacher_model is the model's name there. verify: see
-    `answers.verifier.Verifier`. until_correct: see `filters.is_right`. loop_check: see `decoding.loops`.
+    or a list of such, each of the same model, teacher_model is the model's name there, teacher_api the kind of server.
+    verify: see `answers.verifier.Verifier`. until_correct: see `filters.is_right`. loop_check: see `decoding.loops`.
 
     Raises:
         ValueError: a value is out of its range; the message says which values are allowed.
@@ -181,9 +181,7 @@ class GenerateConfig(Prompting, TeacherPlacing, Pairing):
         resume=SAME,
         kind="model",
     )
-    teacher_model: str | None = setting(
-        None, MODELS, help="The name of the model on a server that is the --teacher", resume=SAME
-    )
+    teacher_model: str | None = setting(None, MODELS, help="Its name on a server that is the --teacher", resume=SAME)
     teacher_tokenizer: str | None = setting(
         None,
         MODELS,
@@ -191,6 +189,9 @@ class GenerateConfig(Prompting, TeacherPlacing, Pairing):
         unset="--teacher-model",
         resume=SAME,
         kind="model",
+    )
+    teacher_api: Literal["auto", "completions", "sglang"] = setting(
+        "auto", MODELS, help="Kind of server that is the --teacher", resume=FREE
     )
     threshold: float = setting(
         Acceptance.threshold,
@@ -298,7 +299,7 @@ class GenerateConfig(Prompting, TeacherPlacing, Pairing):
         super().__post_init__()
         self.acceptance()
         self.sampling({})
-        if self.served and self.teacher_model is None:
+        if self.served and self.teacher_api == "completions" and self.teacher_model is None:
             raise ValueError(f"a teacher behind a server needs its name there: give {called('teacher_model')}")
         for url in self.teachers if self.served else ():
             check_address(url)
@@ -340,8 +341,7 @@ class GenerateConfig(Prompting, TeacherPlacing, Pairing):
         values = {}
         for f in fields(Sampling):
             asked = getattr(self, f.name)
-            value = asked if asked is not None else defaults.get(f.name, f.default)
-            values[f.name] = value
+            values[f.name] = asked if asked is not None else defaults.get(f.name, f.default)
         return Sampling(**values)
 
 

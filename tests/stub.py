@@ -11,6 +11,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Lock, Thread
+from typing import ClassVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,6 +36,9 @@ class Stub:
     no draw. A list of likeliest tokens that is computed while a request by ids is under way is lost, as by vLLM's first
     sampler.
     """
+
+    gets: ClassVar = {"/v1/models": "models"}  # what is answered where
+    post = "/v1/completions"
 
     def __init__(self, folder: Path, *, name: str | None = None, key: str | None = None, max_model_len: int = 4096):
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -138,6 +142,16 @@ class Stub:
             if max(ids) >= self.model.config.vocab_size:
                 raise Refused(f"Token id {max(ids)} is out of vocabulary")
         return prompts
+
+    def spoil(self, value: dict, fault: int | str | None) -> None:
+        """Make an answer one that is none."""
+        for choice in value["choices"] if fault == "bare" else []:
+            choice["logprobs"]["top_logprobs"] = None
+        if fault in ODD:
+            told = value["choices"][0]["logprobs"]["top_logprobs"][0]
+            told[next(iter(told))] = ODD[fault]
+        if fault == "deep":
+            value["choices"] = functools.reduce(lambda inner, _: [inner], range(900), 1)
 
     @torch.inference_mode()
     def completions(self, body: dict, *, lost: bool = False) -> dict:
@@ -255,13 +269,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        paths = {"GET": "/v1/models", "POST": "/v1/completions"}
-        if self.stub.key and self.headers["Authorization"] != f"Bearer {self.stub.key}":
+        stub = self.stub
+        if stub.key and self.headers["Authorization"] != f"Bearer {stub.key}":
             self.answer({"error": "Unauthorized"}, 401)
-        elif self.path != paths[self.command]:
+        elif self.path not in (stub.gets if self.command == "GET" else [stub.post]):
             self.answer({"detail": "Not Found"}, 404)
         elif self.command == "GET":
-            self.answer(self.stub.models())
+            self.answer(getattr(stub, stub.gets[self.path])())
         else:
             self.complete(json.loads(body))
 
@@ -295,13 +309,7 @@ class Handler(BaseHTTPRequestHandler):
                 if self.gone():  # nobody waits for this any more; as vLLM, do not compute it while others do
                     return
                 value = stub.completions(body, lost=lost)
-            for choice in value["choices"] if fault == "bare" else []:
-                choice["logprobs"]["top_logprobs"] = None
-            if fault in ODD:
-                told = value["choices"][0]["logprobs"]["top_logprobs"][0]
-                told[next(iter(told))] = ODD[fault]
-            if fault == "deep":
-                value["choices"] = functools.reduce(lambda inner, _: [inner], range(900), 1)
+            stub.spoil(value, fault)
             self.answer(value, fault=fault)
         except Refused as refused:
             self.answer(refused.body, refused.status)

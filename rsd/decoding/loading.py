@@ -41,8 +41,9 @@ def find_pair(c: GenerateConfig) -> Pair:
     if c.served:
         from rsd.serving.probe import find_served  # needs httpx
 
-        name = str(c.teacher_model)
-        teacher = find_served(c.teachers, name, c.teacher_tokenizer or name, trust_remote_code=code)
+        teacher = find_served(
+            c.teachers, c.teacher_model, c.teacher_tokenizer, api=c.teacher_api, trust_remote_code=code
+        )
     else:
         teacher = find("teacher", c.teachers[0], c.teacher_revision, trust_remote_code=code, load_in=c.teacher_load_in)
     if c.tensor_parallel > 1:
@@ -91,10 +92,15 @@ def load_pair(pair: Pair, config: GenerateConfig, *, rows: int, group: Group | N
     from rsd.decoding.served_teacher import ServedTeacher
     from rsd.serving.client import Client
     from rsd.serving.completions import Completions
+    from rsd.serving.sglang import Sglang
+    from rsd.serving.told import Api
 
     of = pair.teacher
     client = Client(of.servers)
-    api = Completions(client, of.name, width=of.width, by_ids=of.by_ids)
+    if of.api == "sglang":
+        api: Api = Sglang(client, width=of.width)
+    else:
+        api = Completions(client, of.name, width=of.width, by_ids=of.by_ids)
     mode = served_mode(pair, config)
     teacher = ServedTeacher(client, api, sampling=pair.sampling, mode=mode, width=of.width, context=of.context)
     return Models(teacher, student)

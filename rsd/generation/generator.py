@@ -73,9 +73,13 @@ class TraceGenerator:
         """What a user should be told of the pair and how it will be decoded with."""
         lines = list(self.find().notices)
         if self.config.served:
-            where, mode = ", ".join(self.config.teachers), served_mode(self.find(), self.config)
+            where, mode, of = (
+                ", ".join(self.config.teachers),
+                served_mode(self.find(), self.config),
+                self.find().teacher,
+            )
             lines.append(
-                f"teacher: {self.find().teacher.name}, served at {where}; {mode}: it proposes from {MEANING[mode]}; "
+                f"teacher: {of.name}, served at {where} ({of.api}); {mode}: it proposes from {MEANING[mode]}; "
                 f"log-probs beyond the {TOP} are null"
             )
         return lines

@@ -32,7 +32,7 @@ class Source:
         Hub model, else None. adapter: what is merged into the weights; the tokenizer is the
         adapter's if it has one, and all else is the base's. load_in: how the weights are quantised. by_ids: what a
         served model's server tells of tokens that it is asked for by their ids, if it does (`serving.told.Api`).
-        servers: those that have it, if it is served, the ones first that were there.
+        api: the kind of server, if it is served; servers: those that have it, the ones first that were there.
     """
 
     role: str
@@ -46,6 +46,7 @@ class Source:
     load_in: str | None = None
     by_ids: str | None = None
     servers: tuple[str, ...] = ()
+    api: str | None = None
 
     @property
     def base(self) -> str:

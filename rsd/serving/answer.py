@@ -56,7 +56,8 @@ class Answer:
     def refusal(self) -> str:
         """What the server says where it does not answer, in one line."""
         try:
-            error = self.json()["error"]
+            answer = self.json()
+            error = answer.get("error", answer)  # of some of SGLang's, the message stands beside
             why = str(error["message"] if isinstance(error, dict) else error)
         except UNREADABLE:
             why = self.reason

@@ -20,6 +20,7 @@ from rsd.acceptance import Sampling
 from rsd.serving import client as serving
 from rsd.serving.client import Client, Known, together
 from rsd.serving.replicas import Server
+from rsd.serving.sharing import shared
 from rsd.serving.told import TOP, Asked, Chain, Told
 from rsd.settings import called
 
@@ -61,27 +62,9 @@ class Completions:
         return [answer if isinstance(answer, str) else answer[0] for answer in said]
 
     async def _shared(self, rows: Sequence[list[list[int]]], tokens: int) -> list[Any]:
-        """What is said in `tokens` places after each context of each row; rows share requests."""
+        """What is said in `tokens` places after each context of each row."""
         homes = self.client.homes(rows)
-        shared: list[list[int]] = []  # rows of each request, all of one home
-        for at in sorted(range(len(rows)), key=lambda row: self.client.servers.index(homes[row])):
-            last = shared[-1] if shared and homes[shared[-1][0]] is homes[at] else None
-            if last is None or sum(len(rows[other]) for other in last) + len(rows[at]) > CONTEXTS:
-                shared.append(last := [])
-            last.append(at)
-        made = await together([self._rows([rows[at] for at in some], tokens, homes[some[0]]) for some in shared])
-        by_row = dict(zip([at for some in shared for at in some], [a for some in made for a in some], strict=True))
-        return [by_row[at] for at in range(len(rows))]
-
-    async def _rows(self, rows: list[list[list[int]]], tokens: int, home: Server) -> list[Any]:
-        """What the server says of each row; of one that it refuses, why."""
-        said = await self._ask([prompt for row in rows for prompt in row], tokens, home)
-        if not isinstance(said, str):
-            answers = iter(said)
-            return [[next(answers) for _ in row] for row in rows]
-        if len(rows) == 1:
-            return [said]
-        return [(await self._rows([row], tokens, home))[0] for row in rows]  # one of them is to blame
+        return await shared(rows, homes, lambda prompts, home: self._ask(prompts, tokens, home), most=CONTEXTS)
 
     async def _ask(
         self, prompts: list[list[int]], tokens: int, home: Server

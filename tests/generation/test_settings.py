@@ -50,6 +50,7 @@ CHANGES = {
     "max_fallback_rate": 0.5,
     "batch_size": 3,
     "block_size": 2,
+    "teacher_api": "sglang",
     "teacher_device": "cpu",
     "student_device": "cpu",
     "compile": True,
