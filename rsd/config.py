@@ -177,7 +177,7 @@ class GenerateConfig(Prompting, TeacherPlacing, Pairing):
     teacher: str | Sequence[str] = setting(
         BUNDLED_TEACHER,
         MODELS,
-        help=f"{MODEL}, or a server's URL (several times: servers of one model)",
+        help=f"{MODEL}, or servers' URLs",
         resume=SAME,
         kind="model",
     )

@@ -30,10 +30,10 @@ class Stub:
     stub.fail(429, "drop", ...) says what becomes of the next requests for completions, one each: a status; "drop"
     (half of the answer, then the connection is closed), "close" (no answer at all), "hang" (an answer after `hang`
     seconds), "malformed" (half of the JSON), "bare" (no top log-probs), "drip" (a byte now and then), "flood" and
-    "bomb" (a huge answer, as it is or compressed), or one of `ODD` (such a log-prob). Likeliest tokens that are
-    computed while a request by ids is under way are lost, as by vLLM's first sampler. stub.stop() ends it with all its
+    "bomb" (a huge answer, as it is or compressed), or one of `ODD` (such a log-prob). stub.stop() ends it with all its
     connections and stub.start() brings it back on the same port. `text` is always empty, and generation_config decides
-    no draw.
+    no draw. A list of likeliest tokens that is computed while a request by ids is under way is lost, as by vLLM's first
+    sampler.
     """
 
     def __init__(self, folder: Path, *, name: str | None = None, key: str | None = None, max_model_len: int = 4096):

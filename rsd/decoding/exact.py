@@ -4,7 +4,7 @@ r depends on q by q(x) of the tokens in A, of which there are 1/threshold at the
 the student's in all: that is 1 without those that the student lacks, which are few.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,7 @@ from rsd.decoding.candidates import Candidates
 from rsd.decoding.draft import Drafts
 from rsd.decoding.listed import MANY
 from rsd.decoding.pieces import Units
+from rsd.decoding.teacher import Exact
 
 
 class Matter:
@@ -28,12 +29,15 @@ class Matter:
     def __init__(self, table: Tensor, units: Units, *, width: int) -> None:
         self.table, self.units, self.width = table, units, width
 
-    def __call__(self, drafts: Drafts, row: int, draft: int, before: Sequence[int]) -> set[int] | None:
+    def __call__(self, drafts: Drafts, row: int, draft: int | None, *, before: Sequence[int]) -> set[int] | None:
         """Those on which it depends what becomes of a draft: of A, of the draft, of what begins a spelling, and of what
-        the student lacks. None where they are too many.
+        the student lacks; within a spelling (draft None) the pieces, and what begins with a last one. None where they
+        are too many.
 
         before: the student's last tokens before the drafts.
         """
+        if draft is None:
+            return self._pieces if len(self._pieces) <= MANY else None
         told = drafts.told[row]
         ids = {*self._lacked, *self.units.by_head}
         for token in {*drafts.stand(row, draft), told[draft]}:
@@ -59,13 +63,16 @@ class Matter:
         return table[order], order
 
     @cached_property
+    def _pieces(self) -> set[int]:
+        merged = self.units.merged.values()
+        return {piece for unit in self.units.units for piece in unit} | {t for longer in merged for t in longer}
+
+    @cached_property
     def _lacked(self) -> list[int]:
         return self._of(-1)
 
 
-def with_exact(
-    pool: Candidates, exact: Mapping[int, tuple[np.ndarray, np.ndarray]], places: np.ndarray
-) -> tuple[Candidates, Tensor | None]:
+def with_exact(pool: Candidates, exact: Exact, places: np.ndarray) -> tuple[Candidates, Tensor | None]:
     """A pool [N, C] with what is known better (`TeacherOutput.exact`); and the mass [N] that tokens have beside those
     which the pool has then, None if there is no such place.
 

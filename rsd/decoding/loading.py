@@ -95,7 +95,7 @@ def load_pair(pair: Pair, config: GenerateConfig, *, rows: int, group: Group | N
     from rsd.serving.completions import Completions
 
     of = pair.teacher
-    client = Client(config.teachers)
+    client = Client(of.servers)
     api = Completions(client, of.name, width=of.width, by_ids=of.by_ids)
     mode = served_mode(pair, config)
     teacher = ServedTeacher(client, api, sampling=pair.sampling, mode=mode, width=of.width, context=of.context)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rsd.decoding.candidates import Candidates
 from rsd.decoding.partial_tokens import NEGLIGIBLE, At, Correction
-from rsd.decoding.teacher import Node, Teacher, TeacherOutput, TokenTree
+from rsd.decoding.teacher import Exact, Node, Teacher, TeacherOutput, TokenTree
 from rsd.pair.vocabulary import Vocabulary
 
 Pieces = tuple[int, ...]  # ids of the teacher's
@@ -19,6 +19,8 @@ Pieces = tuple[int, ...]  # ids of the teacher's
 Accepts = Callable[[Sequence[tuple[int, int, int]]], Sequence[bool]]
 # Distributions after some pieces in a place: candidates, and the row and column in which they are there.
 After = dict[tuple[At, Pieces], tuple[Candidates, int, int]]
+# Distributions of logits [N, V_teacher] and `TeacherOutput.exact`.
+Pooled = Callable[[Tensor, Exact], Candidates]
 AHEAD = 8  # contexts up to which whole spellings are read at once
 
 
@@ -73,11 +75,11 @@ class Units:
         before: Sequence[Sequence[int]],
         drafts: Sequence[Sequence[int]],
         *,
-        pooled: Callable[[Tensor], Candidates],
+        pooled: Pooled,
     ) -> dict[At, Correction]:
         """What comes to the proposal mass of tokens that the teacher spells, by place.
 
-        pooled: the teacher's distribution of logits [N, V_teacher], of which `pool` is in these places.
+        pooled: what makes distributions such as `pool` of logits.
         """
         if not self.units:
             return {}
@@ -198,7 +200,7 @@ class Units:
         trees: Sequence[TokenTree],
         output: TeacherOutput,
         wanted: Mapping[At, Sequence[Pieces]],
-        pooled: Callable[[Tensor], Candidates],
+        pooled: Pooled,
     ) -> After:
         """The teacher's distributions after the first pieces of spellings; it reads what it has not read yet.
 
@@ -207,7 +209,7 @@ class Units:
         after: After = {}
         alive = {at: list(paths) for at, paths in wanted.items()}
         while True:
-            found: dict[tuple[At, Pieces], Tensor] = {}
+            found: dict[tuple[At, Pieces], tuple[TeacherOutput, int]] = {}
             asked: dict[int, list[tuple[At, Pieces]]] = {}
             for at, paths in alive.items():
                 ahead = {path[:n] for path in paths for n in range(1, len(path)) if (at, path[:n]) not in after}
@@ -216,7 +218,7 @@ class Units:
                 for pieces in sorted(ahead):
                     node = trees[at[0]].looks.get((at[1], pieces))
                     if node is not None and (n := output.beside[at[0], node]) >= 0:
-                        found[at, pieces] = output.logits[n]
+                        found[at, pieces] = output, int(n)
                     else:
                         asked.setdefault(at[0], []).append((at, pieces))
             if asked:
@@ -224,10 +226,12 @@ class Units:
                 rows = [output.first + i for i in asked]
                 more = teacher.more_logits(rows, [trees[i] for i in asked], nodes)
                 for keys, index in zip(asked.values(), more.at, strict=True):
-                    found |= {key: more.logits[n] for key, n in zip(keys, index, strict=False)}
+                    found |= {key: (more, int(n)) for key, n in zip(keys, index, strict=False)}
             if not found:
                 return after
-            made = pooled(torch.stack(list(found.values())).to(self.heads.device).float())
+            logits = torch.stack([said.logits[n] for said, n in found.values()]).to(self.heads.device).float()
+            exact = {k: said.exact[n] for k, (said, n) in enumerate(found.values()) if n in said.exact}
+            made = pooled(logits, exact)
             pools = Candidates(None if made.ids is None else made.ids[None], made.masses[None])
             after |= {key: (pools, 0, n) for n, key in enumerate(found)}
             alive = {

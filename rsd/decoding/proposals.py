@@ -14,6 +14,7 @@ has no mass to speak of, or neither s nor t1 could stand, nothing needs to be lo
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from rsd.decoding.exact import with_exact
 from rsd.decoding.partial_tokens import AT_BOUNDARY, At, Correction, Partial, PartialFilter, SplitTokens
 from rsd.decoding.pieces import Accepts, Units
 from rsd.decoding.sampling import warp
-from rsd.decoding.teacher import Teacher, TeacherOutput, TokenTree
+from rsd.decoding.teacher import Exact, Teacher, TeacherOutput, TokenTree
 from rsd.pair.vocabulary import Vocabulary
 
 WIDER = 64  # and twice as many tokens of the teacher's as are asked for: some are one of the student's, or none
@@ -130,11 +131,12 @@ class Proposals:
         self.also = torch.tensor(also, dtype=torch.long, device=device).T if also else None
         self.units = Units(vocabulary, ordinary, self.table)
 
-    def pool(self, logits: Tensor) -> Candidates:
-        """The teacher's sampling distribution over its own tokens, of logits [..., V_teacher]."""
-        if self.few:
-            return Candidates(*likeliest(logits, self.sampling))
-        return Candidates(None, warp(logits, self.sampling))
+    def pool(self, logits: Tensor, exact: Exact = MappingProxyType({})) -> Candidates:
+        """The teacher's sampling distribution over its own tokens, of logits [..., V_teacher]; what is known better."""
+        made = (
+            Candidates(*likeliest(logits, self.sampling)) if self.few else Candidates(None, warp(logits, self.sampling))
+        )
+        return with_exact(made, exact, np.arange(len(logits)))[0]
 
     def unfiltered(self, logits: Tensor, total: Tensor) -> Candidates:
         """Its likeliest tokens at temperature 1, of logits [N, V_teacher] and their log-sum-exp [N]."""
@@ -213,7 +215,7 @@ class Proposals:
             likely = self.unfiltered(logits, sums)
             unfiltered = Candidates(None if likely.ids is None else grid(likely.ids), grid(likely.masses))
 
-            def after(logits: Tensor) -> Candidates:
+            def after(logits: Tensor, exact: Exact) -> Candidates:  # that is after filters
                 return self.unfiltered(logits, teacher.total(logits, logits.argmax(-1)))
 
             corrected = self.units.corrections(unfiltered, self._among_top(unfiltered), *asked, pooled=after)

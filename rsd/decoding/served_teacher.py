@@ -3,7 +3,7 @@
 The server tells the 20 likeliest tokens, at temperature 1; the log-prob of a token that is not among them is not known.
 Often these settle what q is (`listed`). Where they do not, a server that can is asked once more, by their ids, for the
 tokens on which r depends: those of A, of which there are few. Else q is the 20, renormalised, as in the paper (arXiv
-2509.22230). That is also what it is within a spelling of which the lists settle nothing.
+2509.22230).
 """
 
 from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from rsd.serving.told import Api, Asked, Chain, Told
 # Of a row, how many contexts were asked about, and what is told after each; or why there is nothing.
 Answers = tuple[int, list[Told] | str]
 U = TypeVar("U")
-Exact = dict[int, tuple[np.ndarray, np.ndarray]]  # of a row's drafts, as `TeacherOutput.exact`
+Known = dict[int, tuple[np.ndarray, np.ndarray]]  # of a row's nodes, as `TeacherOutput.exact`
 CHANGED = (
     "the teacher's server tells probabilities of another kind than it did when the job began: "
     "give it its --logprobs-mode back, and run the same command again"
@@ -89,11 +89,12 @@ class ServedTeacher:
             raise
 
     def read(self, trees: Sequence[TokenTree]) -> Away[Iterator[TeacherOutput]]:
-        said = yield from self._answers(range(len(trees)), trees, [[*tree.nodes, *tree.beside] for tree in trees])
-        exact = yield from self._exactly(trees, said)
+        nodes = [[*tree.nodes, *tree.beside] for tree in trees]
+        said = yield from self._answers(range(len(trees)), trees, nodes)
+        exact = yield from self._exactly(trees, nodes, said, [len(tree.nodes) for tree in trees])
         return self._outputs(trees, said, exact)
 
-    def _outputs(self, trees: Sequence[TokenTree], said: list[Answers], exact: list[Exact]) -> Iterator[TeacherOutput]:
+    def _outputs(self, trees: Sequence[TokenTree], said: list[Answers], exact: list[Known]) -> Iterator[TeacherOutput]:
         beside = [len(tree.beside) for tree in trees]
         rows = max(1, LOGITS // (4 * self.width * max(count for count, _ in said)))
         for first in range(0, len(trees), rows):
@@ -104,7 +105,9 @@ class ServedTeacher:
     def more_logits(
         self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]
     ) -> TeacherOutput:
-        return self._output(rows, here(self._answers(rows, trees, nodes)), [0] * len(rows))
+        said = here(self._answers(rows, trees, nodes))
+        exact = here(self._exactly(trees, nodes, said, [0] * len(rows)))
+        return self._output(rows, said, [0] * len(rows), exact)
 
     def go_on(self, contexts: Sequence[list[int]], count: int) -> Away[list[tuple[list[int], int]]]:
         count = max(1, min(count, self.context + 1 - max(map(len, contexts))))
@@ -146,15 +149,16 @@ class ServedTeacher:
                 made[i] = len(nodes[i]), [next(more) if told is None else told for told in known[i]]
         return made
 
-    def _exactly(self, trees: Sequence[TokenTree], said: list[Answers]) -> Away[list[Exact]]:
-        """By row, q before those drafts where the lists do not settle it, as far as that can be found out.
+    def _exactly(
+        self, trees: Sequence[TokenTree], nodes: Sequence[list[Node]], said: list[Answers], drafts: Sequence[int]
+    ) -> Away[list[Known]]:
+        """By row, q after those nodes where the lists do not settle it, as far as that can be found out.
 
-        Where the server refuses to tell that, this is what it says of the row.
+        Where the server refuses to tell that, this is what it says of the row. drafts: how many of a row's nodes, the
+        first ones, are those of its drafts.
         """
-        places = [
-            (i, j) for i, tree in enumerate(trees) for j in range(len(tree.nodes)) if not isinstance(said[i][1], str)
-        ]
-        made: list[Exact] = [{} for _ in trees]
+        places = [(i, j) for i, (_, told) in enumerate(said) if not isinstance(told, str) for j in range(len(told))]
+        made: list[Known] = [{} for _ in said]
         if not places:
             return made
         lists = listed.read([said[i][1][j] for i, j in places], self.sampling, width=self.width)  # type: ignore[misc]
@@ -162,14 +166,15 @@ class ServedTeacher:
         needed: dict[int, Collection[int]] = {}  # what is to be asked for, maybe nothing, where q can be found out
         for n in unsettled if self.mode == listed.EXACT else ():
             i, j = places[n]
-            if (ids := trees[i].matter(j)) is not None:
+            if (ids := trees[i].matter(j if j < drafts[i] else None)) is not None:
                 needed[n] = listed.needed(lists, n, ids, self.sampling)
         asked = [n for n in needed if needed[n]]
         self.counts["settled"] += len(places) - len(unsettled) + len(needed) - len(asked)
         self.counts["by_ids"] += len(asked)
         self.counts["renormalised"] += len(unsettled) - len(needed)
         told: dict[int, Mapping[int, float]] = {n: {} for n in needed}
-        answers = yield from self._by_ids(trees, [places[n] for n in asked], [needed[n] for n in asked])
+        contexts = [trees[i].ids(nodes[i][j])[-self.context :] for i, j in (places[n] for n in asked)]
+        answers = yield from self._by_ids(contexts, [needed[n] for n in asked])
         for n, answer in zip(asked, answers, strict=True):
             if isinstance(answer, str):
                 i = places[n][0]
@@ -186,12 +191,11 @@ class ServedTeacher:
         return made
 
     def _by_ids(
-        self, trees: Sequence[TokenTree], places: Sequence[tuple[int, int]], ids: Sequence[Collection[int]]
+        self, contexts: Sequence[list[int]], ids: Sequence[Collection[int]]
     ) -> Away[list[dict[int, float] | str]]:
-        """What is told of these ids before some drafts, (row, draft)."""
-        if not places:
+        """What is told of these ids after some contexts."""
+        if not contexts:
             return []
-        contexts = [trees[i].ids(trees[i].nodes[j])[-self.context :] for i, j in places]
         asked = [Asked(context, some) for context, some in zip(contexts, ids, strict=True)]
         return (yield from self._away(self.api.of_ids(asked, self.sampling)))
 
@@ -216,7 +220,7 @@ class ServedTeacher:
         return chains, at
 
     def _output(
-        self, rows: Sequence[int], said: Sequence[Answers], beside: Sequence[int], exact: Sequence[Exact] = ()
+        self, rows: Sequence[int], said: Sequence[Answers], beside: Sequence[int], exact: Sequence[Known] = ()
     ) -> TeacherOutput:
         """beside: how many of a row's answers, the last ones, are not of its drafts. exact: as of `_exactly`."""
         logprobs = np.full((sum(count for count, _ in said), self.width), -np.inf, dtype=np.float32)

@@ -1,6 +1,7 @@
 """What is asked of a teacher in a round, and the teacher whose weights and cache are here."""
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -43,8 +44,8 @@ class TokenTree:
     paths: its ids; each path but the first begins as the one before it does, for `forks` ids.
     nodes: before each draft. after: behind the last one. beside: others that the teacher is asked for.
     looks: which of these it is, by a draft's position and the pieces that follow there.
-    edits: what each draft changes. matter: of a draft's position, the teacher's ids on whose probabilities there the
-    round depends; None where these are too many, or nobody has said.
+    edits: what each draft changes. matter: of a draft's position, or of None for what is beside, the teacher's ids on
+    whose probabilities there the round depends; None where these are too many, or nobody has said.
     """
 
     def __init__(self, vocabulary: Vocabulary, context: TeacherContext, drafts: Sequence[int]) -> None:
@@ -55,7 +56,7 @@ class TokenTree:
         self.beside: list[Node] = []
         self.looks: dict[tuple[int, tuple[int, ...]], int] = {}
         self.edits: list[ContextEdit] = []
-        self.matter: Callable[[int], Collection[int] | None] = lambda draft: None
+        self.matter: Callable[[int | None], Collection[int] | None] = lambda draft: None
         for token in drafts:
             self.nodes.append(self.after)
             edit = vocabulary.edit(work, token)
@@ -84,14 +85,17 @@ class TokenTree:
         return [*self.paths[node.path][: node.end], *node.more]
 
 
+# Of some places: ids of its tokens, ascending, and their probabilities in its sampling distribution, float64.
+Exact = Mapping[int, tuple[np.ndarray, np.ndarray]]
+
+
 class TeacherOutput(NamedTuple):
     """What a teacher says of contexts.
 
     logits: float [N, V_teacher]. at: int64 [R, K], which of the N belongs to a row's node; -1 where there is none.
         beside: the same of the other nodes. first: the rows are those from this one on. errors: rows that it cannot
-        read, whose logits are NaN, and why. exact: of some of the N, whose logits do not say what its sampling
-        distribution is: ids of its tokens, ascending, and their probabilities in it, float64. Of the tokens on which
-        the round depends none is missing.
+        read, whose logits are NaN, and why. exact: of those of the N whose logits do not say what its sampling
+        distribution is; no token on which the round depends is missing there.
     """
 
     logits: Tensor
@@ -99,7 +103,7 @@ class TeacherOutput(NamedTuple):
     beside: np.ndarray
     first: int = 0
     errors: Mapping[int, str] = {}
-    exact: Mapping[int, tuple[np.ndarray, np.ndarray]] = {}
+    exact: Exact = MappingProxyType({})
 
 
 class Teacher(Protocol):

@@ -8,20 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, TypeVar
 
+from rsd.serving.answer import FAULTS, UNREADABLE, Answer, fault, httpx
 from rsd.serving.key import KEY, headers, said
 from rsd.serving.replicas import Homes, Server, unlike
 from rsd.serving.told import Told
-
-try:
-    import httpx
-except ImportError as e:
-    raise ValueError("a teacher behind a server needs httpx: pip install 'rsd[served]'") from e
 
 __all__ = ["FAULTS", "KEY", "UNREADABLE", "Answer", "Client", "Known", "fault", "fetch", "headers", "httpx", "opened"]
 
@@ -31,7 +23,6 @@ WHOLE = 600.0  # seconds in which an answer must be there to its end, however it
 ANSWER = 1 << 20  # bytes of the largest answer, beside what was asked for
 PATIENCE = 900  # seconds after which a request that fails again and again ends the job
 DELAYS = 0.25, 20.0  # seconds before the next try: at first, and at the most
-AFTER = 120.0  # seconds that a server may ask us to stay away, at the most
 CHECKED = 60.0  # seconds after which a server is asked again whether it is the model that it was
 
 log = logging.getLogger("rsd")
@@ -65,7 +56,7 @@ class Client:
     answer is there.
 
     Args:
-        urls: of each server, up to and with /v1.
+        urls: of each server, up to and with /v1. The first one that is there is what the others are held against.
     """
 
     def __init__(self, urls: str | Sequence[str]) -> None:
@@ -179,6 +170,8 @@ class Client:
             if self.known and self._begun and not (fresh or server.back or server.gone):
                 server.back = asyncio.ensure_future(self._bring_back(server, 0.0))
         there = [s for s in self.servers if not s.gone and s.back is None]
+        if not self._begun:
+            return there[0] if there else None
         if home in there or (home is not None and home.back and not home.failed):  # which is being recognised
             return home if home in there else None
         return min(there, key=lambda s: s.load, default=None)
@@ -309,53 +302,6 @@ def _json(body: Mapping[str, Any]) -> bytes:
 
 def _jittered(delay: float) -> float:
     return delay * (0.5 + random.random())
-
-
-# A server that is not there, breaks off, or takes too long; and answers that are none. Both may pass.
-FAULTS = (httpx.TransportError, TimeoutError)
-UNREADABLE = (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError, RecursionError)
-
-
-def fault(e: BaseException) -> str:
-    what = said(e)
-    return f"{type(e).__name__}{f': {what}' if what else ''}"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A server's answer to one request, whole."""
-
-    status: int
-    reason: str
-    body: bytes
-    retry_after: str | None
-
-    @property
-    def passing(self) -> bool:
-        """Asked later, the server may answer another thing."""
-        return self.status >= 500 or self.status in (408, 425, 429)
-
-    @property
-    def after(self) -> float | None:
-        """Seconds until it wants to be asked again, if it says so: a number, or a date."""
-        with suppress(TypeError, ValueError, OverflowError):
-            given = self.retry_after or ""
-            number = given.strip().isdecimal()
-            seconds = float(given) if number else (parsedate_to_datetime(given) - datetime.now(UTC)).total_seconds()
-            return min(max(seconds, 0.0), AFTER)
-        return None
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    def refusal(self) -> str:
-        """What the server says where it does not answer, in one line."""
-        try:
-            error = self.json()["error"]
-            why = str(error["message"] if isinstance(error, dict) else error)
-        except UNREADABLE:
-            why = self.reason
-        return f"{self.status} {said(why)}"
 
 
 async def fetch(

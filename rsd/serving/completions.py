@@ -133,9 +133,15 @@ class Completions:
 
     async def of_ids(self, asked: Sequence[Asked], sampling: Sampling) -> list[dict[int, float] | str]:
         made: list[dict[int, float] | str] = [{} for _ in asked]
-        requests = packed(asked)
-        said = await together([self._of_ids([asked[i].context for i in at], ids, sampling) for at, ids in requests])
-        for (at, ids), answers in zip(requests, said, strict=True):
+        homes = self.client.homes([[one.context] for one in asked])
+        requests = []
+        for home in dict.fromkeys(homes):
+            here = [i for i, other in enumerate(homes) if other is home]
+            requests += [([here[i] for i in at], ids, home) for at, ids in packed([asked[i] for i in here])]
+        said = await together(
+            [self._of_ids([asked[i].context for i in at], ids, sampling, home) for at, ids, home in requests]
+        )
+        for (at, ids, _), answers in zip(requests, said, strict=True):
             for i, answer in zip(at, answers, strict=True):
                 mine = made[i]
                 if isinstance(answer, str) or isinstance(mine, str):
@@ -145,18 +151,22 @@ class Completions:
         return made
 
     async def _of_ids(
-        self, prompts: list[list[int]], ids: Sequence[int], sampling: Sampling
+        self, prompts: list[list[int]], ids: Sequence[int], sampling: Sampling, home: Server
     ) -> Sequence[dict[int, float] | str]:
         body = body_of(self.model, prompts, 1, ids, sampling)
         async with self._turn_of("ids"):
             said = await self.client.ask(
-                "/completions", body, lambda answer: by_ids(answer, len(prompts), ids), room=CONTEXT * len(prompts)
+                "/completions",
+                body,
+                lambda answer: by_ids(answer, len(prompts), ids),
+                room=CONTEXT * len(prompts),
+                home=home,
             )
         if not isinstance(said, str):
             return said
         if len(prompts) == 1:
             return [said]
-        return [(await self._of_ids([prompt], ids, sampling))[0] for prompt in prompts]  # one of them is to blame
+        return [(await self._of_ids([prompt], ids, sampling, home))[0] for prompt in prompts]  # one of them is to blame
 
 
 def body_of(

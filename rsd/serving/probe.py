@@ -54,7 +54,7 @@ def find_served(urls: Sequence[str], model: str, tokenizer: str, *, trust_remote
         speller = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         speller.encode("a b")
         generation = generation_config(path, None) or GenerationConfig()
-    longest, by_ids = what_it_takes(urls, model, speller)
+    longest, by_ids, servers = what_it_takes(urls, model, speller)
     context = longest or speller.model_max_length
     ids = speller.get_vocab()
     config = PreTrainedConfig.from_dict(
@@ -67,12 +67,14 @@ def find_served(urls: Sequence[str], model: str, tokenizer: str, *, trust_remote
     digest = hashlib.blake2b(repr(sorted(ids.items())).encode(), digest_size=16).hexdigest()
     # Which servers, and how many, may change while the job is the same.
     source = Source("teacher", model, f"served:{model}", f"served, tokenizer {digest}", config, speller, generation)
-    return replace(source, by_ids=by_ids)
+    return replace(source, by_ids=by_ids, servers=servers)
 
 
-def what_it_takes(urls: Sequence[str], model: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, str | None]:
-    """The longest text that a served model takes, as far as its servers say, and what all of them tell of tokens that
-    they are asked for by their ids (`told.Api`); one that is not there is named.
+def what_it_takes(
+    urls: Sequence[str], model: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int | None, str | None, tuple[str, ...]]:
+    """The longest text that a served model takes, as far as its servers say, what all of them tell of tokens that
+    they are asked for by their ids (`told.Api`), and the servers, last those that are not there.
 
     Args:
         tokenizer: the model's, as we have it.
@@ -89,7 +91,8 @@ def what_it_takes(urls: Sequence[str], model: str, tokenizer: PreTrainedTokenize
             raise ValueError(f"{called('teacher')} {url} has another model than {first}: {why}")
     tells = {seen.by_ids for seen in there.values()}
     longest = min((seen.context for seen in there.values() if seen.context), default=None)
-    return longest, tells.pop() if len(tells) == 1 else None
+    servers = (*there, *(url for url in urls if url not in there))
+    return longest, tells.pop() if len(tells) == 1 else None, servers
 
 
 async def _all(urls: Sequence[str], model: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Seen]:

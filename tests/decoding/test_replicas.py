@@ -8,6 +8,7 @@ from email.utils import formatdate
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import read as lines
 from stub import Stub
@@ -17,8 +18,8 @@ from transformers import AutoModelForCausalLM
 from rsd import GenerateConfig, TraceGenerator, WeighConfig
 from rsd.cli import main
 from rsd.models.bundled import bundled
+from rsd.serving import answer, replicas
 from rsd.serving import client as served
-from rsd.serving import replicas
 from rsd.serving.replicas import Homes
 from rsd.serving.told import Told
 
@@ -64,7 +65,7 @@ def after(stub, count, what):
 def test_servers_share_the_work_and_a_row_stays_with_one(stub, other, local):
     made = TraceGenerator(config(stub, teacher=both(stub, other), batch_size=4, block_size=4)).run(ROWS)
     assert_same(made, local[0.7])
-    begun = {t.id: tuple(t.prompt_ids.tolist()) for t in made}
+    begun = {t.id: tuple(t.prompt_ids) for t in made}
     by_row = [contexts(one, begun) for one in (stub, other)]
     assert min(sum(rows.values()) for rows in by_row) > 0.2 * sum(sum(rows.values()) for rows in by_row)
     for row in begun:  # the first answer of all is waited for at one server
@@ -140,7 +141,12 @@ def test_faults_of_one_change_nothing(stub, other, local, fault):
 
 
 def another_model(stub):
-    stub.model = AutoModelForCausalLM.from_pretrained(bundled("student")).eval()
+    """Of the same shape, as another state of its training is."""
+    stub.model = AutoModelForCausalLM.from_pretrained(bundled("teacher"), dtype=torch.float32).eval()
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in stub.model.parameters():
+            weight += 0.3 * weight.std() * torch.randn(weight.shape, generator=noise)
 
 
 def test_replicas_that_differ_are_refused_before_the_job(stub, other, tmp_path):
@@ -255,9 +261,9 @@ def test_when_a_server_wants_to_be_asked_again(stub, local, told):
     ],
 )
 def test_a_server_that_wants_to_be_asked_much_later_is_not_obeyed(monkeypatch, told):
-    monkeypatch.setattr(served, "AFTER", 7.0)
-    answer = served.Answer(429, "Too Many", b"", told)
-    assert answer.after is None or 0 <= answer.after <= 7.0
+    monkeypatch.setattr(answer, "AFTER", 7.0)
+    made = answer.Answer(429, "Too Many", b"", told)
+    assert made.after is None or 0 <= made.after <= 7.0
 
 
 def test_several_are_for_servers(tmp_path):
