@@ -157,11 +157,13 @@ class Stub:
         return answer | {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
 
     def logits(self, rows: list[list[int]]) -> torch.Tensor:
-        """After each of some texts, [R, V]."""
-        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-        last = torch.tensor([len(row) - 1 for row in rows])
+        """After each of some texts, [R, V]; of equals once."""
+        texts = list(dict.fromkeys(map(tuple, rows)))
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in texts], batch_first=True)
+        last = torch.tensor([len(row) - 1 for row in texts])
         # No mask: no position looks to its right, where the padding is.
-        return self.model(ids, use_cache=False).logits[torch.arange(len(rows)), last]
+        logits = self.model(ids, use_cache=False).logits[torch.arange(len(texts)), last]
+        return logits[[texts.index(tuple(row)) for row in rows]]
 
     def begin(self, index: int, ids: list[int], body: dict) -> dict:
         """A choice of which nothing is said yet."""

@@ -70,7 +70,7 @@ def test_a_block_is_part_of_one_request(stub):
     generator = TraceGenerator(config(stub, batch_size=4, block_size=8))
     generator.run(ROWS)
     books = generator.blocks.statistics()
-    asked = stub.bodies[2:]  # the first two find out about the server
+    asked = stub.bodies[4:]  # the first four find out about the server
     assert all(body["max_tokens"] == 1 and body["logprobs"] == 20 for body in asked)
     assert all(body["return_tokens_as_token_ids"] is True for body in asked)
     # A request a round, and at the most one more for spellings that no draft held.
