@@ -28,9 +28,9 @@ from rsd import GenerateConfig, TraceGenerator
 from rsd.acceptance import Sampling
 from rsd.config import BUNDLED_TEACHER
 from rsd.decoding.engine import Engine
+from rsd.decoding.listed import mode_of
 from rsd.decoding.sampling import row_key
 from rsd.decoding.sequence import Request
-from rsd.decoding.listed import mode_of
 from rsd.decoding.served_teacher import ServedTeacher
 from rsd.models.bundled import bundled
 from rsd.models.loading import find
