@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from rsd.acceptance import Acceptance, Sampling
 from rsd.placing import PairPlacing, Placing, TeacherPlacing
@@ -21,6 +22,7 @@ from rsd.settings import (
     check,
     check_share,
     setting,
+    shown,
 )
 
 # The most of a kind that anybody asks for: more is a slip, and would take all memory or all time before it is noticed.
@@ -91,7 +93,7 @@ LOAD_IN = "Quantise its weights as they are loaded"
 class Pairing(PairPlacing, Loading):
     """Which two models, where they are, how they are loaded, and how many rows they decode together."""
 
-    teacher: str = setting(BUNDLED_TEACHER, MODELS, help=MODEL, resume=SAME, kind="model")
+    teacher: str | Sequence[str] = setting(BUNDLED_TEACHER, MODELS, help=MODEL, resume=SAME, kind="model")
     student: str = setting(BUNDLED_STUDENT, MODELS, help=MODEL, resume=SAME, kind="model")
     teacher_revision: str | None = setting(None, MODELS, help=REVISION, resume=SAME)
     student_revision: str | None = setting(None, MODELS, help=REVISION, resume=SAME)
@@ -115,6 +117,47 @@ class Pairing(PairPlacing, Loading):
     teacher_load_in: Literal["4bit", "8bit"] | None = setting(None, LOADING, help=LOAD_IN, resume=SAME)
     student_load_in: Literal["4bit", "8bit"] | None = setting(None, LOADING, help=LOAD_IN, resume=SAME)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.teachers:
+            raise ValueError(f"{called('teacher')}: a model, or servers of one, is needed")
+        if len(self.teachers) > 1 and not all(map(is_address, self.teachers)):
+            raise ValueError(f"{called('teacher')}: several are for servers of one model (http://host/v1)")
+        if len(self.teachers) > len({url.rstrip("/") for url in self.teachers}):
+            raise ValueError(f"{called('teacher')}: a server is named twice")
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The teacher's servers, or else the one model."""
+        return (self.teacher,) if isinstance(self.teacher, str) else tuple(self.teacher)
+
+    @property
+    def served(self) -> bool:
+        """The teacher is behind a server, or several."""
+        return is_address(self.teachers[0])
+
+
+def is_address(teacher: str) -> bool:
+    return teacher.lower().startswith(("http://", "https://"))
+
+
+def check_address(url: str) -> None:
+    """Whether a server can be asked there.
+
+    Raises:
+        ValueError: it cannot; what may be a key in it is not shown.
+    """
+    if {*"@?#"} & {*url}:
+        key = "put the key into the environment as RSD_TEACHER_API_KEY"
+        raise ValueError(f"{called('teacher')}: no keys in the address; {key}")
+    try:
+        parts = urlsplit(url)
+        possible = bool(parts.hostname) and parts.port != 0 and url.isprintable() and not {*" \\"} & {*url}
+    except ValueError:
+        possible = False
+    if not possible:
+        raise ValueError(f"{called('teacher')}: {shown(url)} is no address of a server, such as http://host:8000/v1")
+
 
 USUAL = "the student's, else {}"
 
@@ -124,14 +167,20 @@ class GenerateConfig(Prompting, TeacherPlacing, Pairing):
     """Everything that shapes a run of `rsd generate`.
 
     With `score`, traces carry the scores of `Scoring()` under the student. Where `teacher` is the address of a server,
-    teacher_model is the model's name there. verify: see `answers.verifier.Verifier`. until_correct: see
-    `filters.is_right`. loop_check: see `decoding.loops`.
+    or a list of such, each of the same model, teacher_model is the model's name there. verify: see
+    `answers.verifier.Verifier`. until_correct: see `filters.is_right`. loop_check: see `decoding.loops`.
 
     Raises:
         ValueError: a value is out of its range; the message says which values are allowed.
     """
 
-    teacher: str = setting(BUNDLED_TEACHER, MODELS, help=f"{MODEL}, or a server's URL", resume=SAME, kind="model")
+    teacher: str | Sequence[str] = setting(
+        BUNDLED_TEACHER,
+        MODELS,
+        help=f"{MODEL}, or servers' URLs",
+        resume=SAME,
+        kind="model",
+    )
     teacher_model: str | None = setting(
         None, MODELS, help="The name of the model on a server that is the --teacher", resume=SAME
     )
@@ -251,9 +300,8 @@ class GenerateConfig(Prompting, TeacherPlacing, Pairing):
         self.sampling({})
         if self.served and self.teacher_model is None:
             raise ValueError(f"a teacher behind a server needs its name there: give {called('teacher_model')}")
-        if self.served and ({*"@?"} & {*self.teacher}):
-            key = "put the key into the environment as RSD_TEACHER_API_KEY"
-            raise ValueError(f"{called('teacher')}: no keys in the address; {key}")
+        for url in self.teachers if self.served else ():
+            check_address(url)
         if not self.served and (self.teacher_model or self.teacher_tokenizer):
             both = f"{called('teacher_model')} and {called('teacher_tokenizer')}"
             raise ValueError(f"{both} are for a teacher behind a server (http://host/v1)")
@@ -278,11 +326,6 @@ class GenerateConfig(Prompting, TeacherPlacing, Pairing):
             most = f"{called('num_generations')} {self.num_generations}"
             raise ValueError(f"{called('want')} {self.want} is more than {most}: raise the latter")
         check_share("max_fallback_rate", self.max_fallback_rate)
-
-    @property
-    def served(self) -> bool:
-        """The teacher is behind a server."""
-        return self.teacher.startswith(("http://", "https://"))
 
     def acceptance(self) -> Acceptance:
         return Acceptance(
@@ -316,7 +359,7 @@ class ScoreConfig(StudentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.teacher.startswith(("http://", "https://")):
+        if is_address(self.teacher):
             raise ValueError(
                 f"{called('teacher')} must be loaded here to read traces; rsd generate asks one on a server"
             )

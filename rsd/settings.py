@@ -142,7 +142,7 @@ def check(config: Any) -> None:
 
 def _plain(value: Any, kind: Any) -> Any:
     """A value as a setting of this type holds it, if it can be one."""
-    if isinstance(value, os.PathLike) and kind is str:
+    if isinstance(value, os.PathLike) and (kind is str or str in get_args(kind)):
         return os.fspath(value)
     if isinstance(value, Integral) and not isinstance(value, int):
         return int(value)
@@ -173,8 +173,10 @@ def _is_json(value: Any) -> bool:
 
 
 def _words(kind: Any) -> str:
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_words, get_args(kind)))
     if get_origin(kind) is Sequence:
-        return "a list of " + " or ".join(PLURAL[one] for one in get_args(get_args(kind)[0]))
+        return "a list of " + " or ".join(PLURAL[one] for one in get_args(get_args(kind)[0]) or get_args(kind))
     return WORDS[get_origin(kind) or kind]
 
 

@@ -42,7 +42,8 @@ class Stub:
         ends = self.model.generation_config.eos_token_id
         self.ends: list[int] = ends if isinstance(ends, list) else [] if ends is None else [ends]
         self.faults: deque[int | str] = deque()
-        self.retry_after: float | None = None
+        self.retry_after: float | str | None = None
+        self.answers_as: str | None = None  # the model's name in answers, if that is another one
         self.hang = 5.0
         self.keys = "token_id:{}"
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -152,7 +153,8 @@ class Stub:
         read, said = sum(map(len, prompts)), sum(map(len, rows)) - sum(map(len, prompts))
         usage = {"prompt_tokens": read, "total_tokens": read + said, "completion_tokens": said}
         usage |= {"prompt_tokens_details": None, "completion_tokens_details": None}
-        answer = {"id": "cmpl-0", "object": "text_completion", "created": int(time.time()), "model": self.name}
+        answer = {"id": "cmpl-0", "object": "text_completion", "created": int(time.time())}
+        answer["model"] = self.answers_as or self.name
         answer |= {"choices": choices, "service_tier": None, "system_fingerprint": "stub", "usage": usage}
         return answer | {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
 
@@ -242,7 +244,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         if status in (429, 503) and self.stub.retry_after is not None:
-            self.send_header("Retry-After", f"{self.stub.retry_after:g}")
+            self.send_header("Retry-After", str(self.stub.retry_after))
         self.end_headers()
         if fault == "drip":
             for byte in body:

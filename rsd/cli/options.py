@@ -9,10 +9,10 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import click
 
@@ -163,7 +163,7 @@ def _flag(config: type, one: "Field[Any]") -> Callable[[Command], Command]:
     if kind.type is bool:
         named = f"--{name}/--no-{name}" if usual is True else f"--{name}"
         return option(named, group=known.group, is_flag=True, default=None, help=known.help + default)
-    several = known.kind == "tokens"
+    several = known.kind == "tokens" or Sequence[str] in get_args(kind.type)
     shown = KINDS[known.kind] if known.kind else click.Choice(kind.choices) if kind.choices else kind.type
     value, among = shown.name if known.kind else VALUES.get(kind.type, ""), ""
     if kind.choices:
@@ -177,13 +177,15 @@ def _flag(config: type, one: "Field[Any]") -> Callable[[Command], Command]:
         type=shown,
         metavar=value,
         multiple=several,
-        callback=_or_none if several else None,
+        callback=_several if several else None,
         help=known.help + among + default,
     )
 
 
-def _or_none(_: click.Context, __: click.Parameter, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    return values or None
+def _several(_: click.Context, param: click.Parameter, values: tuple[Any, ...]) -> Any:
+    """What was given: nothing, one (where a setting may be one) or several."""
+    one = isinstance(param.type, Free) and len(values) == 1
+    return values[0] if one else values or None
 
 
 def _defaults_of(ctx: click.Context, param: click.Parameter, file: str | None) -> str | None:
@@ -208,6 +210,9 @@ def _defaults_of(ctx: click.Context, param: click.Parameter, file: str | None) -
     for name, value in found.items():
         if value is not None and not _fits(params[name], value):
             raise click.BadParameter(f"{file}: {flag(name)} cannot be {value!r}")
+    for name, value in found.items():
+        if value is not None and getattr(params[name], "multiple", False) and not isinstance(value, list):
+            found[name] = [value]
     ctx.default_map = {**(ctx.default_map or {}), **{k: v for k, v in found.items() if v is not None}}
     return file
 

@@ -196,7 +196,6 @@ class BlockController:
         rows, block = verified.shape
         self.blocks[block] += 1
         self.row_rounds += rows
-        self.most_rows = max(self.most_rows, rows)
         self.tokens += tokens
         self.verified[:block] += verified.sum(0)
         self.survived[:block] += survived.sum(0)

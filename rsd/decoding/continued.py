@@ -134,6 +134,7 @@ class Continued:
         ratio: np.ndarray,
         *,
         committed: int,
+        others: float,
         survived: np.ndarray,
         ends: np.ndarray,
     ) -> None:

@@ -197,6 +197,7 @@ class Drafting:
         ratio: np.ndarray,
         *,
         committed: int,
+        others: float,
         survived: np.ndarray,
         ends: np.ndarray,
     ) -> None:
@@ -205,10 +206,11 @@ class Drafting:
         Args:
             verified: bool [R, K], columns that were judged. tokens: int64 [R, K], what stands there. ratio: r / d of
                 the student's own drafts. survived, ends: as of `BlockController.learn`. committed: tokens, of all rows.
+            others: seconds that other rows had meanwhile.
         """
         self.blocks.learn(
             drafting=self.drafting - self.began,
-            verifying=time.perf_counter() - self.drafting,
+            verifying=time.perf_counter() - self.drafting - others,
             steps=self._steps if self._other is None else 0,
             columns=int(self.counts.sum()),
             verified=verified,

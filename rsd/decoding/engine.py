@@ -4,9 +4,7 @@ The algorithm of a round is in `round`; here prompts are read, freed rows are re
 lack of memory is met with fewer rows (`room`).
 """
 
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Collection, Generator, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from rsd.decoding.block_size import BlockController
 from rsd.decoding.round import Ended, Rounds
 from rsd.decoding.sequence import STATE, Finished, Request, T, TraceSoFar
 from rsd.decoding.teacher import LocalTeacher, Teacher
+from rsd.decoding.waiting import Ready, Waiting
 from rsd.models.kv_cache import CachedModel
 from rsd.models.room import Room, out_of_memory, twice_fit
 from rsd.pair.vocabulary import Vocabulary
@@ -25,18 +24,6 @@ READ_AHEAD = 2048  # prompt tokens that are prefilled together, before rows are 
 AT_ONCE = 16  # and how many prompts at the most
 ALIKE = 256  # rows that are asked for at once, of which many may have one prompt: there may be a million
 AGAIN = 16  # ids of the teacher's that a row may read itself, where its prompt begins like another one's
-
-
-class Ready(NamedTuple):
-    """A row that is read, all but its last id: it is row `at` of what both models prefilled, or the beginning of that.
-
-    shared: how many ids of the teacher's context are in there.
-    """
-
-    row: TraceSoFar
-    prefilled: tuple[CachedModel, Any]
-    at: int
-    shared: int
 
 
 class Engine:
@@ -95,7 +82,16 @@ class Engine:
         """How many rows there is room for now."""
         return self.room.rows
 
-    @torch.inference_mode()
+    def learn_with(self, other: "Engine") -> None:
+        """What the rounds of one of them teach is known to both, and counted together."""
+        self.blocks = self.rounds.blocks = other.blocks
+        self.rounds.turns = other.rounds.turns
+
+    def begin(self) -> None:
+        """Begin new statistics; what was learned stays."""
+        self.blocks.begin()
+        self.teacher.counts.update(dict.fromkeys(self.teacher.counts, 0))
+
     def run(self, requests: Iterable[Request[T]]) -> Iterator[Finished[T]]:
         """Yield traces as they finish; a finished row's slot takes the next request at once.
 
@@ -105,21 +101,35 @@ class Engine:
         Out of memory, it goes on with half of the rows, from the tokens that all of them have, and tries more
         rows again later. With one row left, that row ends as an error.
         """
-        self.blocks.begin()
-        self.teacher.counts.update(dict.fromkeys(self.teacher.counts, 0))
-        rows = _Rows(requests, self.room.asked, self.rounds.record)
+        self.begin()
+        for step in self.steps(Waiting(requests)):
+            if step is not None:
+                yield step
+
+    @torch.inference_mode()
+    def steps(self, waiting: Waiting[T], *, first: int | None = None) -> Generator[Finished[T] | None]:
+        """As `run`, of rows that others may take, too. None: the teacher is away, and others may have their turn.
+
+        It ends where no row waits, or there is no memory for one beside those of others.
+
+        Args:
+            first: how many rows it takes at the most to begin with.
+        """
+        rows = _Rows(waiting, self.room.asked, self.rounds.record)
+        most = self.rows if first is None else first
         while True:
-            if self.room.may_grow and (rows.ready or rows.waiting.rows):
+            if self.room.may_grow and (waiting.ready or waiting.rows):
                 self._try_more_rows(rows)
             short = False
             ended: Ended = []
             try:
-                self._fill(rows)
+                self._fill(rows, min(most, self.rows))
+                most = self.room.asked
                 if not rows.live:
                     return
                 live = rows.state[: len(rows.live)]
                 rows.reserve(int(live["done"].max()) + self.blocks.longest)
-                ended = self.rounds.round(live, rows.records)
+                ended = yield from self.rounds.round(live, rows.records)
             except (RuntimeError, MemoryError) as e:
                 if not out_of_memory(e):
                     raise
@@ -129,12 +139,15 @@ class Engine:
                 self._interrupt(rows)
                 self.room.shrink()
                 self._drop_caches()
-                if alone and (row := rows.waiting.pop()):
+                if alone and waiting.live:
+                    return  # others have the memory
+                if alone and (row := waiting.pop()):
                     why = f"out of memory after {len(row.tokens)} tokens, with this row alone"
                     yield Finished(row.request, row.tokens[:0], "error", why)
             for slot, reason, error in ended:
                 request = rows.live[slot].request  # type: ignore[union-attr]
                 rows.live[slot] = None
+                waiting.live -= 1
                 self.room.finish(1)
                 yield Finished(request, rows.tokens(slot), reason, error)
 
@@ -154,21 +167,21 @@ class Engine:
             for slot, row in enumerate(rows.live)
             if row
         ]
-        rows.waiting.put_back(interrupted + [r.row for r in rows.ready])
+        rows.waiting.put_back(interrupted)
         rows.live.clear()
-        rows.ready.clear()
 
-    def _fill(self, rows: "_Rows") -> None:
-        """Fill the free slots, with rows that wait or else with the last live ones, so that these stay together."""
-        slot, live = 0, rows.live
-        while slot < self.rows:
+    def _fill(self, rows: "_Rows", most: int) -> None:
+        """Fill the free ones of `most` slots, with rows that wait or else with the last live ones, so that these stay
+        together."""
+        slot, live, waiting = 0, rows.live, rows.waiting
+        while slot < most:
             if slot < len(live) and live[slot] is not None:
                 slot += 1
                 continue
-            if not rows.ready:
-                self._prefill(rows)
-            if rows.ready:
-                row, (student, teacher), at, shared = rows.ready[0]
+            if not waiting.ready:
+                self._prefill(waiting)
+            if waiting.ready:
+                row, (student, teacher), at, shared = waiting.ready[0]
                 ours, theirs = row.read(self.vocabulary)
                 self.student.copy_row(student, at, slot, length=len(ours) - 1)
                 self.rounds.place_row(slot, row, theirs, prefilled=teacher, at=at, shared=shared)
@@ -178,7 +191,8 @@ class Engine:
                 if done:
                     rows.records[slot, :done] = row.tokens
                 live[slot : slot + 1] = [row]
-                rows.ready.popleft()
+                waiting.ready.popleft()
+                waiting.live += 1
             elif slot >= len(live):
                 break
             elif live[-1] is None:
@@ -189,8 +203,9 @@ class Engine:
                 rows.move(last, slot)
                 self.rounds.move_row(last, slot)
                 live[slot] = live.pop()
+        self.blocks.most_rows = max(self.blocks.most_rows, waiting.live)
 
-    def _prefill(self, rows: "_Rows") -> None:
+    def _prefill(self, waiting: Waiting) -> None:
         """Read what waits first: several different prompts in one pass; those in a row that begin the one before once.
 
         Out of memory, it reads half as many at once.
@@ -199,7 +214,7 @@ class Engine:
             group: list[tuple[TraceSoFar, int, int]] = []
             ours: list[list[int]] = []
             theirs: list[list[int]] = []
-            while len(group) < ALIKE and (row := rows.waiting.peek(len(group))) is not None:
+            while len(group) < ALIKE and (row := waiting.peek(len(group))) is not None:
                 mine, context = row.read(self.vocabulary)
                 shared = begun(mine, context.ids, ours[-1], theirs[-1]) if group else None
                 if shared is None:
@@ -218,8 +233,8 @@ class Engine:
                     raise
             else:
                 for row, at, shared in group:
-                    rows.waiting.pop()
-                    rows.ready.append(Ready(row, prefilled, at, shared))
+                    waiting.pop()
+                    waiting.ready.append(Ready(row, prefilled, at, shared))
                 return
             self.at_once = len(ours) // 2
 
@@ -250,14 +265,13 @@ def begun(ours: list[int], theirs: list[int], read: list[int], by_teacher: list[
 
 
 class _Rows:
-    """The rows of one run: those that wait, those that are read, and the live ones, with their state and records.
+    """The live rows of one run, with their state and records; and those that wait, which others may take, too.
 
     live: by slot. state: [slots] of `sequence.STATE`. records: [slots, T] of `record`, a type of `tokens.record`.
     """
 
-    def __init__(self, requests: Iterable[Request], slots: int, record: np.dtype) -> None:
-        self.waiting = _Waiting(requests)
-        self.ready: deque[Ready] = deque()
+    def __init__(self, waiting: Waiting, slots: int, record: np.dtype) -> None:
+        self.waiting = waiting
         self.live: list[TraceSoFar | None] = []
         self.state = np.zeros(slots, dtype=STATE)
         self.records = np.empty((slots, 256), dtype=record)
@@ -275,25 +289,3 @@ class _Rows:
         self.state[to] = self.state[slot]
         done = self.state["done"][to]
         self.records[to, :done] = self.records[slot, :done]
-
-
-class _Waiting:
-    """The rows that wait: those that were put back first, then what the requests still give."""
-
-    def __init__(self, requests: Iterable[Request]) -> None:
-        self.requests = iter(requests)
-        self.rows: deque[TraceSoFar] = deque()
-
-    def peek(self, i: int) -> TraceSoFar | None:
-        while len(self.rows) <= i:
-            request = next(self.requests, None)
-            if request is None:
-                return None
-            self.rows.append(TraceSoFar(request))
-        return self.rows[i]
-
-    def pop(self) -> TraceSoFar | None:
-        return self.rows.popleft() if self.peek(0) is not None else None
-
-    def put_back(self, rows: list[TraceSoFar]) -> None:
-        self.rows.extendleft(reversed(rows))

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from rsd.config import GenerateConfig
 from rsd.decoding.engine import Engine
+from rsd.decoding.groups import Decoder, Groups
 from rsd.decoding.listed import mode_of
 from rsd.decoding.teacher import LocalTeacher, Teacher
 from rsd.models import tensor_parallel
@@ -19,6 +20,8 @@ from rsd.models.source import Source
 from rsd.models.tensor_parallel import Group, Led, together
 from rsd.pair.pair import Pair, pair_up
 from rsd.settings import called
+
+GROUPS = 2  # of rows, if the teacher is behind a server
 
 
 class Models(NamedTuple):
@@ -39,12 +42,12 @@ def find_pair(c: GenerateConfig) -> Pair:
         from rsd.serving.probe import find_served  # needs httpx
 
         name = str(c.teacher_model)
-        teacher = find_served(c.teacher, name, c.teacher_tokenizer or name, trust_remote_code=code)
+        teacher = find_served(c.teachers, name, c.teacher_tokenizer or name, trust_remote_code=code)
     else:
-        teacher = find("teacher", c.teacher, c.teacher_revision, trust_remote_code=code, load_in=c.teacher_load_in)
+        teacher = find("teacher", c.teachers[0], c.teacher_revision, trust_remote_code=code, load_in=c.teacher_load_in)
     if c.tensor_parallel > 1:
         tensor_parallel.check(teacher, c.tensor_parallel)
-    if (c.student, c.student_revision, c.student_load_in) == (c.teacher, c.teacher_revision, c.teacher_load_in):
+    if (c.student, c.student_revision, c.student_load_in) == (c.teachers[0], c.teacher_revision, c.teacher_load_in):
         student = replace(teacher, role="student")
     else:
         student = find("student", c.student, c.student_revision, trust_remote_code=code, load_in=c.student_load_in)
@@ -90,7 +93,7 @@ def load_pair(pair: Pair, config: GenerateConfig, *, rows: int, group: Group | N
     from rsd.serving.completions import Completions
 
     of = pair.teacher
-    client = Client(of.path)
+    client = Client(of.servers)
     api = Completions(client, of.name, width=of.width, by_ids=of.by_ids)
     mode = served_mode(pair, config)
     teacher = ServedTeacher(client, api, sampling=pair.sampling, mode=mode, width=of.width, context=of.context)
@@ -116,18 +119,29 @@ def load_model(source: Source, config: GenerateConfig, *, packed: bool = True, p
     return model
 
 
-def engine_of(pair: Pair, models: Models, config: GenerateConfig, *, rows: int) -> Engine:
-    """An engine with these weights, which others may share."""
-    return Engine(
-        models.teacher,
-        models.student,
-        pair.vocabulary,
-        sampling=pair.sampling,
-        acceptance=config.acceptance(),
-        eos=pair.student.eos | pair.vocabulary.of_teacher(pair.teacher.eos),
-        rows=rows,
-        block=config.block_size,
-        loop_check=config.loop_check,
-        compile=config.compile,
-        top_logprobs=config.top_logprobs,
-    )
+def engine_of(pair: Pair, models: Models, config: GenerateConfig, *, rows: int) -> Decoder:
+    """An engine with these weights, which others may share; several in turn, if they wait for a server."""
+
+    def one(teacher: PreTrainedModel | Teacher, rows: int) -> Engine:
+        return Engine(
+            teacher,
+            models.student,
+            pair.vocabulary,
+            sampling=pair.sampling,
+            acceptance=config.acceptance(),
+            eos=pair.student.eos | pair.vocabulary.of_teacher(pair.teacher.eos),
+            rows=rows,
+            block=config.block_size,
+            loop_check=config.loop_check,
+            compile=config.compile,
+            top_logprobs=config.top_logprobs,
+        )
+
+    if not config.served or rows == 1:
+        return one(models.teacher, rows)
+    from rsd.decoding.served_teacher import ServedTeacher
+
+    if not isinstance(models.teacher, ServedTeacher):
+        raise TypeError("a served teacher's model is not here")
+    teacher, count = models.teacher, min(GROUPS, rows)
+    return Groups([one(teacher.another(), (rows + i) // count) for i in range(count)])

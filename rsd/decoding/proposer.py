@@ -13,7 +13,7 @@ from rsd.decoding.draft import Drafts
 from rsd.decoding.exact import Matter
 from rsd.decoding.partial_tokens import AT_BOUNDARY, Partial, PartialFilter
 from rsd.decoding.proposals import Proposals, Proposed
-from rsd.decoding.teacher import Teacher, TeacherOutput, TokenTree
+from rsd.decoding.teacher import Away, Teacher, TeacherOutput, TokenTree
 from rsd.pair.vocabulary import TeacherContext, Vocabulary
 
 WIDE = 1 << 24  # bytes of a tensor over all tokens, of some ten that a round without top-k works with
@@ -76,22 +76,27 @@ class Proposer:
     def drop_row(self, row: int) -> None:
         self.teacher.drop_row(row)
 
-    def go_on(self, rows: int, count: int) -> list[Said]:
+    def go_on(self, rows: int, count: int) -> Away[list[Said]]:
         """What the teacher says by itself in each of the first `rows` rows: at most `count` tokens."""
         made = []
-        for ids, told in self.teacher.go_on([context.ids for context in self.contexts[:rows]], count):
+        said = yield from self.teacher.go_on([context.ids for context in self.contexts[:rows]], count)
+        for ids, told in said:
             ours = self.in_ours(ids)
             made.append(Said(ours[: ours.index(-1)] if -1 in ours else ours, told))
         return made
 
-    def propose(self, drafts: Drafts) -> Iterator[Proposed]:
+    def propose(self, drafts: Drafts) -> Away[Iterator[Proposed]]:
         """The teacher's proposals before each draft, of some neighbouring rows after the other."""
         self._drafted, self._trees, self._where = drafts.told, [], []
         for i, (context, row) in enumerate(zip(self.contexts, self._drafted, strict=False)):
             self._trees.append(TokenTree(self.vocabulary, context, row))
             self.proposals.units.look_ahead(self._trees[-1], row)
             self._trees[-1].matter = partial(self.matter, drafts, i, before=self.recent[i])
-        for output in self.teacher.logits(self._trees):
+        outputs = yield from self.teacher.read(self._trees)
+        return self._proposed(drafts, outputs)
+
+    def _proposed(self, drafts: Drafts, outputs: Iterator[TeacherOutput]) -> Iterator[Proposed]:
+        for output in outputs:
             for part in self._parts(output, drafts.tokens.shape[1]):
                 rows = slice(part.first, part.first + len(part.at))
                 proposed, where = self.proposals.read(

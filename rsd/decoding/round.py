@@ -3,12 +3,13 @@
 The student drafts a block of tokens, leaving its distribution at every position (`drafting`); the teacher reads of each
 row's block what is likely to stand, in one pass; what survives is committed (`sampling.rejection_sample`). A block of
 one is lockstep: one step of each model a token. Rows advance by different amounts, and nothing is moved to roll back
-(`row_cache`).
+(`row_cache`). Where the teacher is away with what it was asked, other rows may have their turn (`groups`).
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,14 +24,16 @@ from rsd.decoding.drafting import Drafting
 from rsd.decoding.given import Given, as_given
 from rsd.decoding.lookup import LookUp
 from rsd.decoding.loops import EVERY, REACH, loops
+from rsd.decoding.proposals import Proposed
 from rsd.decoding.proposer import Proposer
 from rsd.decoding.sampling import rejection_sample, target
 from rsd.decoding.sequence import TraceSoFar
-from rsd.decoding.teacher import LOGITS, LOGITS_ELSEWHERE, Teacher
+from rsd.decoding.teacher import LOGITS, LOGITS_ELSEWHERE, Away, Teacher
 from rsd.models.kv_cache import CachedModel
 from rsd.pair.vocabulary import TeacherContext, Vocabulary
 from rsd.traces.tokens import record, top_columns
 
+U = TypeVar("U")
 Ended = list[tuple[int, str, str | None]]  # rows that ended, how, and what went wrong
 
 
@@ -80,6 +83,7 @@ class Rounds:
         self.asked: list[Callable[[Sequence[int]], int | None] | None] = [None] * rows  # each row's `Request.ends`
         self.given: list[Sequence[int]] = [()] * rows  # each row's `Request.given`
         self.turns, self.asked_for = Turns(), 0
+        self.others = 0.0  # seconds of this round that others had
 
     def drop_caches(self, rows: int) -> None:
         """Free what both models have read, and have room for `rows` rows from now on."""
@@ -108,23 +112,38 @@ class Rounds:
         self.student.model.drop_row(row)
         self.proposer.drop_row(row)
 
-    def round(self, state: np.ndarray, records: np.ndarray) -> Ended:
+    def round(self, state: np.ndarray, records: np.ndarray) -> Away[Ended]:
         """Draft, verify, commit: advances `state` [R] and `records` [R, T].
 
         Args:
             state: of `sequence.STATE`. records: of `tokens.record`; a row holds what was committed before.
 
-        Returns the rows that ended. Nothing is advanced if it raises.
+        Yields where the teacher is away, as often as it is in a round, and returns the rows that ended. Nothing is
+        advanced if it raises, or is closed there.
         """
-        began, before = time.perf_counter(), int(state["done"].sum())
-        drafting = self.draft(state)
+        began, before, self.others = time.perf_counter(), int(state["done"].sum()), 0.0
+        drafting = yield from self.draft(state)
         given = isinstance(drafting, Given)
-        verified = self.verify(drafting.drafts, drafting.noise, given=given)
+        proposals = yield from self._asked(self.proposer.propose(drafting.drafts))
+        verified = self.verify(drafting.drafts, drafting.noise, proposals, given=given)
         ended = self.commit(state, records, verified, drafting, given=given)
         if self.proposer.teacher.talks:
             tokens = int(state["done"].sum()) - before
-            self.turns.learn(len(state), self.asked_for, tokens, time.perf_counter() - began)
+            self.turns.learn(len(state), self.asked_for, tokens, time.perf_counter() - began - self.others)
         return ended
+
+    def _asked(self, asking: Away[U]) -> Away[U]:
+        """What comes of it; others have their turn meanwhile. What they do is no time of this round's: so the times of
+        all rounds are that of the job, and what a server does meanwhile costs what is still waited for."""
+        with closing(asking):
+            while True:
+                try:
+                    next(asking)
+                except StopIteration as e:
+                    return e.value
+                left = time.perf_counter()
+                yield
+                self.others += time.perf_counter() - left
 
     def _turn(self, rows: int, most: int) -> int:
         """How many tokens the teacher is asked to say by itself in this round; 0: the student drafts."""
@@ -132,7 +151,7 @@ class Rounds:
             return 0
         return min(self.turns.plan(rows), most)
 
-    def draft(self, state: np.ndarray) -> Drafting | Given | Continued:
+    def draft(self, state: np.ndarray) -> Away[Drafting | Given | Continued]:
         seen, rows = self.seen[: len(state)], len(state)
         streaks = [one.streak if one else 0 for one in seen]
         most = max(self.columns // rows - 1, 0)
@@ -140,7 +159,8 @@ class Rounds:
             return Given(self.student, state, self.given[:rows], most=min(most + 1, self.blocks.longest))
         self.asked_for = self._turn(rows, min(most, int((state["limit"] - state["done"]).max())))
         if self.asked_for:
-            return Continued(self.student, self.blocks, self.turns, state, self.proposer.go_on(rows, self.asked_for))
+            said = yield from self._asked(self.proposer.go_on(rows, self.asked_for))
+            return Continued(self.student, self.blocks, self.turns, state, said)
         ahead = [
             one.ahead(min(self.blocks.look_up(rows, one.streak), most)) if one and one.streak else [] for one in seen
         ]
@@ -148,7 +168,7 @@ class Rounds:
             self.student, self.blocks, state, stops=self.stops, ahead=ahead, streaks=streaks, loop=self.loop
         )
 
-    def verify(self, drafts: Drafts, noise: Tensor, *, given: bool = False) -> Verified:
+    def verify(self, drafts: Drafts, noise: Tensor, proposals: Iterator[Proposed], *, given: bool = False) -> Verified:
         """Keep drafts while they survive, each with min(1, r / d), and draw what replaces the first that falls.
         What is `given` stands.
 
@@ -157,7 +177,7 @@ class Rounds:
         rows, block = drafts.tokens.shape
         made = []
         errors: dict[int, str] = {}
-        for proposed in self.proposer.propose(drafts):
+        for proposed in proposals:
             mine, chance = drafts.of(proposed.rows), noise[proposed.rows]
             student = mine.over(proposed.ids, proposed.p)
             goal = target(proposed.q, student.p, student.mask, self.acceptance.trials)
@@ -245,6 +265,7 @@ class Rounds:
             survived=valid & (column < verified.survived[:, None]),
             ends=ends,
             committed=int(count.sum()),
+            others=self.others,
         )
         made: Ended = []
         for i in (ended | broken).nonzero()[0].tolist():

@@ -6,7 +6,8 @@ tokens on which r depends: those of A, of which there are few. Else q is the 20,
 2509.22230).
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from rsd.acceptance import Sampling
 from rsd.decoding import listed
-from rsd.decoding.teacher import LOGITS, Node, TeacherOutput, TokenTree, table
+from rsd.decoding.teacher import LOGITS, Away, Node, TeacherOutput, TokenTree, here, table
 from rsd.serving.client import Client
 from rsd.serving.told import Api, Asked, Chain, Told
 
 # Of a row, how many contexts were asked about, and what is told after each; or why there is nothing.
 Answers = tuple[int, list[Told] | str]
+U = TypeVar("U")
 Known = dict[int, tuple[np.ndarray, np.ndarray]]  # of a row's nodes, as `TeacherOutput.exact`
 CHANGED = (
     "the teacher's server tells probabilities of another kind than it did when the job began: "
@@ -46,6 +48,14 @@ class ServedTeacher:
         self.counts = {"settled": 0, "by_ids": 0, "renormalised": 0}
         self._said: list[tuple[list[int], list[Told]]] = []  # by row: what it said last, and what it told there
 
+    def another(self) -> "ServedTeacher":
+        """The same teacher, for other rows; what it knew is counted together."""
+        made = ServedTeacher(
+            self.client, self.api, sampling=self.sampling, mode=self.mode, width=self.width, context=self.context
+        )
+        made.counts = self.counts
+        return made
+
     def prefill(self, prompts: list[list[int]]) -> None:
         return None
 
@@ -68,10 +78,23 @@ class ServedTeacher:
         """They are log-probs already; -inf where the server did not tell."""
         return logits.new_zeros(logits.shape[:-1])
 
-    def logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]:
+    def _away(self, work: Coroutine[Any, Any, U]) -> Away[U]:
+        """What becomes of what the server is asked; nobody waits for it where nobody comes back for it."""
+        future = self.client.begin(work)
+        try:
+            yield
+            return future.result()
+        except BaseException:  # an interrupt, say
+            future.cancel()
+            raise
+
+    def read(self, trees: Sequence[TokenTree]) -> Away[Iterator[TeacherOutput]]:
         nodes = [[*tree.nodes, *tree.beside] for tree in trees]
-        said = self._answers(range(len(trees)), trees, nodes)
-        exact = self._exactly(trees, nodes, said, [len(tree.nodes) for tree in trees])
+        said = yield from self._answers(range(len(trees)), trees, nodes)
+        exact = yield from self._exactly(trees, nodes, said, [len(tree.nodes) for tree in trees])
+        return self._outputs(trees, said, exact)
+
+    def _outputs(self, trees: Sequence[TokenTree], said: list[Answers], exact: list[Known]) -> Iterator[TeacherOutput]:
         beside = [len(tree.beside) for tree in trees]
         rows = max(1, LOGITS // (4 * self.width * max(count for count, _ in said)))
         for first in range(0, len(trees), rows):
@@ -82,13 +105,13 @@ class ServedTeacher:
     def more_logits(
         self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]
     ) -> TeacherOutput:
-        said = self._answers(rows, trees, nodes)
-        exact = self._exactly(trees, nodes, said, [0] * len(rows))
+        said = here(self._answers(rows, trees, nodes))
+        exact = here(self._exactly(trees, nodes, said, [0] * len(rows)))
         return self._output(rows, said, [0] * len(rows), exact)
 
-    def go_on(self, contexts: Sequence[list[int]], count: int) -> list[tuple[list[int], int]]:
+    def go_on(self, contexts: Sequence[list[int]], count: int) -> Away[list[tuple[list[int], int]]]:
         count = max(1, min(count, self.context + 1 - max(map(len, contexts))))
-        said = self.client.wait(self.api.go_on([ids[-self.context :] for ids in contexts], count))
+        said = yield from self._away(self.api.go_on([ids[-self.context :] for ids in contexts], count))
         made = []
         self._said = []
         for ids, answer in zip(contexts, said, strict=True):
@@ -105,7 +128,9 @@ class ServedTeacher:
         at = len(ids) - (len(said) - len(told))
         return told[at] if 0 <= at < len(told) and said[: len(ids)] == ids else None
 
-    def _answers(self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]) -> list[Answers]:
+    def _answers(
+        self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]
+    ) -> Away[list[Answers]]:
         """What the server says of the rows' nodes, or of a row why it says nothing; it is asked for what is new."""
         known = [
             [self._known(row, tree.ids(node)) for node in mine]
@@ -114,7 +139,7 @@ class ServedTeacher:
         asked = [i for i, told in enumerate(known) if None in told]
         new = [[node for node, told in zip(nodes[i], known[i], strict=True) if told is None] for i in asked]
         chains = [self._chains(trees[i], some) for i, some in zip(asked, new, strict=True)]
-        said = self.client.wait(self.api.likeliest([mine for mine, _ in chains])) if chains else []
+        said = (yield from self._away(self.api.likeliest([mine for mine, _ in chains]))) if chains else []
         made: list[Answers] = [(len(mine), mine) for mine in known]  # type: ignore[misc]
         for i, (_, at), answer in zip(asked, chains, said, strict=True):
             if isinstance(answer, str):
@@ -126,7 +151,7 @@ class ServedTeacher:
 
     def _exactly(
         self, trees: Sequence[TokenTree], nodes: Sequence[list[Node]], said: list[Answers], drafts: Sequence[int]
-    ) -> list[Known]:
+    ) -> Away[list[Known]]:
         """By row, q after those nodes where the lists do not settle it, as far as that can be found out.
 
         Where the server refuses to tell that, this is what it says of the row. drafts: how many of a row's nodes, the
@@ -149,7 +174,8 @@ class ServedTeacher:
         self.counts["renormalised"] += len(unsettled) - len(needed)
         told: dict[int, Mapping[int, float]] = {n: {} for n in needed}
         contexts = [trees[i].ids(nodes[i][j])[-self.context :] for i, j in (places[n] for n in asked)]
-        for n, answer in zip(asked, self._by_ids(contexts, [needed[n] for n in asked]), strict=True):
+        answers = yield from self._by_ids(contexts, [needed[n] for n in asked])
+        for n, answer in zip(asked, answers, strict=True):
             if isinstance(answer, str):
                 i = places[n][0]
                 said[i] = said[i][0], answer
@@ -164,11 +190,14 @@ class ServedTeacher:
                 made[i][j] = listed.masses(lists, n, values, self.sampling)
         return made
 
-    def _by_ids(self, contexts: Sequence[list[int]], ids: Sequence[Collection[int]]) -> list[dict[int, float] | str]:
+    def _by_ids(
+        self, contexts: Sequence[list[int]], ids: Sequence[Collection[int]]
+    ) -> Away[list[dict[int, float] | str]]:
+        """What is told of these ids after some contexts."""
         if not contexts:
             return []
         asked = [Asked(context, some) for context, some in zip(contexts, ids, strict=True)]
-        return self.client.wait(self.api.of_ids(asked, self.sampling))
+        return (yield from self._away(self.api.of_ids(asked, self.sampling)))
 
     def _chains(self, tree: TokenTree, nodes: Sequence[Node]) -> tuple[list[Chain], list[tuple[int, int]]]:
         """A row's nodes as chains of contexts, and for each node the chain and the context that it is."""

@@ -1,8 +1,8 @@
 """What is asked of a teacher in a round, and the teacher whose weights and cache are here."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,19 @@ PIECE = 1 << 20  # logits that are summed up at once on a CPU
 # Bytes of logits, in float32, that one pass may leave: rows beyond that are read in another one. A CPU has no use
 # for passes so wide; on a GPU they are what makes a pass cheap.
 LOGITS, LOGITS_ELSEWHERE = 3 << 25, 1 << 29
+
+
+U = TypeVar("U")
+Away = Generator[None, None, U]  # yields wherever a teacher is away with what it was asked, and returns what came of it
+
+
+def here(asking: Away[U]) -> U:
+    """What comes of it, waited for."""
+    while True:
+        try:
+            next(asking)
+        except StopIteration as e:
+            return e.value
 
 
 class Node(NamedTuple):
@@ -98,12 +111,14 @@ class Teacher(Protocol):
 
     context: how many ids it can read. width: of its vocabulary. counts: in how many places it knew its distribution,
     and how, if it does not always. talks: it may be asked to go on by itself. prefill: what it made of prompts, for
-    copy_row, which puts one of them in a row's place; drop_row: nothing takes it. logits: of all rows, some
+    copy_row, which puts one of them in a row's place; drop_row: nothing takes it. read: the logits of all rows, some
     neighbouring ones after the other, so that the logits of all need not exist at once; more_logits: once more of some
     of these rows, other nodes than the trees have. total: the log-sum-exp of logits, of which `top` is the index of one
     that is not -inf. go_on: the likeliest ids behind each row's context, one after the other, and in how many places it
-    knows what is likely: its `logits` there need no asking any more. keep: what a row's context has become, which is
+    knows what is likely: its logits there need no asking any more. keep: what a row's context has become, which is
     like the paths up to `start` at least.
+
+    read and go_on yield wherever the teacher is away, so that others may have their turn. Closed there, it comes back.
     """
 
     context: int
@@ -119,7 +134,7 @@ class Teacher(Protocol):
 
     def drop_row(self, row: int) -> None: ...
 
-    def logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]: ...
+    def read(self, trees: Sequence[TokenTree]) -> Away[Iterator[TeacherOutput]]: ...
 
     def more_logits(
         self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]
@@ -127,7 +142,7 @@ class Teacher(Protocol):
 
     def total(self, logits: Tensor, top: Tensor) -> Tensor: ...
 
-    def go_on(self, contexts: Sequence[list[int]], count: int) -> list[tuple[list[int], int]]: ...
+    def go_on(self, contexts: Sequence[list[int]], count: int) -> Away[list[tuple[list[int], int]]]: ...
 
     def keep(self, row: int, tree: TokenTree, ids: list[int], start: int) -> None: ...
 
@@ -174,7 +189,11 @@ class LocalTeacher:
         said = [x.log_softmax(-1).gather(-1, i) for x, i in zip(logits.split(rows), at.split(rows), strict=True)]
         return (logits.gather(-1, at) - (torch.cat(said) if len(said) > 1 else said[0]))[:, 0]
 
-    def logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]:
+    def read(self, trees: Sequence[TokenTree]) -> Away[Iterator[TeacherOutput]]:
+        yield from ()  # it is never away
+        return self._logits(trees)
+
+    def _logits(self, trees: Sequence[TokenTree]) -> Iterator[TeacherOutput]:
         columns, nodes, beside = [], [], []
         for row, tree in enumerate(trees):
             path, end, _ = tree.nodes[-1]
@@ -190,7 +209,7 @@ class LocalTeacher:
             rows = some if len(some) < len(columns) else None
             yield self._read(columns[mine], nodes[mine], beside[mine], rows)._replace(first=some.start)
 
-    def go_on(self, contexts: Sequence[list[int]], count: int) -> list[tuple[list[int], int]]:
+    def go_on(self, contexts: Sequence[list[int]], count: int) -> Away[list[tuple[list[int], int]]]:
         raise NotImplementedError("it does not talk")
 
     def _groups(self, widths: Sequence[int]) -> Iterator[range]:

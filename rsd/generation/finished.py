@@ -36,10 +36,11 @@ def stamp(config: GenerateConfig, source: str | Path | None, limit: int | None) 
     """A hash of what a job is given; None where its input is no file, which nothing tells from another one."""
     if source is None or not os.path.isfile(source):
         return None
-    names = (config.teacher, config.student, config.teacher_tokenizer)
+    names = (*config.teachers, config.student, config.teacher_tokenizer)
+    how = {*HOW, *(["teacher"] if config.served else [])}  # which servers have the model
     parts = [folder_of(part) for name in names if name for part in (name, *name.split("+"))]
     given = {
-        "settings": {name: value for name, value in asdict(config).items() if name not in HOW},
+        "settings": {name: value for name, value in asdict(config).items() if name not in how},
         "limit": limit,
         "input": hash_of(Path(source))[0].hexdigest(),
         "models": {part: fingerprint(part) for part in parts if os.path.exists(part)},

@@ -7,7 +7,7 @@ from typing import Any
 from rsd.answers.verifier import Judgement, Verifier, answer_columns, read_reference, resolve
 from rsd.config import GenerateConfig
 from rsd.decoding.block_size import BlockController
-from rsd.decoding.engine import Engine
+from rsd.decoding.groups import Decoder
 from rsd.decoding.listed import MEANING
 from rsd.decoding.loading import engine_of, find_pair, load_pair, load_part, memory_of, served_mode
 from rsd.generation.pipeline import Pipeline, verdict
@@ -51,7 +51,7 @@ class TraceGenerator:
     def __init__(self, config: GenerateConfig | None = None, *, group: Group | None = None, **settings: Any) -> None:
         self.config, self.group = amended(GenerateConfig, config, settings), group
         self._pair: Pair | None = None
-        self._engine: Engine | None = None
+        self._engine: Decoder | None = None
         self._memory: Estimate | None = None
         self._scorer: Scorer | None = None
         self._verifier: Verifier | None = None
@@ -73,10 +73,10 @@ class TraceGenerator:
         """What a user should be told of the pair and how it will be decoded with."""
         lines = list(self.find().notices)
         if self.config.served:
-            mode = served_mode(self.find(), self.config)
+            where, mode = ", ".join(self.config.teachers), served_mode(self.find(), self.config)
             lines.append(
-                f"teacher: {self.find().teacher.name}, served at {self.config.teacher}; {mode}: it proposes from "
-                f"{MEANING[mode]}; log-probs beyond the {TOP} are null"
+                f"teacher: {self.find().teacher.name}, served at {where}; {mode}: it proposes from {MEANING[mode]}; "
+                f"log-probs beyond the {TOP} are null"
             )
         return lines
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rsd.answers.verifier import Judgement, Verifier
 from rsd.config import GenerateConfig
-from rsd.decoding.engine import Engine
+from rsd.decoding.groups import Decoder
 from rsd.decoding.sampling import row_key
 from rsd.decoding.sequence import Finished, Request
 from rsd.generation.schedule import Schedule
@@ -50,7 +50,7 @@ class Pipeline:
         self._waiting: dict[Future[Judgement], tuple[Trace, Row]] = {}
         self._done: list[Trace] = []
 
-    def run(self, engine: Engine) -> Iterator[Trace]:
+    def run(self, engine: Decoder) -> Iterator[Trace]:
         """Yield traces as they are finished and judged."""
         for finished in engine.run(self):
             self._judge(finished)

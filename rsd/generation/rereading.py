@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from rsd.config import GenerateConfig, ScoreConfig
-from rsd.decoding.engine import Engine
+from rsd.decoding.groups import Decoder
 from rsd.decoding.loading import engine_of, find_pair, load_pair, memory_of
 from rsd.decoding.sequence import Request
 from rsd.models.loading import dtype_of
@@ -19,7 +19,7 @@ from rsd.traces.soft import arrow, soft_targets
 class Rereader:
     """A pair that reads what was scored. top: how many likeliest tokens of both models are kept in a place."""
 
-    def __init__(self, pair: Pair, config: GenerateConfig, engine: Engine) -> None:
+    def __init__(self, pair: Pair, config: GenerateConfig, engine: Decoder) -> None:
         self.pair, self.config, self.engine = pair, config, engine
         self.texts = Texts(pair.student)
         self.top = config.top_logprobs

@@ -32,6 +32,7 @@ class Source:
         Hub model, else None. adapter: what is merged into the weights; the tokenizer is the
         adapter's if it has one, and all else is the base's. load_in: how the weights are quantised. by_ids: what a
         served model's server tells of tokens that it is asked for by their ids, if it does (`serving.told.Api`).
+        servers: those that have it, if it is served, the ones first that were there.
     """
 
     role: str
@@ -44,6 +45,7 @@ class Source:
     adapter: Adapter | None = None
     load_in: str | None = None
     by_ids: str | None = None
+    servers: tuple[str, ...] = ()
 
     @property
     def base(self) -> str:

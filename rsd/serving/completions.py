@@ -18,11 +18,13 @@ from typing import Any
 
 from rsd.acceptance import Sampling
 from rsd.serving import client as serving
-from rsd.serving.client import Client, together
+from rsd.serving.client import Client, Known, together
+from rsd.serving.replicas import Server
 from rsd.serving.told import TOP, Asked, Chain, Told
 from rsd.settings import called
 
 CONTEXTS = 64  # contexts of a request, if those of one row are not more
+KNOWN = 4  # contexts by which a server is recognised
 CONTEXT = 1 << 16  # bytes that an answer may have for each context, and each token that is said there
 LIKELY = -3.0  # log-prob that an id of the padding behind a vocabulary never has
 LEAST = -9000.0  # servers send -9999 for minus infinity
@@ -60,39 +62,61 @@ class Completions:
 
     async def _shared(self, rows: Sequence[list[list[int]]], tokens: int) -> list[Any]:
         """What is said in `tokens` places after each context of each row; rows share requests."""
-        shared: list[list[list[list[int]]]] = []  # rows of each request
-        for mine in rows:
-            if not shared or sum(map(len, shared[-1])) + len(mine) > CONTEXTS:
-                shared.append([])
-            shared[-1].append(mine)
-        made = await together([self._rows(some, tokens) for some in shared])
-        return [answer for answers in made for answer in answers]
+        homes = self.client.homes(rows)
+        shared: list[list[int]] = []  # rows of each request, all of one home
+        for at in sorted(range(len(rows)), key=lambda row: self.client.servers.index(homes[row])):
+            last = shared[-1] if shared and homes[shared[-1][0]] is homes[at] else None
+            if last is None or sum(len(rows[other]) for other in last) + len(rows[at]) > CONTEXTS:
+                shared.append(last := [])
+            last.append(at)
+        made = await together([self._rows([rows[at] for at in some], tokens, homes[some[0]]) for some in shared])
+        by_row = dict(zip([at for some in shared for at in some], [a for some in made for a in some], strict=True))
+        return [by_row[at] for at in range(len(rows))]
 
-    async def _rows(self, rows: list[list[list[int]]], tokens: int) -> list[Any]:
+    async def _rows(self, rows: list[list[list[int]]], tokens: int, home: Server) -> list[Any]:
         """What the server says of each row; of one that it refuses, why."""
-        said = await self._ask([prompt for row in rows for prompt in row], tokens)
+        said = await self._ask([prompt for row in rows for prompt in row], tokens, home)
         if not isinstance(said, str):
             answers = iter(said)
             return [[next(answers) for _ in row] for row in rows]
         if len(rows) == 1:
             return [said]
-        return [(await self._rows([row], tokens))[0] for row in rows]  # one of them is to blame
+        return [(await self._rows([row], tokens, home))[0] for row in rows]  # one of them is to blame
 
-    async def _ask(self, prompts: list[list[int]], tokens: int) -> list[tuple[list[int], list[Told]]] | str:
+    async def _ask(
+        self, prompts: list[list[int]], tokens: int, home: Server
+    ) -> list[tuple[list[int], list[Told]]] | str:
         """What is said after each prompt, and the top log-probs there; or why the server refuses these prompts."""
-        body = body_of(self.model, prompts, tokens)
-        room, tries = CONTEXT * len(prompts) * tokens, 0
-        while True:
+        tries = 0
+
+        def read(answer: Any) -> list[tuple[list[int], list[Told]]] | Fewer:
             try:
-                async with self._turn_of("lists"):
-                    return await self.client.ask(
-                        "/completions", body, lambda answer: top_logprobs(answer, len(prompts), self.width), room=room
-                    )
-            except Fewer:
-                tries += 1
+                return top_logprobs(answer, len(prompts), self.width)
+            except Fewer as e:
                 if tries == TRIES:
                     raise
+                return e
+
+        body, room = body_of(self.model, prompts, tokens), CONTEXT * len(prompts) * tokens
+        while True:
+            async with self._turn_of("lists"):
+                said = await self.client.ask("/completions", body, read, room=room, home=home)
+            if not isinstance(said, Fewer):
+                break
+            tries += 1
             await asyncio.sleep(min(serving.DELAYS[0] * 2**tries, serving.DELAYS[1]) * random.random())
+        if self.client.known is None and not isinstance(said, str):
+            self.client.known = self._known(prompts[:KNOWN], [told[0] for _, told in said[:KNOWN]])
+        return said
+
+    def _known(self, prompts: list[list[int]], told: list[Told]) -> Known:
+        def read(answer: Any) -> list[Told]:
+            try:
+                return [told[0] for _, told in top_logprobs(answer, len(prompts), self.width)]
+            except Fewer as e:  # it may have been asked by ids meanwhile
+                raise ValueError(str(e)) from e
+
+        return Known("/completions", body_of(self.model, prompts, 1), read, CONTEXT * len(prompts), told)
 
     @asynccontextmanager
     async def _turn_of(self, kind: str) -> AsyncIterator[None]:
@@ -109,9 +133,15 @@ class Completions:
 
     async def of_ids(self, asked: Sequence[Asked], sampling: Sampling) -> list[dict[int, float] | str]:
         made: list[dict[int, float] | str] = [{} for _ in asked]
-        requests = packed(asked)
-        said = await together([self._of_ids([asked[i].context for i in at], ids, sampling) for at, ids in requests])
-        for (at, ids), answers in zip(requests, said, strict=True):
+        homes = self.client.homes([[one.context] for one in asked])
+        requests = []
+        for home in dict.fromkeys(homes):
+            here = [i for i, other in enumerate(homes) if other is home]
+            requests += [([here[i] for i in at], ids, home) for at, ids in packed([asked[i] for i in here])]
+        said = await together(
+            [self._of_ids([asked[i].context for i in at], ids, sampling, home) for at, ids, home in requests]
+        )
+        for (at, ids, _), answers in zip(requests, said, strict=True):
             for i, answer in zip(at, answers, strict=True):
                 mine = made[i]
                 if isinstance(answer, str) or isinstance(mine, str):
@@ -121,18 +151,22 @@ class Completions:
         return made
 
     async def _of_ids(
-        self, prompts: list[list[int]], ids: Sequence[int], sampling: Sampling
+        self, prompts: list[list[int]], ids: Sequence[int], sampling: Sampling, home: Server
     ) -> Sequence[dict[int, float] | str]:
         body = body_of(self.model, prompts, 1, ids, sampling)
         async with self._turn_of("ids"):
             said = await self.client.ask(
-                "/completions", body, lambda answer: by_ids(answer, len(prompts), ids), room=CONTEXT * len(prompts)
+                "/completions",
+                body,
+                lambda answer: by_ids(answer, len(prompts), ids),
+                room=CONTEXT * len(prompts),
+                home=home,
             )
         if not isinstance(said, str):
             return said
         if len(prompts) == 1:
             return [said]
-        return [(await self._of_ids([prompt], ids, sampling))[0] for prompt in prompts]  # one of them is to blame
+        return [(await self._of_ids([prompt], ids, sampling, home))[0] for prompt in prompts]  # one of them is to blame
 
 
 def body_of(
@@ -227,8 +261,8 @@ def _told(top: dict[str, Any], width: int) -> Told:
             f"the teacher's server tells {len(told)} of the {TOP} likeliest tokens, and of these the teacher is to "
             f"propose: let it tell more (vLLM: --max-logprobs {TOP})"
         )
-    if any(math.isnan(value) or value > 1e-3 for value in told.values()):
-        raise ValueError("log-probs that are none")
+    if (odd := next(((i, v) for i, v in told.items() if math.isnan(v) or v > 1e-3), None)) is not None:
+        raise ValueError(f"a log-prob of token {odd[0]} that is none: {odd[1]:g}")
     known = {i: value for i, value in told.items() if value > LEAST}
     if any(value > LIKELY and not 0 <= i < width for i, value in known.items()):
         raise ConnectionError(

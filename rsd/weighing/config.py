@@ -53,7 +53,7 @@ class WeighConfig(Reading, Pairing):
         if not 1 / MOST <= self.weight_temperature <= MOST:
             name = called("weight_temperature")
             raise ValueError(f"{name} must be from {1 / MOST:g} to {MOST:g}, not {shown(self.weight_temperature)}")
-        if self.teacher.startswith(("http://", "https://")):
+        if self.served:
             name = called("teacher")
             raise ValueError(f"{name} behind a server tells too few log-probs to weigh by: name a model that is loaded")
         if self.validity == "token" and self.proposals:

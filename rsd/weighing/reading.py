@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rsd.decoding.engine import Engine
+from rsd.decoding.groups import Decoder
 from rsd.decoding.sequence import Request
 from rsd.pair.pair import Pair
 from rsd.pair.prompts import own_prompt
@@ -37,7 +37,7 @@ class TraceReader:
         texts: Texts,
         noted: bool,
         reader: Callable[[str], Reader],
-        engine: Callable[[], Engine],
+        engine: Callable[[], Decoder],
     ) -> None:
         self.pair, self.config, self.texts, self.noted = pair, config, texts, noted
         self.reader, self.engine = reader, engine

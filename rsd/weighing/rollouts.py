@@ -6,7 +6,7 @@ from typing import Any
 
 from rsd.answers.verifier import Judgement, Verifier
 from rsd.config import GenerateConfig
-from rsd.decoding.engine import Engine
+from rsd.decoding.groups import Decoder
 from rsd.decoding.sampling import row_key
 from rsd.decoding.sequence import Finished, Request
 from rsd.pair.pair import DEFAULT_NEW_TOKENS, Pair
@@ -31,7 +31,7 @@ class Rollouts:
     def __init__(
         self,
         pair: Pair,
-        engine: Engine,
+        engine: Decoder,
         texts: Texts,
         *,
         count: int,

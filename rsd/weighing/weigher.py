@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from rsd.answers.verifier import Verifier, resolve
-from rsd.decoding.engine import Engine
+from rsd.decoding.groups import Decoder
 from rsd.decoding.loading import Models, engine_of, find_pair, load_pair, memory_of
 from rsd.decoding.sampling import row_key
 from rsd.decoding.sequence import Finished, Request
@@ -62,7 +62,7 @@ class Weigher:
             raise ValueError(f"{name}: weighing needs a fast tokenizer (a tokenizer.json)")
         self.texts = Texts(self.pair.student)
         self._readers: dict[str, Reader] = {}
-        self._read_by: Engine | None = None
+        self._read_by: Decoder | None = None
         noted = manifest is not None and same_pair(self.pair, config, manifest)
         self.reading = TraceReader(
             self.pair, config, texts=self.texts, noted=noted, reader=self._reader, engine=self._reading
@@ -101,19 +101,19 @@ class Weigher:
             self._readers[role] = Reader(getattr(self.models, role))
         return self._readers[role]
 
-    def _reading(self) -> Engine:
+    def _reading(self) -> Decoder:
         """One of its own: another one is in the midst of its rows when it needs the next trace."""
         if self._read_by is None:
             self._read_by = engine_of(self.pair, self.models, self.acting, rows=self.rows)
         return self._read_by
 
     @cached_property
-    def student(self) -> Engine:
+    def student(self) -> Decoder:
         """It decodes as the student would alone."""
         return engine_of(self.pair, self.models, self.acting, rows=self.rows)
 
     @cached_property
-    def teacher(self) -> Engine:
+    def teacher(self) -> Decoder:
         """It decodes as the teacher would, in the student's tokens."""
         return engine_of(self.pair, self.models, self.config.decoding(threshold=0), rows=self.rows)
 
@@ -158,7 +158,7 @@ class Weigher:
         if trace.error is None and not verifier.judges(answer):
             trace.error = "the row has no answer that a rollout could be held against"
 
-    def _continued(self, engine: Engine, traces: Iterable[TraceSteps], into: str) -> Iterator[TraceSteps]:
+    def _continued(self, engine: Decoder, traces: Iterable[TraceSteps], into: str) -> Iterator[TraceSteps]:
         """Have an engine make a move in every step's place, which is put `into` the trace; in order."""
         waiting: deque[TraceSteps] = deque()
 

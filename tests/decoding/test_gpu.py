@@ -216,7 +216,7 @@ def test_the_host_waits_twice_a_round(block, sampling):
         def counted(*args):
             devices.waits.clear()
             devices.given.clear()
-            ended = rounds(*args)
+            ended = yield from rounds(*args)
             seen.append((list(devices.waits), list(devices.given)))
             return ended
 
@@ -241,7 +241,7 @@ def test_torch_finds_as_few_waits_in_a_round(graphs):
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
-                ended = rounds(*args)
+                ended = yield from rounds(*args)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         seen.append(sum("synchronizing" in str(w.message) for w in said))

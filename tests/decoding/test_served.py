@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import read as lines
-from stub import Stub
+from stub import Refused, Stub
 from transformers import AutoTokenizer
 
 from rsd import GenerateConfig, TraceGenerator
@@ -74,7 +74,7 @@ def test_a_block_is_part_of_one_request(stub):
     assert all(body["max_tokens"] == 1 and body["logprobs"] == 20 for body in asked)
     assert all(body["return_tokens_as_token_ids"] is True for body in asked)
     # A request a round, and at the most one more for spellings that no draft held.
-    assert books["rounds"] <= len(asked) <= 2 * books["rounds"] and books["row_rounds"] > 2 * books["rounds"]
+    assert books["rounds"] <= len(asked) <= 2 * books["rounds"] and books["row_rounds"] > books["rounds"]
     blocks = [body for body in asked if len(body["prompt"]) >= 8]
     assert sum(len(body["prompt"]) for body in blocks) >= 8 * books["row_rounds"]
     for body in blocks:
@@ -181,7 +181,7 @@ def test_a_key_comes_from_the_environment_and_goes_nowhere(stub, tmp_path, monke
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--teacher-model", "other"], "the server has teacher"),
+        (["--teacher-model", "other"], "/v1 has teacher"),
         (["--teacher-tokenizer", "./nowhere"], "--teacher-tokenizer ./nowhere: cannot be loaded"),
         (["--teacher", "http://127.0.0.1:9/v1"], "cannot be reached"),
         (["--teacher", "http://me:secret@127.0.0.1:9/v1"], "no keys in the address"),
@@ -217,13 +217,21 @@ def test_another_tokenizer_behind_a_server(monkeypatch):
         assert_same(made, traces(GenerateConfig(teacher="bundled-llama", **SHORT)))
 
 
-def test_a_refused_row_is_an_error_and_the_others_go_on(stub, local):
+def test_a_refused_row_is_an_error_and_the_others_go_on(stub, local, monkeypatch):
     generator = TraceGenerator(config(stub, batch_size=4, block_size=4)).load()
-    stub.fail(400, 400)  # the request of all rows, and then the one of the first row alone
+    first, check = [], stub.check
+
+    def refuse(body):
+        if not first:
+            first.extend(body["prompt"][0])
+        if any(ids[: len(first)] == first for ids in body["prompt"]):
+            raise Refused("This one I do not like.")
+        return check(body)
+
+    monkeypatch.setattr(stub, "check", refuse)
     made = generator.run(ROWS)
-    assert "400 The server was told to refuse this." in made[0].error
+    assert "400 This one I do not like." in made[0].error
     assert_same(made[1:], local[0.7][1:])
-    assert not stub.faults
 
 
 def test_a_context_that_is_full_ends_a_trace(stub):

@@ -80,7 +80,7 @@ def test_a_server_that_is_starting_is_waited_for(stub, local, monkeypatch, capsy
     monkeypatch.setattr(probe, "STARTING", 20.0)
     stub.fail(*faults)
     assert_same(TraceGenerator(config(stub)).run(ROWS), local[0.7])
-    assert capsys.readouterr().err.count("waiting for the teacher's server") == 1
+    assert capsys.readouterr().err.count("waiting for the teacher's server http") == 1
 
 
 def test_a_server_that_is_not_there_yet(stub, local, monkeypatch):
