@@ -22,7 +22,7 @@ from rsd.decoding.exact import Matter, with_exact
 from rsd.decoding.proposals import Proposals
 from rsd.decoding.sampling import accept_mask, target, warp
 from rsd.decoding.served_teacher import ServedTeacher
-from rsd.decoding.teacher import TokenTree
+from rsd.decoding.teacher import TokenTree, here
 from rsd.models.bundled import bundled
 from rsd.pair.vocabulary import TeacherContext
 from rsd.serving.client import Client
@@ -54,7 +54,7 @@ def read(server, sampling, ids, mode):
     teacher = ServedTeacher(client, api, sampling=sampling, mode=how, width=width, context=100)
     tree = TokenTree(vocabulary, TeacherContext(server.contexts), server.drafts)
     tree.matter = lambda draft: ids[draft]
-    (output,) = teacher.logits([tree])
+    (output,) = here(teacher.read([tree]))
     pool, rest = with_exact(
         Proposals(vocabulary, sampling, torch.device("cpu")).pool(output.logits), output.exact, np.arange(4)
     )
@@ -184,9 +184,9 @@ def draws(asked, row):
     generator = TraceGenerator(asked)
     said = [int(t.token_ids[-1]) for t in generator.run([row])]
     pair = generator.find()
-    here = TraceGenerator(GenerateConfig()).load()
+    at_hand = TraceGenerator(GenerateConfig()).load()
     prompt = pair.render(generator.prepare([row])[0], asked)
-    r = exact_r(here, pair, prompt, asked)
+    r = exact_r(at_hand, pair, prompt, asked)
     counts = np.bincount(said, minlength=len(r))
     assert counts[r < 1e-12].sum() == 0
     kept = r * len(said) >= 5
@@ -197,8 +197,8 @@ def draws(asked, row):
     return SimpleNamespace(p=chisquare(found, expected).pvalue, tokens=int(kept.sum()), known=generator.known)
 
 
-def exact_r(here, pair, prompt, asked):
-    rounds = here._engine.rounds
+def exact_r(at_hand, pair, prompt, asked):
+    rounds = at_hand._engine.rounds
     with torch.inference_mode():
         theirs = rounds.proposer.teacher.model.model(
             torch.tensor([[*prompt.teacher, *pair.vocabulary.for_teacher(prompt.prefix)]])
