@@ -52,7 +52,7 @@ class Stub:
         self.by_ids = True  # knows logprob_token_ids
         self.stranger = 0  # that many lists of likeliest tokens are computed beside another client's request by ids
         self.bodies: list[dict] = []  # the requests for completions that were read, whatever became of them
-        self.peak = self.in_flight = self.named = self.port = 0
+        self.peak = self.in_flight = self.named = self.lost = self.port = 0
         self.counts, self.forward = Lock(), Lock()
         self.generator = torch.Generator().manual_seed(0)
 
@@ -284,6 +284,7 @@ class Handler(BaseHTTPRequestHandler):
             stub.named += named
             lost = stub.named > 0 or (stub.stranger > 0 and not named)
             stub.stranger -= stub.stranger > 0 and not named
+            stub.lost += lost and not named
             stub.peak = max(stub.peak, stub.in_flight)
         try:
             if isinstance(fault, int):

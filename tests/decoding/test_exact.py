@@ -1,5 +1,6 @@
 """A served teacher's distribution on the tokens that may stand: that of the teacher at hand, where it can be."""
 
+import asyncio
 import json
 import math
 import time
@@ -27,7 +28,7 @@ from rsd.models.bundled import bundled
 from rsd.pair.vocabulary import TeacherContext
 from rsd.serving.client import Client
 from rsd.serving.completions import Completions, packed
-from rsd.serving.told import TOP, Asked, Told
+from rsd.serving.told import TOP, Asked, Chain, Told
 
 FLAT = {"temperature": 1.5, "top_p": 0.99, "top_k": 0}  # so flat that lists settle little
 MODES = {"processed_logprobs": "processed", "raw_logprobs": "raw"}
@@ -247,6 +248,21 @@ def test_lists_that_another_client_spoils_are_asked_for_again(stub):
     stub.stranger = 3
     assert_same(generator.run(ROWS), want)
     assert stub.stranger == 0
+
+
+def test_lists_and_requests_by_ids_take_turns(stub):
+    stub.logprobs_mode = "processed_logprobs"
+    client = Client(f"{stub.url}/v1")
+    api = Completions(client, "teacher", width=760, by_ids="processed")
+    texts = [[11, 22, 33, n] for n in range(8)]
+
+    async def ask():
+        lists = [api.likeliest([[Chain(text, [3, 4])]]) for text in texts]
+        named = [api.of_ids([Asked(text, {1, 2, 3})], Sampling(**FLAT)) for text in texts]
+        return await asyncio.gather(*[one for pair in zip(lists, named, strict=True) for one in pair])
+
+    said = client.begin(ask()).result()
+    assert stub.lost == 0 and all(len(told.ids) == TOP for (row,) in said[::2] for told in row[0])
 
 
 def test_requests_name_no_more_ids_than_a_server_takes():
