@@ -28,6 +28,7 @@ from rsd import GenerateConfig, TraceGenerator
 from rsd.acceptance import Sampling
 from rsd.config import BUNDLED_TEACHER
 from rsd.decoding.engine import Engine
+from rsd.decoding.listed import mode_of
 from rsd.decoding.sampling import row_key
 from rsd.decoding.sequence import Request
 from rsd.decoding.served_teacher import ServedTeacher
@@ -35,7 +36,7 @@ from rsd.models.bundled import bundled
 from rsd.models.loading import find
 from rsd.serving.client import Client
 from rsd.serving.completions import Completions
-from rsd.serving.probe import longest_context
+from rsd.serving.probe import what_it_takes
 from rsd.traces.readers import read_rows
 
 RATIOS = [("blocks", "published"), ("blocks", "lockstep"), ("lockstep", "published")]
@@ -43,11 +44,14 @@ RATIOS = [("blocks", "published"), ("blocks", "lockstep"), ("lockstep", "publish
 
 def engine(pair: Pair, args: argparse.Namespace, rows: int, block: int | None) -> Engine:
     tokenizer = find("teacher", BUNDLED_TEACHER, None, trust_remote_code=False).tokenizer
-    context = longest_context(args.url, args.model, tokenizer) or 4096
+    longest, tells = what_it_takes(args.url, args.model, tokenizer)
+    context = longest or 4096
     width = pair.teacher.config.vocab_size
     client = Client(args.url)
-    teacher = ServedTeacher(client, Completions(client, args.model, width=width), width=width, context=context - 1)
     sampling = Sampling()
+    api = Completions(client, args.model, width=width, by_ids=tells)
+    mode = mode_of(sampling, pair.acceptance, by_ids=tells)
+    teacher = ServedTeacher(client, api, sampling=sampling, mode=mode, width=width, context=context - 1)
     return Engine(
         teacher,
         pair.student,

@@ -56,7 +56,7 @@ class Stub:
         self.by_ids = True  # knows logprob_token_ids
         self.stranger = 0  # that many lists of likeliest tokens are computed beside another client's request by ids
         self.bodies: list[dict] = []  # the requests for completions that were read, whatever became of them
-        self.peak = self.in_flight = self.named = self.port = 0
+        self.peak = self.in_flight = self.named = self.lost = self.port = 0
         self.counts, self.forward = Lock(), Lock()
         self.generator = torch.Generator().manual_seed(0)
 
@@ -173,11 +173,13 @@ class Stub:
         return answer | {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
 
     def logits(self, rows: list[list[int]]) -> torch.Tensor:
-        """After each of some texts, [R, V]."""
-        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-        last = torch.tensor([len(row) - 1 for row in rows])
+        """After each of some texts, [R, V]; of equals once."""
+        texts = list(dict.fromkeys(map(tuple, rows)))
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in texts], batch_first=True)
+        last = torch.tensor([len(row) - 1 for row in texts])
         # No mask: no position looks to its right, where the padding is.
-        return self.model(ids, use_cache=False).logits[torch.arange(len(rows)), last]
+        logits = self.model(ids, use_cache=False).logits[torch.arange(len(texts)), last]
+        return logits[[texts.index(tuple(row)) for row in rows]]
 
     def begin(self, index: int, ids: list[int], body: dict) -> dict:
         """A choice of which nothing is said yet."""
@@ -296,6 +298,7 @@ class Handler(BaseHTTPRequestHandler):
             stub.named += named
             lost = stub.named > 0 or (stub.stranger > 0 and not named)
             stub.stranger -= stub.stranger > 0 and not named
+            stub.lost += lost and not named
             stub.peak = max(stub.peak, stub.in_flight)
         try:
             if isinstance(fault, int):

@@ -70,6 +70,8 @@ def read(told: Sequence[Told], sampling: Sampling, *, width: int) -> Lists:
     t = sampling.temperature
     top, last = logprobs[:, 0], logprobs[np.arange(len(told)), count - 1]
     weights = np.exp((logprobs - top[:, None]) / t)  # of the likeliest one: 1
+    if sampling.top_k:
+        weights[:, sampling.top_k :] = 0
     total = weights.sum(1)
     # What is untold: how many tokens, their mass at temperature 1, how likely one is; relative to the likeliest one.
     more = np.maximum((sampling.top_k or width) - count, 0)

@@ -73,11 +73,8 @@ class TraceGenerator:
         """What a user should be told of the pair and how it will be decoded with."""
         lines = list(self.find().notices)
         if self.config.served:
-            where, mode, of = (
-                ", ".join(self.config.teachers),
-                served_mode(self.find(), self.config),
-                self.find().teacher,
-            )
+            of, mode = self.find().teacher, served_mode(self.find(), self.config)
+            where = ", ".join(self.config.teachers)
             lines.append(
                 f"teacher: {of.name}, served at {where} ({of.api}); {mode}: it proposes from {MEANING[mode]}; "
                 f"log-probs beyond the {TOP} are null"

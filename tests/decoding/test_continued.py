@@ -25,7 +25,7 @@ def talking(monkeypatch):
 def test_traces_are_those_of_the_teacher_at_hand(stub, local, talking, temperature, count):
     talking(count)
     assert_same(traces(config(stub, temperature=temperature)), local[temperature])
-    assert {body["max_tokens"] for body in stub.bodies[2:]} >= {count}
+    assert {body["max_tokens"] for body in stub.bodies[4:]} >= {count}
 
 
 def test_whoever_drafts_next(stub, local, monkeypatch):
@@ -39,7 +39,7 @@ def test_one_request_a_round_and_no_context_twice(stub, talking):
     generator = TraceGenerator(config(stub, batch_size=4))
     generator.run(ROWS)
     books = generator.blocks.statistics()
-    asked = stub.bodies[2:]  # the first two find out about the server
+    asked = stub.bodies[4:]  # the first four find out about the server
     went_on = [body for body in asked if body["max_tokens"] > 1]
     assert len(went_on) <= books["rounds"] and max(len(body["prompt"]) for body in went_on) == 2  # two groups
     # Beside them, only what is spelled: by far fewer contexts than the drafts that were judged.

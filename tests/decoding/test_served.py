@@ -71,7 +71,7 @@ def test_a_block_is_part_of_one_request(stub):
     generator.run(ROWS)
     books = generator.blocks.statistics()
     # Beside these it is asked what it can tell, and by their ids of tokens that its list left open.
-    asked = [body for body in stub.bodies[2:] if "logprob_token_ids" not in body]
+    asked = [body for body in stub.bodies[4:] if "logprob_token_ids" not in body]
     assert all(body["max_tokens"] == 1 and body["logprobs"] == 20 for body in asked)
     assert all(body["return_tokens_as_token_ids"] is True for body in asked)
     # A request a round, and at the most one more for spellings that no draft held.
