@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from common import Pair, bundled_pair, interleaved, machine, ratio
-from served import contender, engine
+from served import contender, engine, found
 
 from rsd.decoding.groups import Groups
 from rsd.decoding.served_teacher import ServedTeacher
+from rsd.models.source import Source
 from rsd.serving.client import Client
 
 
@@ -35,14 +36,14 @@ class Far(Client):
         return answer
 
 
-def grouped(pair: Pair, args: argparse.Namespace, rows: int, count: int) -> Groups:
+def grouped(pair: Pair, of: Source, rows: int, count: int, *, delay: float) -> Groups:
     """Engines of `rows` rows together, which ask the same server."""
-    engines = [engine(pair, args, (rows + i) // count, None) for i in range(count)]
+    engines = [engine(pair, of, (rows + i) // count, None) for i in range(count)]
     first = engines[0].teacher
     if not isinstance(first, ServedTeacher):
         raise TypeError("the teacher is not served")
-    far = Far(args.url)
-    far.delay = args.delay
+    far = Far(of.servers)
+    far.delay = delay
     for one in engines:
         teacher = one.teacher
         teacher.client = teacher.api.client = far  # type: ignore[attr-defined]
@@ -61,13 +62,12 @@ def main() -> None:
     ap.add_argument("--threads", type=int, default=1, help="the server wants a core, too")
     args = ap.parse_args()
     torch.set_num_threads(args.threads)
-    pair = bundled_pair()
+    pair, of = bundled_pair(), found(args)
     print("| rows | groups | tokens/s | tokens a round | against one group |\n|---|---|---|---|---|")
     for rows in args.rows:
-        made = {count: grouped(pair, args, rows, count) for count in args.groups}
+        made = {count: grouped(pair, of, rows, count, delay=args.delay) for count in args.groups}
         contenders: dict[str, Callable[[], float]] = {
-            str(count): contender(one, pair, 2 * rows, args.context, "g")  # type: ignore[arg-type]
-            for count, one in made.items()
+            str(count): contender(one, pair, 2 * rows, args.context, "g") for count, one in made.items()
         }
         for _ in range(2):  # they learn what pays
             for run in contenders.values():

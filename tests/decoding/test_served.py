@@ -106,6 +106,8 @@ def command(stub, tmp_path, *flags):
     source = tmp_path / "problems.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     teacher = [f"--teacher={stub.url}/v1", "--teacher-model=teacher", f"--teacher-tokenizer={bundled('teacher')}"]
+    if "--teacher" in flags:  # it may be given several times
+        teacher = teacher[1:]
     args = [source, "-o", tmp_path / "t.jsonl", *teacher, "--batch-size", 3, "--max-new-tokens", 40, *flags]
     return CliRunner().invoke(main, ["generate", *map(str, args)])
 
