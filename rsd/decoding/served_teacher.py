@@ -47,6 +47,7 @@ class ServedTeacher:
         self.width, self.context = width, context
         self.counts = {"settled": 0, "by_ids": 0, "renormalised": 0}
         self._said: list[tuple[list[int], list[Told]]] = []  # by row: what it said last, and what it told there
+        self._table, self._more = _Table(width), _Table(width)
 
     def another(self) -> "ServedTeacher":
         """The same teacher, for other rows; what it knew is counted together."""
@@ -100,14 +101,14 @@ class ServedTeacher:
         for first in range(0, len(trees), rows):
             mine = range(first, min(first + rows, len(trees)))
             at = slice(first, first + rows)
-            yield self._output(mine, said[at], beside[at], exact[at])
+            yield self._output(mine, said[at], beside[at], exact[at], self._table)
 
     def more_logits(
         self, rows: Sequence[int], trees: Sequence[TokenTree], nodes: Sequence[list[Node]]
     ) -> TeacherOutput:
         said = here(self._answers(rows, trees, nodes))
         exact = here(self._exactly(trees, nodes, said, [0] * len(rows)))
-        return self._output(rows, said, [0] * len(rows), exact)
+        return self._output(rows, said, [0] * len(rows), exact, self._more)
 
     def go_on(self, contexts: Sequence[list[int]], count: int) -> Away[list[tuple[list[int], int]]]:
         count = max(1, min(count, self.context + 1 - max(map(len, contexts))))
@@ -220,21 +221,47 @@ class ServedTeacher:
         return chains, at
 
     def _output(
-        self, rows: Sequence[int], said: Sequence[Answers], beside: Sequence[int], exact: Sequence[Known] = ()
+        self,
+        rows: Sequence[int],
+        said: Sequence[Answers],
+        beside: Sequence[int],
+        exact: Sequence[Known],
+        values: "_Table",
     ) -> TeacherOutput:
         """beside: how many of a row's answers, the last ones, are not of its drafts. exact: as of `_exactly`."""
-        logprobs = np.full((sum(count for count, _ in said), self.width), -np.inf, dtype=np.float32)
+        told: list[Told | None] = []
         at, besides, errors, n = [], [], {}, 0
         known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for row, (count, answer), others, mine in zip(rows, said, beside, exact or [{}] * len(said), strict=True):
+        for row, (count, answer), others, mine in zip(rows, said, beside, exact, strict=True):
             known |= {n + j: q for j, q in mine.items()}
             at.append(range(n, n + count - others))
             besides.append(range(n + count - others, n + count))
             if isinstance(answer, str):
                 errors[row] = answer
-                logprobs[n : n + count] = np.nan
+                told += [None] * count
             else:
-                for j, told in enumerate(answer):
-                    logprobs[n + j, told.ids] = told.logprobs
+                told += answer
             n += count
-        return TeacherOutput(torch.from_numpy(logprobs), table(at), table(besides), rows[0], errors, known)
+        return TeacherOutput(values.of(told), table(at), table(besides), rows[0], errors, known)
+
+
+class _Table:
+    """Log-probs of what was told, [N, V], -inf elsewhere.
+
+    Its memory is used again: to fill a fresh one takes longer than all that is done with it, where V is 150,000.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._values = np.empty((0, width), dtype=np.float32)
+        self._written: list[Sequence[int] | slice] = []  # by place, what is not -inf
+
+    def of(self, told: Sequence[Told | None]) -> Tensor:
+        """None: NaN. What it returned before is not to be read any more."""
+        for place, ids in enumerate(self._written):
+            self._values[place, ids] = -np.inf
+        if len(told) > len(self._values):
+            self._values = np.full((len(told), self._values.shape[1]), -np.inf, dtype=np.float32)
+        self._written = [slice(None) if one is None else one.ids for one in told]
+        for place, one in enumerate(told):
+            self._values[place, self._written[place]] = np.nan if one is None else one.logprobs
+        return torch.from_numpy(self._values[: len(told)])
