@@ -65,7 +65,7 @@ class SglangStub(Stub):
         return [ids[: self.longest - 1] for ids in prompts] if self.truncates else prompts
 
     @torch.inference_mode()
-    def completions(self, body: dict) -> list | dict:
+    def completions(self, body: dict, *, lost: bool = False) -> list | dict:
         prompts = self.check(body)
         starts = body["logprob_start_len"] if "input_ids" in body else [body["logprob_start_len"]]
         given = body.get("token_ids_logprob") or [None] * len(prompts)
