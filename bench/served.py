@@ -197,15 +197,14 @@ def drawn(pair: Pair, of: Source, contexts: int, draws: int) -> dict[str, Any]:
         values.append(float(chisquare(observed, np.array(expected) * sum(observed) / sum(expected)).pvalue))
         if len(values) == contexts:
             break
-    counts = made.engines[0].teacher.counts  # type: ignore[union-attr]
-    return {"draws": draws, "p_values": values, "places": counts}
+    return {"draws": draws, "p_values": values}
 
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--url", required=True, help="up to and with /v1")
     ap.add_argument("--model", required=True, help="the model's name there")
-    ap.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64])
+    ap.add_argument("--rows", type=int, nargs="*", default=[1, 16, 64])
     ap.add_argument("--context", type=int, nargs="+", default=[0, 1000], help="tokens of a prompt at the least")
     ap.add_argument("--repeats", type=int, default=5)
     ap.add_argument("--greedy", type=int, default=64, help="problems of which greedy traces are compared")
@@ -241,7 +240,6 @@ def main() -> None:
         print(
             f"\n{args.draws} tokens after each of {len(with_r['p_values'])} contexts, chi-square against r: p = {shown}"
         )
-        print(f"places of the teacher's: {with_r['places']}")
     print(f"\n{json.dumps(machine())}")
 
 

@@ -21,8 +21,8 @@ from rsd.models.tensor_parallel import Group, Led, together
 from rsd.pair.pair import Pair, pair_up
 from rsd.settings import called
 
-# Of rows, if the teacher is behind a server. At 16 rows against one group (bench/groups.py; vLLM on the same two busy
-# cores, 4 repeats): 2 groups 1.33 times as fast (0.85 .. 1.66), 3 groups 0.85 (0.67 .. 1.33).
+# Of rows, if the teacher is behind a server. With a student that costs nothing two are as good as one, and three worse
+# (bench/groups.py); what a student costs is hidden behind the server by the second.
 GROUPS = 2
 
 
