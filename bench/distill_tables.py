@@ -128,7 +128,7 @@ def _figure(parts: int) -> Any:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    return pyplot.subplots(1, parts, figsize=(4.4 * parts, 4), squeeze=False)
+    return pyplot.subplots(1, parts, figsize=(5 * parts, 4), squeeze=False)
 
 
 def _bundled(file: Path, tables: dict[str, Rows], none: float) -> None:
@@ -163,7 +163,7 @@ def _arms(file: Path, tables: dict[str, Rows], none: dict[str, float]) -> None:
     for name, axes in zip(shown, parts, strict=True):
         rows = tables[f"{name}/steps"]
         _bars(axes, rows)
-        axes.set_xticks(range(len(rows)), [row["arm"].replace("+", "\n+") for row in rows], fontsize=8)
+        axes.set_xticks(range(len(rows)), [row["arm"].replace("+", "\n+") for row in rows], fontsize=7)
         axes.axhline(100 * none[name], color="grey", linestyle="--", label="no training")
         axes.set_title(f"{name} student")
         axes.legend()

@@ -16,8 +16,8 @@ from rsd.cli import main
 
 ROOT = Path(rsd.__file__).parent
 CONFIGS = (GenerateConfig, ScoreConfig, ExportConfig)
-# Flags of other programs.
-THEIRS = ("--max-logprobs", "--nproc-per-node", "--head", "--h")
+# Flags of other programs, and what a way to find out q is called.
+THEIRS, MODE = ("--max-logprobs", "--logprobs-mode", "--nproc-per-node", "--head", "--h"), "complete top-k"
 
 
 def texts(tree: ast.AST) -> Iterator[str]:
@@ -36,7 +36,7 @@ def test_no_message_is_written_for_one_of_both_alone():
     found = []
     for file in ROOT.rglob("*.py"):
         if "cli" not in file.relative_to(ROOT).parts:
-            told = " ".join(texts(ast.parse(file.read_text(encoding="utf-8"))))
+            told = " ".join(texts(ast.parse(file.read_text(encoding="utf-8")))).replace(MODE, "")
             found += [(file.name, name) for name in wrong.findall(told) if name not in THEIRS]
     assert not found
 
