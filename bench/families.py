@@ -17,8 +17,8 @@ from scipy.stats import spearmanr
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.analysis.select import select
-from rsd.config import ScoreConfig
 from rsd.models.bundled import bundled
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.measure import set_rsr
 from rsd.scoring.metrics import BY, METRICS
 from rsd.scoring.responses import responses

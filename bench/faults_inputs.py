@@ -38,8 +38,9 @@ from faults_files import (
 from faults_jobs import Bench, Case
 from faults_process import rsd
 
-from rsd.config import GenerateConfig, ScoreConfig
+from rsd.config import GenerateConfig
 from rsd.dataset.config import ExportConfig
+from rsd.scoring.config import ScoreConfig
 from rsd.settings import flag, kinds, settings
 
 BAD, ODD = (2,), (0, 1, 2)

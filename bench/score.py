@@ -26,11 +26,11 @@ from common import SHAPES, interleaved, ratio, write
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.config import ScoreConfig
 from rsd.models.bundled import bundled
 from rsd.models.loading import load
 from rsd.models.packed import pack
 from rsd.reading import Scoring
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.naturalness import Reader
 from rsd.scoring.responses import Response, read_responses
 from rsd.scoring.scorer import Scorer, find_student

@@ -3,8 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rsd.config import GenerateConfig, ScoreConfig
+from rsd.config import GenerateConfig
 from rsd.dataset.config import ExportConfig
+from rsd.scoring.config import ScoreConfig
 from rsd.version import __version__
 from rsd.weighing.config import WeighConfig
 

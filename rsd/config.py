@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from rsd.acceptance import Acceptance, Sampling
-from rsd.placing import PairPlacing, Placing, TeacherPlacing
+from rsd.placing import PairPlacing, Placing, TeacherPlacing, check_address, is_address
 from rsd.reading import Prompting, Reading, Scoring, check_how
 from rsd.settings import (
     ACCEPTANCE,
@@ -22,7 +21,6 @@ from rsd.settings import (
     check,
     check_share,
     setting,
-    shown,
 )
 
 # The most of a kind that anybody asks for: more is a slip, and would take all memory or all time before it is noticed.
@@ -135,28 +133,6 @@ class Pairing(PairPlacing, Loading):
     def served(self) -> bool:
         """The teacher is behind a server, or several."""
         return is_address(self.teachers[0])
-
-
-def is_address(teacher: str) -> bool:
-    return teacher.lower().startswith(("http://", "https://"))
-
-
-def check_address(url: str) -> None:
-    """Whether a server can be asked there.
-
-    Raises:
-        ValueError: it cannot; what may be a key in it is not shown.
-    """
-    if {*"@?#"} & {*url}:
-        key = "put the key into the environment as RSD_TEACHER_API_KEY"
-        raise ValueError(f"{called('teacher')}: no keys in the address; {key}")
-    try:
-        parts = urlsplit(url)
-        possible = bool(parts.hostname) and parts.port != 0 and url.isprintable() and not {*" \\"} & {*url}
-    except ValueError:
-        possible = False
-    if not possible:
-        raise ValueError(f"{called('teacher')}: {shown(url)} is no address of a server, such as http://host:8000/v1")
 
 
 USUAL = "the student's, else {}"
@@ -343,39 +319,6 @@ class GenerateConfig(Prompting, TeacherPlacing, Pairing):
             asked = getattr(self, f.name)
             values[f.name] = asked if asked is not None else defaults.get(f.name, f.default)
         return Sampling(**values)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreConfig(StudentConfig):
-    """Everything that `rsd score` is asked to do.
-
-    Raises:
-        ValueError: a value is out of its range, or the teacher is behind a server.
-    """
-
-    teacher: str = setting(BUNDLED_TEACHER, MODELS, help=f"{MODEL}, for --top-logprobs", kind="model")
-    teacher_revision: str | None = setting(None, MODELS, help=REVISION)
-    top_logprobs: int = setting(0, MAKE, help=TOP_LOGPROBS, unset="none", whole=(0, MOST_TOP))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if is_address(self.teacher):
-            raise ValueError(
-                f"{called('teacher')} must be loaded here to read traces; rsd generate asks one on a server"
-            )
-
-    def rereading(self) -> GenerateConfig:
-        """How a pair reads traces that are there: nothing is filtered, so nothing is left out of soft targets."""
-        shared = {f.name: getattr(self, f.name) for f in (*fields(Prompting), *fields(Loading))}
-        names = ("teacher", "teacher_revision", "student", "student_revision", "top_logprobs")
-        return GenerateConfig(
-            **shared | {name: getattr(self, name) for name in names},
-            threshold=0,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=NEARLY_ALL,
-            loop_check=False,
-        )
 
 
 # The setting of the authors' generator (papers: 2509.22230 and its code).

@@ -1,9 +1,10 @@
-"""Where models are: on a device each, spread over several, or one teacher held by several processes."""
+"""Where models are: on a device each, spread over several, one teacher held by several processes, or on servers."""
 
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
-from rsd.settings import FREE, PROCESSES, SPEED, called, setting
+from rsd.settings import FREE, PROCESSES, SPEED, called, setting, shown
 
 MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's device maps
 
@@ -102,3 +103,25 @@ class TeacherPlacing(PairPlacing):
 
     def on_one_device(self) -> bool:
         return super().on_one_device() and self.tensor_parallel == 1
+
+
+def is_address(teacher: str) -> bool:
+    return teacher.lower().startswith(("http://", "https://"))
+
+
+def check_address(url: str) -> None:
+    """Whether a server can be asked there.
+
+    Raises:
+        ValueError: it cannot; what may be a key in it is not shown.
+    """
+    if {*"@?#"} & {*url}:
+        key = "put the key into the environment as RSD_TEACHER_API_KEY"
+        raise ValueError(f"{called('teacher')}: no keys in the address; {key}")
+    try:
+        parts = urlsplit(url)
+        possible = bool(parts.hostname) and parts.port != 0 and url.isprintable() and not {*" \\"} & {*url}
+    except ValueError:
+        possible = False
+    if not possible:
+        raise ValueError(f"{called('teacher')}: {shown(url)} is no address of a server, such as http://host:8000/v1")

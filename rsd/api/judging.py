@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from rsd.api.sources import source_files
-from rsd.config import ScoreConfig
 from rsd.reading import Reading
+from rsd.scoring.config import ScoreConfig
 from rsd.settings import amended
 from rsd.weighing.config import WeighConfig
 

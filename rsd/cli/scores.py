@@ -10,9 +10,10 @@ import click
 from rsd.cli.help import Command, option
 from rsd.cli.options import SHARD, flags, given, on_own_device, one_line_errors, quiet, share_of
 from rsd.cli.reporting import begin, reported
-from rsd.config import ScoreConfig, StudentConfig
+from rsd.config import StudentConfig
 from rsd.events import Events
 from rsd.files import Output, check_outputs, lines_only
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.metrics import BY
 from rsd.settings import Group
 from rsd.terminal import BAD, echo, joined, one_line, paint

@@ -7,12 +7,13 @@ noise makes of r (`sampling`): no trace depends on who drafts. What a round of e
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from rsd.decoding.block_size import BlockController, Seconds, kind_of
-from rsd.decoding.draft import Drafts, Pass, Step, Student
+from rsd.decoding.draft import Drafts, Outcome, Pass, Step, Student
 from rsd.decoding.sampling import DRAFT, uniforms
 
 LONGEST = 16  # tokens that a teacher is asked for at once
@@ -24,12 +25,12 @@ FADE = 0.95  # what the rate of earlier rounds counts for, a round later
 FORGET = 0.99  # the same of how tokens stood
 
 
-class Said:
+class Said(NamedTuple):
     """What the teacher said by itself of one row: its tokens in the student's ids, as far as it has these, and in how
     many places it told what it finds likely."""
 
-    def __init__(self, tokens: list[int], told: int) -> None:
-        self.tokens, self.told = tokens, told
+    tokens: list[int]
+    told: int
 
 
 class Turns:
@@ -127,19 +128,7 @@ class Continued:
         told = [row[:n].tolist() for row, n in zip(tokens, counts, strict=True)]
         self.drafts = Drafts(student, [Pass(step, row, column)], told, given=torch.from_numpy(tokens).to(device))
 
-    def learn(
-        self,
-        verified: np.ndarray,
-        tokens: np.ndarray,
-        ratio: np.ndarray,
-        *,
-        committed: int,
-        others: float,
-        survived: np.ndarray,
-        ends: np.ndarray,
-    ) -> None:
-        """What became of it; arguments as of `drafting.Drafting.learn`."""
-        self.blocks.count(verified, survived, committed)
-        width = verified.shape[1]
-        asked = verified & (self.guess[:, :width] >= 0)
-        self.turns.judged((tokens == self.guess[:, :width])[asked])
+    def learn(self, came: Outcome) -> None:
+        self.blocks.count(came.verified, came.survived, came.committed)
+        guess = self.guess[:, : came.verified.shape[1]]
+        self.turns.judged((came.tokens == guess)[came.verified & (guess >= 0)])

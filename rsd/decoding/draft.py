@@ -103,6 +103,24 @@ class Pass(NamedTuple):
     columns: np.ndarray
 
 
+class Outcome(NamedTuple):
+    """What became of a round's drafts of R rows.
+
+    verified: bool [R, K], columns that were judged, with all drafts before them standing. tokens: int64 [R, K], what
+    stands there. ratio: [R, K], r / d of the student's own drafts. survived, ends: bool [R, K], those whose draft
+    stood, and whose token ended the trace. committed: tokens, of all rows. others: seconds that other rows had
+    meanwhile.
+    """
+
+    verified: np.ndarray
+    tokens: np.ndarray
+    ratio: np.ndarray
+    survived: np.ndarray
+    ends: np.ndarray
+    committed: int
+    others: float
+
+
 class Drafts:
     """A block of drafts of some rows.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rsd.decoding.block_size import BlockController
 from rsd.decoding.cuda_graph import DraftLoop
-from rsd.decoding.draft import Drafts, Pass, Step, Student
+from rsd.decoding.draft import Drafts, Outcome, Pass, Step, Student
 from rsd.decoding.sampling import DRAFT, SURVIVE, uniforms
 
 NONE = -1
@@ -190,38 +190,22 @@ class Drafting:
             given = torch.from_numpy(self._given[:, : max(map(len, told))]).to(self.device)
         return Drafts(self.student, self._passes, told, given=given)
 
-    def learn(
-        self,
-        verified: np.ndarray,
-        tokens: np.ndarray,
-        ratio: np.ndarray,
-        *,
-        committed: int,
-        others: float,
-        survived: np.ndarray,
-        ends: np.ndarray,
-    ) -> None:
-        """What became of it.
-
-        Args:
-            verified: bool [R, K], columns that were judged. tokens: int64 [R, K], what stands there. ratio: r / d of
-                the student's own drafts. survived, ends: as of `BlockController.learn`. committed: tokens, of all rows.
-            others: seconds that other rows had meanwhile.
-        """
+    def learn(self, came: Outcome) -> None:
+        verified = came.verified
         self.blocks.learn(
             drafting=self.drafting - self.began,
-            verifying=time.perf_counter() - self.drafting - others,
+            verifying=time.perf_counter() - self.drafting - came.others,
             steps=self._steps if self._other is None else 0,
             columns=int(self.counts.sum()),
             verified=verified,
-            survived=survived,
-            ends=ends,
-            tokens=committed,
+            survived=came.survived,
+            ends=came.ends,
+            tokens=came.committed,
         )
         if self.blocks.fixed is not None:
             return
         row, column = verified.nonzero()
-        self.blocks.judged(self._sure[row, column], np.nan_to_num(ratio[row, column]))
+        self.blocks.judged(self._sure[row, column], np.nan_to_num(came.ratio[row, column]))
         if self._other is not None:
             row, column = (verified & (self._guess[:, : verified.shape[1]] != NONE)).nonzero()
             other, guess = self._other[row, column], self._guess[row, column]
@@ -230,5 +214,5 @@ class Drafting:
                 other > 0,
                 other,
                 self._noise[row, column, SURVIVE],
-                tokens[row, column] == guess,
+                came.tokens[row, column] == guess,
             )

@@ -1,12 +1,11 @@
 """Traces that are there already: the models read them as they would have drafted and judged them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from rsd.decoding.draft import Drafts, Pass, Step, Student
+from rsd.decoding.draft import Drafts, Outcome, Pass, Step, Student
 from rsd.decoding.sampling import Verdict
 
 
@@ -33,7 +32,7 @@ class Given:
         self.noise = torch.zeros(len(told), width, 4, dtype=torch.float64, device=device)
         self.drafts = Drafts(student, [Pass(step, row, column)], told, given=torch.from_numpy(tokens).to(device))
 
-    def learn(self, *_: Any, **__: Any) -> None:
+    def learn(self, came: Outcome) -> None:
         """Nothing was drafted."""
 
 

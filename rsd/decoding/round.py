@@ -19,7 +19,7 @@ from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding.block_size import BlockController
 from rsd.decoding.continued import Continued, Turns
 from rsd.decoding.cuda_graph import DraftLoop
-from rsd.decoding.draft import Drafts, Student
+from rsd.decoding.draft import Drafts, Outcome, Student
 from rsd.decoding.drafting import Drafting
 from rsd.decoding.given import Given, as_given
 from rsd.decoding.lookup import LookUp
@@ -121,15 +121,16 @@ class Rounds:
         Yields where the teacher is away, as often as it is in a round, and returns the rows that ended. Nothing is
         advanced if it raises, or is closed there.
         """
-        began, before, self.others = time.perf_counter(), int(state["done"].sum()), 0.0
+        began, self.others = time.perf_counter(), 0.0
         drafting = yield from self.draft(state)
         given = isinstance(drafting, Given)
         proposals = yield from self._asked(self.proposer.propose(drafting.drafts))
         verified = self.verify(drafting.drafts, drafting.noise, proposals, given=given)
+        before = self.blocks.tokens
         ended = self.commit(state, records, verified, drafting, given=given)
         if self.proposer.teacher.talks:
-            tokens = int(state["done"].sum()) - before
-            self.turns.learn(len(state), self.asked_for, tokens, time.perf_counter() - began - self.others)
+            seconds = time.perf_counter() - began - self.others
+            self.turns.learn(len(state), self.asked_for, self.blocks.tokens - before, seconds)
         return ended
 
     def _asked(self, asking: Away[U]) -> Away[U]:
@@ -258,15 +259,8 @@ class Rounds:
                 seen.say(row[:n])
         state["done"] = np.where(cut >= 0, cut, state["done"])
         state["done"][broken] = 0  # nothing of a broken row is kept
-        drafting.learn(
-            valid,
-            tokens,
-            verified.ratio,
-            survived=valid & (column < verified.survived[:, None]),
-            ends=ends,
-            committed=int(count.sum()),
-            others=self.others,
-        )
+        survived = valid & (column < verified.survived[:, None])
+        drafting.learn(Outcome(valid, tokens, verified.ratio, survived, ends, int(count.sum()), self.others))
         made: Ended = []
         for i in (ended | broken).nonzero()[0].tolist():
             j = last[i]

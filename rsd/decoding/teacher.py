@@ -210,7 +210,8 @@ class LocalTeacher:
             yield self._read(columns[mine], nodes[mine], beside[mine], rows)._replace(first=some.start)
 
     def go_on(self, contexts: Sequence[list[int]], count: int) -> Away[list[tuple[list[int], int]]]:
-        raise NotImplementedError("it does not talk")
+        yield from ()
+        return [([], 0) for _ in contexts]  # it says nothing by itself
 
     def _groups(self, widths: Sequence[int]) -> Iterator[range]:
         """Neighbouring rows that are read in one pass, as many as may leave their logits."""

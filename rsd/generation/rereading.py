@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from rsd.config import GenerateConfig, ScoreConfig
+from rsd.config import GenerateConfig
 from rsd.decoding.groups import Decoder
 from rsd.decoding.loading import engine_of, find_pair, load_pair, memory_of
 from rsd.decoding.sequence import Request
 from rsd.models.loading import dtype_of
 from rsd.pair.pair import Pair
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.scorer import Scored, Scorer, check_fast
 from rsd.scoring.texts import Texts
 from rsd.terminal import say

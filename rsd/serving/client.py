@@ -12,11 +12,9 @@ from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from rsd.serving.answer import FAULTS, UNREADABLE, Answer, fault, httpx
-from rsd.serving.key import KEY, headers, said
+from rsd.serving.key import headers, said
 from rsd.serving.replicas import Homes, Server, unlike
 from rsd.serving.told import Told
-
-__all__ = ["FAULTS", "KEY", "UNREADABLE", "Answer", "Client", "Known", "fault", "fetch", "headers", "httpx", "opened"]
 
 TOGETHER = 64  # requests under way, of each server
 TIMEOUT = httpx.Timeout(300, connect=10)  # seconds; a server that is stopped may never answer what it had begun
@@ -77,15 +75,6 @@ class Client:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, daemon=True, name="rsd teacher").start()
         return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """What becomes of `work`."""
-        future = self.begin(work)
-        try:
-            return future.result()
-        except BaseException:  # an interrupt, say
-            future.cancel()
-            raise
 
     def homes(self, rows: Sequence[Sequence[Sequence[int]]]) -> list[Server]:
         """The server that each row is best asked of: one that has read it before, if that has not too much to do.

@@ -21,14 +21,10 @@ from rsd.serving import client as serving
 from rsd.serving.client import Client, Known, together
 from rsd.serving.replicas import Server
 from rsd.serving.sharing import shared
-from rsd.serving.told import TOP, Asked, Chain, Told
-from rsd.settings import called
+from rsd.serving.told import KNOWN, LEAST, TOP, Asked, Chain, Told, told_of_width
 
 CONTEXTS = 64  # contexts of a request, if those of one row are not more
-KNOWN = 4  # contexts by which a server is recognised
 CONTEXT = 1 << 16  # bytes that an answer may have for each context, and each token that is said there
-LIKELY = -3.0  # log-prob that an id of the padding behind a vocabulary never has
-LEAST = -9000.0  # servers send -9999 for minus infinity
 # What the generation config of a served model would add unasked.
 PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 IDS = 128  # that a request may name
@@ -247,10 +243,4 @@ def _told(top: dict[str, Any], width: int) -> Told:
     if (odd := next(((i, v) for i, v in told.items() if math.isnan(v) or v > 1e-3), None)) is not None:
         raise ValueError(f"a log-prob of token {odd[0]} that is none: {odd[1]:g}")
     known = {i: value for i, value in told.items() if value > LEAST}
-    if any(value > LIKELY and not 0 <= i < width for i, value in known.items()):
-        raise ConnectionError(
-            f"the teacher's server says tokens beyond the {width} of its tokenizer here: name the served model's "
-            f"own with {called('teacher_tokenizer')}"
-        )
-    pairs = [(i, value) for i, value in known.items() if 0 <= i < width]
-    return Told([i for i, _ in pairs], [value for _, value in pairs])
+    return told_of_width(known, width)

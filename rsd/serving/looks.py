@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rsd.acceptance import Sampling
 from rsd.serving import client as serving
-from rsd.serving.client import FAULTS, UNREADABLE, Answer, fault, fetch, httpx
+from rsd.serving.answer import FAULTS, UNREADABLE, Answer, fault, httpx
+from rsd.serving.client import fetch
 from rsd.serving.completions import body_of, by_ids, top_logprobs
 from rsd.serving.key import KEY, key, said
 from rsd.serving.sglang import PLAIN, RESERVED, alike, body, judged, prompt_ids, told_of

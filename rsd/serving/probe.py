@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 from rsd.models.bundled import folder_of
 from rsd.models.loading import generation_config, reading
 from rsd.models.source import Source
-from rsd.serving.client import FAULTS, fault, httpx, opened
+from rsd.serving.answer import FAULTS, fault, httpx
+from rsd.serving.client import opened
 from rsd.serving.key import said
 from rsd.serving.looks import Away, Seen, identify, look_at_completions, look_at_sglang, of_tls
 from rsd.serving.replicas import unlike

@@ -14,11 +14,9 @@ from typing import Any, TypeVar
 
 from rsd.acceptance import Sampling
 from rsd.serving.client import Client, Known
-from rsd.serving.completions import KNOWN, LEAST, LIKELY
 from rsd.serving.replicas import Server
 from rsd.serving.sharing import shared
-from rsd.serving.told import TOP, Asked, Chain, Told
-from rsd.settings import called
+from rsd.serving.told import KNOWN, LEAST, TOP, Asked, Chain, Told, told_of_width
 
 CHAINS = 64  # chains of a request, if those of one row are not more
 RESERVED = 6  # tokens of its context that a prompt cannot have
@@ -225,10 +223,4 @@ def _told(top: Any, width: int) -> Told:
     known = {i: value for i, value in pairs.items() if value > -math.inf}
     if not known:
         raise ValueError("log-probs that are none")
-    if any(value > LIKELY and not 0 <= i < width for i, value in known.items()):
-        raise ConnectionError(
-            f"the teacher's server says tokens beyond the {width} of its tokenizer here: name the served model's "
-            f"own with {called('teacher_tokenizer')}"
-        )
-    kept = [(i, value) for i, value in known.items() if 0 <= i < width]
-    return Told([i for i, _ in kept], [value for _, value in kept])
+    return told_of_width(known, width)

@@ -1,11 +1,15 @@
 """What is asked of a teacher's server, whichever kind it is, and what it tells."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from rsd.acceptance import Sampling
+from rsd.settings import called
 
 TOP = 20  # likeliest tokens that are asked for: what vLLM tells at the most, unless it is told otherwise
+KNOWN = 4  # contexts by which a server is recognised
+LIKELY = -3.0  # log-prob that an id of the padding behind a vocabulary never has
+LEAST = -9000.0  # servers send -9999 for minus infinity
 
 
 class Told(NamedTuple):
@@ -13,6 +17,21 @@ class Told(NamedTuple):
 
     ids: list[int]
     logprobs: list[float]
+
+
+def told_of_width(logprobs: Mapping[int, float], width: int) -> Told:
+    """What a server told, without the padding behind a vocabulary of this width.
+
+    Raises:
+        ConnectionError: it tells tokens that no teacher of this width has.
+    """
+    if any(value > LIKELY and not 0 <= i < width for i, value in logprobs.items()):
+        raise ConnectionError(
+            f"the teacher's server says tokens beyond the {width} of its tokenizer here: name the served model's "
+            f"own with {called('teacher_tokenizer')}"
+        )
+    known = {i: value for i, value in logprobs.items() if 0 <= i < width}
+    return Told(list(known), list(known.values()))
 
 
 class Chain(NamedTuple):

@@ -20,9 +20,9 @@ from rsd import GenerateConfig, TraceGenerator
 from rsd.analysis.compare import Comparison, compare
 from rsd.analysis.report import compared, html_page, of_set
 from rsd.analysis.tracefile import TraceFile
-from rsd.config import ScoreConfig
 from rsd.generation.job import run_job
 from rsd.models.bundled import bundled
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.responses import read_responses, responses
 from rsd.scoring.scorer import Scored, Scorer, load_scorer
 from rsd.traces.readers import read_rows

@@ -14,7 +14,7 @@ from scipy.stats import binomtest, ttest_1samp
 
 from rsd.analysis.compare import SHOWN, as_json, bootstrap, compare, sign_test, table
 from rsd.cli import main
-from rsd.config import ScoreConfig
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.measure import set_rsr
 from rsd.scoring.metrics import METRICS
 from rsd.scoring.responses import responses

@@ -17,8 +17,8 @@ from pages import parsed
 from rsd.analysis.compare import compare
 from rsd.analysis.report import write_report
 from rsd.analysis.tracefile import TraceFile
-from rsd.config import ScoreConfig
 from rsd.models.bundled import bundled
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.naturalness import TokenScores
 from rsd.scoring.responses import responses
 from rsd.scoring.scorer import Scored, load_scorer

@@ -31,7 +31,7 @@ from pages import (  # noqa: F401 (fixtures)
 )
 
 from rsd.analysis.compare import compare
-from rsd.config import ScoreConfig
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.metrics import METRICS
 from rsd.scoring.responses import responses
 from rsd.scoring.scorer import Scored

@@ -12,7 +12,7 @@ from pages import asked, browser, click, parsed, texts, wait  # noqa: F401 (fixt
 from rsd.analysis.compare import compare
 from rsd.analysis.report import html_page, of_set, write_report
 from rsd.analysis.tracefile import TraceFile
-from rsd.config import ScoreConfig
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.measure import measure
 from rsd.scoring.naturalness import TokenScores
 from rsd.scoring.responses import Response

@@ -25,7 +25,7 @@ from pages import (  # noqa: F401 (fixtures)
 from test_flat import repeated
 
 from rsd.analysis.compare import Comparison, compare
-from rsd.config import ScoreConfig
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.responses import responses
 from rsd.scoring.scorer import Scored
 

@@ -26,8 +26,8 @@ from pages import (  # noqa: F401 (fixtures)
 from test_report_tokens import READ, box, phone, span  # noqa: F401 (phone: a fixture)
 
 from rsd.analysis.compare import compare
-from rsd.config import ScoreConfig
 from rsd.models.bundled import bundled
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.responses import read_responses, responses
 from rsd.scoring.scorer import Scored
 from rsd.traces.readers import read_rows

@@ -11,10 +11,11 @@ from conftest import TEMPLATE, read, write
 from jobs import FLAGS, NATURAL, WORDY, command, pair, row, run
 from real import tokenizer
 
-from rsd.config import BUNDLED_STUDENT, GenerateConfig, ScoreConfig
+from rsd.config import BUNDLED_STUDENT, GenerateConfig
 from rsd.models import limits
 from rsd.models.loading import find
 from rsd.pair.prompts import privileged
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.responses import responses
 from rsd.scoring.scorer import load_scorer
 from rsd.traces.rows import Row, in_memory

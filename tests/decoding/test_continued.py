@@ -2,8 +2,18 @@
 
 import numpy as np
 import pytest
-from stub import Refused, Stub
-from test_served import ROWS, SHORT, assert_same, config, local, stub, traces  # noqa: F401 (fixtures)
+from stub import Stub
+from test_served import (  # noqa: F401 (fixtures)
+    ROWS,
+    SHORT,
+    assert_full_contexts_end,
+    assert_refused_alone,
+    assert_same,
+    config,
+    local,
+    stub,
+    traces,
+)
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.decoding.continued import AGAIN, LONGEST, TRIED, TRIES, WARM, Turns
@@ -61,14 +71,7 @@ def test_a_trace_to_its_end_and_a_limit_midway(stub, talking):
 
 def test_a_context_that_is_full_ends_a_trace(stub, talking):
     talking(16)
-    stub.max_model_len = 90
-    made = traces(config(stub, max_new_tokens=80))
-    whole = traces(GenerateConfig(**SHORT | {"max_new_tokens": 80}))
-    assert {t.error for t in made} <= {None, made[0].error}
-    for mine, theirs in zip(made, whole, strict=True):
-        if mine.error is None:
-            assert mine.token_ids.tolist() == theirs.token_ids[: len(mine.token_ids)].tolist()
-    assert any(t.finish_reason == "length" for t in made if t.error is None)
+    assert_full_contexts_end(stub)
 
 
 def test_another_tokenizer(talking, monkeypatch):
@@ -80,20 +83,7 @@ def test_another_tokenizer(talking, monkeypatch):
 
 def test_a_refused_row_is_an_error_and_the_others_go_on(stub, local, talking, monkeypatch):
     talking(4)
-    generator = TraceGenerator(config(stub, batch_size=4)).load()
-    first, check = [], stub.check
-
-    def refuse(body):
-        if not first:
-            first.extend(body["prompt"][0])
-        if any(ids[: len(first)] == first for ids in body["prompt"]):
-            raise Refused("This one I do not like.")
-        return check(body)
-
-    monkeypatch.setattr(stub, "check", refuse)
-    made = generator.run(ROWS)
-    assert "400 This one I do not like." in made[0].error
-    assert_same(made[1:], local[0.7][1:])
+    assert_refused_alone(TraceGenerator(config(stub, batch_size=4)).load(), stub, local, monkeypatch)
 
 
 def run(turns: Turns, rounds: int, *, seconds, rows: int = 16, stands: float = 0.9) -> list[int]:

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 
+import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -16,6 +17,7 @@ from rsd.cli import main
 from rsd.models.bundled import bundled
 from rsd.serving import client as served
 from rsd.serving import completions, probe
+from rsd.serving.key import KEY
 from rsd.traces.readers import read_rows
 
 ROWS = read_rows(bundled("problems.jsonl"))[:4]
@@ -26,7 +28,7 @@ SHORT = {"max_new_tokens": 40, "batch_size": 3, "verify": "none"}
 def stub(monkeypatch):
     monkeypatch.setattr(served, "DELAYS", (0.02, 0.2))
     monkeypatch.setattr(probe, "STARTING", 0)
-    monkeypatch.delenv(served.KEY, raising=False)
+    monkeypatch.delenv(KEY, raising=False)
     with Stub(bundled("teacher"), name="teacher") as one:
         yield one
 
@@ -94,7 +96,7 @@ def test_what_is_under_way_is_bounded(stub, monkeypatch):
 
 @pytest.mark.parametrize("faults", [[429, 503, 500], ["drop", "close"], ["malformed", "bare"], ["hang", 502]])
 def test_a_server_that_fails_now_and_then_changes_nothing(stub, local, monkeypatch, faults):
-    monkeypatch.setattr(served, "TIMEOUT", served.httpx.Timeout(8))  # 64 contexts take the stub 2 s on one thread
+    monkeypatch.setattr(served, "TIMEOUT", httpx.Timeout(8))  # 64 contexts take the stub 2 s on one thread
     generator = TraceGenerator(config(stub)).load()
     stub.retry_after, stub.hang = 0, 10
     stub.fail(*faults * 2)
@@ -169,11 +171,11 @@ def test_the_manifest_says_what_was_asked(stub, tmp_path):
 def test_a_key_comes_from_the_environment_and_goes_nowhere(stub, tmp_path, monkeypatch, caplog):
     stub.key = "s3cret-k3y"
     result = command(stub, tmp_path)
-    assert result.exit_code == 2 and "401" in result.output and served.KEY in result.output
-    monkeypatch.setenv(served.KEY, "wr0ng-k3y")
+    assert result.exit_code == 2 and "401" in result.output and KEY in result.output
+    monkeypatch.setenv(KEY, "wr0ng-k3y")
     result = command(stub, tmp_path)
     assert result.exit_code == 2 and "401" in result.output and "wr0ng" not in result.output
-    monkeypatch.setenv(served.KEY, "s3cret-k3y")
+    monkeypatch.setenv(KEY, "s3cret-k3y")
     with caplog.at_level("DEBUG"):
         result = command(stub, tmp_path)
     assert result.exit_code == 0, result.output
@@ -220,8 +222,7 @@ def test_another_tokenizer_behind_a_server(monkeypatch):
         assert_same(made, traces(GenerateConfig(teacher="bundled-llama", **SHORT)))
 
 
-def test_a_refused_row_is_an_error_and_the_others_go_on(stub, local, monkeypatch):
-    generator = TraceGenerator(config(stub, batch_size=4, block_size=4)).load()
+def assert_refused_alone(generator, stub, local, monkeypatch):
     first, check = [], stub.check
 
     def refuse(body):
@@ -237,12 +238,21 @@ def test_a_refused_row_is_an_error_and_the_others_go_on(stub, local, monkeypatch
     assert_same(made[1:], local[0.7][1:])
 
 
-def test_a_context_that_is_full_ends_a_trace(stub):
+def test_a_refused_row_is_an_error_and_the_others_go_on(stub, local, monkeypatch):
+    generator = TraceGenerator(config(stub, batch_size=4, block_size=4)).load()
+    assert_refused_alone(generator, stub, local, monkeypatch)
+
+
+def assert_full_contexts_end(stub, **changed):
     stub.max_model_len = 90
-    made = traces(config(stub, max_new_tokens=80, block_size=6))
+    made = traces(config(stub, max_new_tokens=80, **changed))
     assert {t.error for t in made} <= {None, made[0].error}
     whole = traces(GenerateConfig(**SHORT | {"max_new_tokens": 80}))
     for mine, theirs in zip(made, whole, strict=True):
         if mine.error is None:
             assert mine.token_ids.tolist() == theirs.token_ids[: len(mine.token_ids)].tolist()
     assert any(t.finish_reason == "length" for t in made if t.error is None)
+
+
+def test_a_context_that_is_full_ends_a_trace(stub):
+    assert_full_contexts_end(stub, block_size=6)

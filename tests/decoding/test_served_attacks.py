@@ -15,6 +15,7 @@ from rsd.cli import main
 from rsd.models.bundled import bundled
 from rsd.serving import client as served
 from rsd.serving import probe
+from rsd.serving.key import KEY
 
 SECRET = 'sk-"tell/nobody\\+of&this=key'
 
@@ -24,7 +25,7 @@ def hurried(monkeypatch):
     monkeypatch.setattr(served, "DELAYS", (0.02, 0.2))
     monkeypatch.setattr(served, "WHOLE", 3.0)
     monkeypatch.setattr(probe, "STARTING", 0)
-    monkeypatch.delenv(served.KEY, raising=False)
+    monkeypatch.delenv(KEY, raising=False)
     for name in ("http", "https", "all", "no"):
         monkeypatch.delenv(f"{name}_proxy", raising=False)
         monkeypatch.delenv(f"{name.upper()}_PROXY", raising=False)
@@ -166,7 +167,7 @@ SPELLED = {
 
 @pytest.mark.parametrize("spelled", SPELLED)
 def test_a_key_that_the_server_echoes_is_not_told(tmp_path, monkeypatch, spelled):
-    monkeypatch.setenv(served.KEY, SECRET)
+    monkeypatch.setenv(KEY, SECRET)
     echoed = SPELLED[spelled]
     # What two neighbours in base64 tell apart is told of the first and the last letter, and of no other.
     pieces = {echoed[at : at + 10] for at in range(4, len(echoed) - 14)} - {"x" * 10}
@@ -192,18 +193,18 @@ def test_a_key_that_the_server_echoes_is_not_told(tmp_path, monkeypatch, spelled
 )
 def test_a_key_that_is_none_is_refused_and_not_shown(tmp_path, monkeypatch, secret):
     try:
-        monkeypatch.setenv(served.KEY, secret)
+        monkeypatch.setenv(KEY, secret)
     except ValueError:
         pytest.skip("no environment holds it")
     with raw(lambda _: http("{}")) as one:
         said = refused(tmp_path, f"{one.url}/v1")
-        assert served.KEY in said and "s3c" not in said and "Evil" not in said
+        assert KEY in said and "s3c" not in said and "Evil" not in said
         assert not one.heads
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_the_key_follows_no_redirect(tmp_path, monkeypatch, status):
-    monkeypatch.setenv(served.KEY, "s3cret")
+    monkeypatch.setenv(KEY, "s3cret")
     with (
         raw(lambda _: http(listing("512"))) as other,
         raw(lambda _: http("", f"{status} Go There", f"Location: {other.url}/v1/models")) as one,
@@ -213,7 +214,7 @@ def test_the_key_follows_no_redirect(tmp_path, monkeypatch, status):
 
 
 def test_a_proxy_of_the_environment_sees_no_key(tmp_path, monkeypatch):
-    monkeypatch.setenv(served.KEY, "s3cret")
+    monkeypatch.setenv(KEY, "s3cret")
     with raw(lambda _: http("{}", "404 Not Found")) as one, raw(lambda _: http("", "502 No")) as proxy:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url)

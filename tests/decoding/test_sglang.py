@@ -15,6 +15,7 @@ from rsd.models.bundled import bundled
 from rsd.serving import client as served
 from rsd.serving import probe
 from rsd.serving.client import Client
+from rsd.serving.key import KEY
 from rsd.serving.sglang import Sglang
 from rsd.serving.told import Asked, Chain
 
@@ -23,7 +24,7 @@ from rsd.serving.told import Asked, Chain
 def stub(monkeypatch):
     monkeypatch.setattr(served, "DELAYS", (0.02, 0.2))
     monkeypatch.setattr(probe, "STARTING", 0)
-    monkeypatch.delenv(served.KEY, raising=False)
+    monkeypatch.delenv(KEY, raising=False)
     with SglangStub(bundled("teacher"), name="teacher") as one:
         yield one
 
@@ -139,7 +140,7 @@ def test_the_kind_of_server_is_found(stub, tmp_path):
         (["--teacher-model", "an-adapter"], {}, "has teacher, /models/it"),
         (["--teacher-tokenizer", "bundled-llama"], {}, "name the served model's own"),
         (["--teacher-api", "completions"], {}, "404"),
-        ([], {"key": "k3y"}, f"no key in the environment: {served.KEY}"),
+        ([], {"key": "k3y"}, f"no key in the environment: {KEY}"),
         ([], {"boost": 9.0}, "without preferred-sampling-params"),
         ([], {"tells": 5}, "5 of the 20 likeliest tokens"),
         (["--teacher", "http://127.0.0.1:9"], {}, "cannot be reached"),

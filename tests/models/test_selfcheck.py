@@ -8,10 +8,10 @@ from transformers import BloomConfig, FalconConfig, GPTNeoConfig
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.config import ScoreConfig
 from rsd.models.kv_cache import CachedModel
 from rsd.models.loading import find
 from rsd.models.selfcheck import check_decoding
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.scorer import load_scorer
 
 LONGROPE = {

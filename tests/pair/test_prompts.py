@@ -10,8 +10,8 @@ from jobs import FLAGS, by_key, command, files, pair, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsd import GenerateConfig, TraceGenerator
-from rsd.config import ScoreConfig
 from rsd.models.bundled import bundled
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.responses import read_responses
 from rsd.scoring.scorer import load_scorer
 

@@ -12,8 +12,8 @@ from jobs import FLAGS, PROBLEMS, command, pair
 from jobs import run as generate
 
 import rsd
-from rsd.config import ScoreConfig
 from rsd.models.bundled import bundled
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.metrics import COLUMNS, METRICS
 from rsd.scoring.responses import responses
 from rsd.scoring.scorer import load_scorer, token_steps

@@ -14,8 +14,8 @@ from jobs import FLAGS, files, pair, run
 
 from rsd import GenerateConfig, TraceGenerator
 from rsd.cli import main
-from rsd.config import ScoreConfig
 from rsd.files import encode
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.responses import read_responses, responses
 from rsd.traces.filters import KEEP, keep
 from rsd.traces.readers import read_rows

@@ -8,7 +8,7 @@ from conftest import write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd.config import ScoreConfig
+from rsd.scoring.config import ScoreConfig
 from rsd.scoring.responses import responses
 from rsd.traces import spool
 from rsd.traces.rows import prepare
