@@ -138,10 +138,11 @@ class Drafts:
         *,
         given: Tensor | None = None,
         first: int = 0,
+        block: int | None = None,
     ) -> None:
-        """first: the rows are those from this one on."""
+        """first: the rows are those from this one on. block: columns, if not as many as the most that is told."""
         self.student, self.passes, self.told, self.given, self.first = student, passes, told, given, first
-        self.block = max(map(len, told))
+        self.block = block or max(map(len, told))
         self.even = all(p.rows is None for p in passes)
         self.tokens, self.sound = self._grid("token"), self._grid("sound")
         self.candidates = (self._grid("ids"), self._grid("p")) if student.few else None
@@ -183,8 +184,7 @@ class Drafts:
         if (rows.start, rows.stop) == (0, len(self.told)):
             return self
         given = None if self.given is None else self.given[rows]
-        made = Drafts(self.student, self.passes, self.told[rows], given=given, first=rows.start)
-        return made
+        return Drafts(self.student, self.passes, self.told[rows], given=given, first=rows.start, block=self.block)
 
     def over(self, ids: Tensor | None, p: Tensor | None) -> Over:
         """Over candidates [R, K, C] with p as `Proposed` has them; over all tokens where these are None."""

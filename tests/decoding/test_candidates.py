@@ -8,11 +8,14 @@ from hypothesis import strategies as st
 from pairs import USUAL, decode, random_model, requests, spelled_vocabulary, table_model, twin_vocabulary
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rsd import GenerateConfig, TraceGenerator
 from rsd.acceptance import Acceptance, Sampling
 from rsd.decoding import teacher as passes
 from rsd.decoding.candidates import likeliest, placed, union
 from rsd.decoding.engine import Engine
 from rsd.decoding.sampling import DRAFT, accept_mask, drafter, draw, rejection_sample, row_key, target, uniforms, warp
+from rsd.models.bundled import bundled
+from rsd.traces.readers import read_rows
 
 PROMPTS = [[3, 1, 4], [1, 5], [9, 2, 6, 5], [3, 5, 8], [9, 7, 9], [3, 2, 3, 8]]
 
@@ -131,6 +134,18 @@ def test_however_many_rows_a_pass_may_judge_the_traces_are_the_same(top_k, monke
         monkeypatch.setattr("rsd.decoding.proposer.WIDE", 4 * 24 * columns)
         made.append({i: f.token_ids.tolist() for i, f in decode(teacher, student, PROMPTS, **asked).items()})
     assert made[0] == made[1] == made[2]
+
+
+def test_some_rows_after_the_other_where_all_tokens_are_candidates(monkeypatch):
+    """Rows whose drafts differ in number, and fewer of them at a time than a round has."""
+    rows = read_rows(bundled("problems.jsonl"))[:12]
+    asked = GenerateConfig(top_k=0, top_p=0.95, max_new_tokens=60, batch_size=6, verify="none")
+    want = TraceGenerator(asked).run(rows)
+    generator = TraceGenerator(asked).load()
+    monkeypatch.setattr("rsd.decoding.proposer.WIDE", 1)  # one by one
+    made = generator.run(rows)
+    assert [t.token_ids.tolist() for t in made] == [t.token_ids.tolist() for t in want]
+    assert len(generator.blocks.statistics()["block_sizes"]) > 2
 
 
 class Wide(TorchDispatchMode):
