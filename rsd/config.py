@@ -119,8 +119,9 @@ class Pairing(PairPlacing, Loading):
         super().__post_init__()
         if not self.teachers:
             raise ValueError(f"{called('teacher')}: a model, or servers of one, is needed")
-        if len(self.teachers) > 1 and not all(map(is_address, self.teachers)):
-            raise ValueError(f"{called('teacher')}: several are for servers of one model (http://host/v1)")
+        models = [one for one in self.teachers if not is_address(one)]
+        if len(self.teachers) > 1 and models:
+            raise ValueError(f"{called('teacher')}: several are for servers of one model, {models[0]} is no address")
         if len(self.teachers) > len({url.rstrip("/") for url in self.teachers}):
             raise ValueError(f"{called('teacher')}: a server is named twice")
 

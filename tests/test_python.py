@@ -112,7 +112,7 @@ def test_any_value_of_any_setting_is_taken_or_the_message_names_it(field, value)
         ("seed", True, "seed: a whole number is needed, not True"),
         ("seed", 1.5, "seed: a whole number is needed, not 1.5"),
         ("student", None, "student: a text is needed, not None"),
-        ("teacher", ["a"], r"teacher: a text is needed, not \['a'\]"),
+        ("teacher", [1], r"teacher: a text or a list of texts is needed, not \[1\]"),
         ("score", "yes", "score: True or False is needed, not 'yes'"),
         ("suppress", "<think>", "suppress: a list of texts or whole numbers is needed, not '<think>'"),
         ("suppress", [None], "suppress: a list of texts or whole numbers"),

@@ -63,6 +63,7 @@ def bad(tmp_path, tiny):
         "no file": ([tmp_path / "none.jsonl"], "No such file"),
         "no model": ([good, "--teacher", "./none"], "--teacher ./none: no such directory"),
         "no hub id": ([good, "--student", "nonsense"], "--student nonsense: no such directory"),
+        "two models": ([good, "--teacher", "./a", "--teacher", "http://h/v1"], "of one model, ./a is no address"),
         "not a model": ([good, "--teacher", str(tmp_path)], "cannot be loaded"),
         "not jsonl": ([text], "line 2: not a JSON object"),
         "no column": ([plain], "found text, label; name yours with --prompt-column"),
@@ -95,7 +96,10 @@ def bad(tmp_path, tiny):
         "template of a device": ([good, "--teacher-template", "@/dev/zero"], "/dev/zero is no file"),
         "template of a folder": ([good, "--teacher-template", f"@{tmp_path}"], "Is a directory"),
         "no template": ([good, "--teacher-template", "@none.txt"], "none.txt: No such file"),
-        "no address": ([good, "--teacher", "http://h:x/v1", "--teacher-model", "bundled-teacher"], "Invalid port: 'x'"),
+        "no address": (
+            [good, "--teacher", "http://h:x/v1", "--teacher-model", "bundled-teacher"],
+            "'http://h:x/v1' is no address",
+        ),
         "no input": ([""], "No such file"),
         "device of one": ([good, "--student-device", "quantum"], "quantum"),
         "no such gpu": ([good, "--device", "cuda:99"], "device cuda:99: torch sees"),
@@ -121,7 +125,8 @@ def test_bad_input_is_one_line_and_nothing_is_lost(tiny, tmp_path):
     os.chdir(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     for name, (args, message) in cases.items():
-        result = run(*models, *FLAGS, *args, expect=2)
+        given = models[2:] if "--teacher" in args else models  # two would be two servers of one model
+        result = run(*given, *FLAGS, *args, expect=2)
         assert message in result.output, (name, result.output)
         assert len(result.output.strip().splitlines()[-1]) < 550
         assert "Traceback" not in result.output
