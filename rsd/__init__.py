@@ -6,18 +6,22 @@ from typing import TYPE_CHECKING, Any
 from rsd.config import GenerateConfig
 from rsd.dataset.config import ExportConfig
 from rsd.scoring.config import ScoreConfig
+from rsd.tailoring.config import TailorConfig
 from rsd.version import __version__
 from rsd.weighing.config import WeighConfig
 
 if TYPE_CHECKING:
-    from rsd.api import compare, export, generate, score, select, verify, weigh
+    from rsd.api import compare, export, generate, score, select, tailor, verify, weigh
     from rsd.generation.generator import TraceGenerator
+    from rsd.tailoring.tailor import Tailor
     from rsd.traces.trace import Trace
 
 __all__ = [
     "ExportConfig",
     "GenerateConfig",
     "ScoreConfig",
+    "Tailor",
+    "TailorConfig",
     "Trace",
     "TraceGenerator",
     "WeighConfig",
@@ -27,12 +31,14 @@ __all__ = [
     "generate",
     "score",
     "select",
+    "tailor",
     "verify",
     "weigh",
 ]
 # torch and transformers take seconds to import: `rsd --help` must not wait for them.
 _PLACES = {
-    **dict.fromkeys(("compare", "export", "generate", "score", "select", "verify", "weigh"), "rsd.api"),
+    **dict.fromkeys(("compare", "export", "generate", "score", "select", "tailor", "verify", "weigh"), "rsd.api"),
+    "Tailor": "rsd.tailoring.tailor",
     "Trace": "rsd.traces.trace",
     "TraceGenerator": "rsd.generation.generator",
 }

@@ -127,8 +127,8 @@ class Pairing(PairPlacing, Loading):
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """The teacher's servers, or else the one model."""
-        return (self.teacher,) if isinstance(self.teacher, str) else tuple(self.teacher)
+        """The teacher's servers, or else the one model: the student itself, where none is named."""
+        return (self.teacher or self.student,) if isinstance(self.teacher, str) else tuple(self.teacher)
 
     @property
     def served(self) -> bool:

@@ -37,22 +37,32 @@ HOW = r"auto|boxed|math|none|[^\W\d][\w.]*:[^\W\d][\w.]*"  # a value of verify
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading(Prompting):
+class Responding(Prompting):
+    """Where the trace of a row is that exists: see `responses.responses`."""
+
+    response_column: str | None = setting(
+        None,
+        COLUMNS,
+        help="Where the trace is",
+        unset="completion, messages or conversations",
+        resume=SAME,
+        kind="column",
+    )
+    thinking_column: str | None = setting(
+        None, COLUMNS, help="Where the thinking is, if it is not in the trace", resume=SAME, kind="column"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Responding):
     """Where the trace of a row is that exists, and what judges it.
 
-    response_column, thinking_column: see `responses.responses`. verify: see `answers.verifier.Verifier`; "auto" judges
-    rows that have an answer and no verdict yet.
+    verify: see `answers.verifier.Verifier`; "auto" judges rows that have an answer and no verdict yet.
 
     Raises:
         ValueError: verify is none of the judges.
     """
 
-    response_column: str | None = setting(
-        None, COLUMNS, help="Where the trace is", unset="completion, messages or conversations", kind="column"
-    )
-    thinking_column: str | None = setting(
-        None, COLUMNS, help="Where the thinking is, if it is not in the trace", kind="column"
-    )
     answer_column: str | None = setting(
         None, COLUMNS, help="Where the right answer is", unset="answer, final_answer or solution", kind="column"
     )

@@ -40,6 +40,9 @@ def find_pair(c: GenerateConfig) -> Pair:
         ValueError: a model is not found, or the two do not fit together.
     """
     code = c.trust_remote_code
+    revision, load_in = c.teacher_revision, c.teacher_load_in
+    if not c.teacher:  # the student itself
+        revision, load_in = c.student_revision, c.student_load_in
     if c.served:
         from rsd.serving.probe import find_served  # needs httpx
 
@@ -47,10 +50,10 @@ def find_pair(c: GenerateConfig) -> Pair:
             c.teachers, c.teacher_model, c.teacher_tokenizer, api=c.teacher_api, trust_remote_code=code
         )
     else:
-        teacher = find("teacher", c.teachers[0], c.teacher_revision, trust_remote_code=code, load_in=c.teacher_load_in)
+        teacher = find("teacher", c.teachers[0], revision, trust_remote_code=code, load_in=load_in)
     if c.tensor_parallel > 1:
         tensor_parallel.check(teacher, c.tensor_parallel)
-    if (c.student, c.student_revision, c.student_load_in) == (c.teachers[0], c.teacher_revision, c.teacher_load_in):
+    if (c.student, c.student_revision, c.student_load_in) == (c.teachers[0], revision, load_in):
         student = replace(teacher, role="student")
     else:
         student = find("student", c.student, c.student_revision, trust_remote_code=code, load_in=c.student_load_in)

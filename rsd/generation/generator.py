@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 from rsd.answers.verifier import Judgement, Verifier, answer_columns, read_reference, resolve
 from rsd.config import GenerateConfig
@@ -48,8 +48,10 @@ class TraceGenerator:
         ValueError (from `find` and `load`): a model cannot be loaded, or the pair does not fit together.
     """
 
+    kind: ClassVar[type[GenerateConfig]] = GenerateConfig  # of configuration
+
     def __init__(self, config: GenerateConfig | None = None, *, group: Group | None = None, **settings: Any) -> None:
-        self.config, self.group = amended(GenerateConfig, config, settings), group
+        self.config, self.group = amended(self.kind, config, settings), group
         self._pair: Pair | None = None
         self._engine: Decoder | None = None
         self._memory: Estimate | None = None
@@ -161,6 +163,14 @@ class TraceGenerator:
         Raises:
             ValueError: they are none of these; no row has a column that is needed, or ids repeat.
         """
+        return privileged(self.read(rows), self.config)
+
+    def read(self, rows: Given) -> Rows:
+        """The prompts and ids of input rows, and their answers; as `prepare` says."""
+        return self.of_rows(rows_of(rows), self.config.prompt_column)
+
+    def of_rows(self, rows: Iterable[Mapping[str, Any]], prompt_column: str | None) -> Rows:
+        """The same of rows whose prompt is in this column, or in one of those that are usual."""
         c = self.config
 
         def answers(columns: Collection[str]) -> tuple[str, ...]:
@@ -169,12 +179,7 @@ class TraceGenerator:
                 answer_columns(columns, "boxed", None)  # says what was looked for
             return found
 
-        return privileged(
-            prepare(
-                rows_of(rows), prompt_column=c.prompt_column, system_prompt=c.system_prompt, answer_columns=answers
-            ),
-            c,
-        )
+        return prepare(rows, prompt_column=prompt_column, system_prompt=c.system_prompt, answer_columns=answers)
 
     def unreadable(self, rows: Rows, *, looked_at: int = 1000) -> list[str]:
         """What is to be said of reference answers that no trace can be held against, if there are such."""

@@ -10,6 +10,7 @@ from rsd.config import GenerateConfig
 from rsd.decoding.groups import Decoder
 from rsd.decoding.sampling import row_key
 from rsd.decoding.sequence import Finished, Request
+from rsd.generation.raw import RawResponses
 from rsd.generation.schedule import Schedule
 from rsd.pair.pair import Pair
 from rsd.pair.prompts import Prompt
@@ -45,6 +46,7 @@ class Pipeline:
     ) -> None:
         self.pair, self.config, self.schedule = pair, config, schedule
         self.verifier, self.scorer = verifier, scorer
+        self.raw = RawResponses(verifier, scorer)
         self.decoding = 0
         self._last: tuple[Row, Prompt | str] | None = None
         self._waiting: dict[Future[Judgement], tuple[Trace, Row]] = {}
@@ -75,9 +77,10 @@ class Pipeline:
             prompt = self._prompt(row)
             if not isinstance(prompt, str):
                 self.decoding += 1
+                self.raw.submit(row, opened=prompt.opened)
                 return self._request(Wanted(row, generation, prompt))
             trace = Trace(id=row.id, generation=generation, prompt=row.messages, error=prompt, columns=row.columns)
-            self._done.append(self._with_scores(trace))
+            self._done.append(self._with_scores(trace, row))
             self.schedule.tell(row, right=False)
 
     def _prompt(self, row: Row) -> Prompt | str:
@@ -142,12 +145,15 @@ class Pipeline:
         for future in [f for f in self._waiting if f.done()]:
             trace, row = self._waiting.pop(future)
             judgement = future.result()
-            trace = self._with_scores(replace(trace, is_correct=judgement.correct, verify_error=judgement.error))
+            trace = replace(trace, is_correct=judgement.correct, verify_error=judgement.error)
+            trace = self._with_scores(trace, row)
             self._done.append(trace)
             right = is_right(trace.row(), max_fallback_rate=self.config.max_fallback_rate)
             self.schedule.tell(row, right=right)
 
-    def _with_scores(self, trace: Trace) -> Trace:
+    def _with_scores(self, trace: Trace, row: Row) -> Trace:
+        if row.raw is not None:
+            trace = replace(trace, columns={**trace.columns, **self.raw.columns(row, trace.prompt_ids)})
         if self.scorer is None:
             return trace
         response = Response(

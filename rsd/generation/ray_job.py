@@ -60,11 +60,11 @@ class TraceWorker:
     folder: the driver's current one, to which names of models and of a judge's module may be relative.
     """
 
-    def __init__(self, config: GenerateConfig, folder: str) -> None:
+    def __init__(self, kind: type[TraceGenerator], config: GenerateConfig, folder: str) -> None:
         hush()
         with suppress(OSError):
             os.chdir(folder)
-        self.generator = TraceGenerator(config)
+        self.generator = kind(config)
 
     def ready(self, out: Path) -> str:
         """Load the models; what is to be said of the memory.
@@ -136,7 +136,7 @@ def run_on_ray(
             say(notice)
         if done:
             say(f"resuming {out}: found {len(done)} finished traces, {left} to make at the most")
-        with _Workers(generator.config, cluster) as workers:
+        with _Workers(generator, cluster) as workers:
             say(workers.first_ready(out))
             there = {} if overwrite else read_manifest(store.manifest) or {}
             stays: dict[str, Any] = {name: there[name] for name in ("decoding", "processes") if name in there}
@@ -183,14 +183,14 @@ def _await_dead(out: str | Path) -> None:
 class _Workers:
     """The workers of one job, from the connection to the cluster until the driver lets go of it."""
 
-    def __init__(self, config: GenerateConfig, cluster: Cluster) -> None:
+    def __init__(self, generator: TraceGenerator, cluster: Cluster) -> None:
         self.ray = _connected(cluster.address)
         there = self.ray.cluster_resources()
-        gpus = _gpus(config) if there.get("GPU") else 0
+        gpus = _gpus(generator.config) if there.get("GPU") else 0
         self.needs = {"num_cpus": 1, "num_gpus": gpus}
         self.count = cluster.workers or max(int(there["GPU"] // gpus if gpus else there.get("CPU", 1)), 1)
         actor = self.ray.remote(max_restarts=-1, max_task_retries=DEATHS - 1, **self.needs)(TraceWorker)
-        self.workers = [actor.remote(config, os.getcwd()) for _ in range(self.count)]
+        self.workers = [actor.remote(type(generator), generator.config, os.getcwd()) for _ in range(self.count)]
         self.busy: dict[Any, Any] = {}  # by what it will give: the worker
 
     def __enter__(self) -> "_Workers":

@@ -45,39 +45,15 @@ def privileged(rows: Rows, config: GenerateConfig) -> Rows:
         return Rows(rows.ids, lambda i: _from_column(rows[i], column))
     if template is None:
         return rows
-    import jinja2
-    from jinja2 import meta, nodes
-
-    from rsd.models.limits import Bounded, in_time
-
-    bounded = Bounded(undefined=jinja2.StrictUndefined)
-    try:
-        made, parsed = bounded.from_string(template), bounded.parse(template)
-        asked = [n.node for n in parsed.find_all((nodes.Test, nodes.Filter)) if n.name in MAY_BE_MISSING]
-        names = meta.find_undeclared_variables(parsed) - {"id", "prompt", *bounded.globals}
-    except (jinja2.TemplateError, RecursionError) as e:
-        raise ValueError(f"{called('teacher_template')}: {e}") from e
-    names -= {node.name for node in asked if isinstance(node, nodes.Name)}
-    for name, said in _missing(names, rows).items():
+    made = TeacherTemplate(template)
+    for name, said in _missing(made.names, rows).items():
         raise ValueError(f"{called('teacher_template')}: no column {name}: {said}")
-
-    def fill(row: Row) -> Row:
-        if row.error is not None:
-            return row
-        *before, last = row.messages
-        try:
-            with in_time():
-                text = made.render({**row.columns, **row.asked, "id": row.id, "prompt": last["content"]})
-        except Exception as e:  # a row must not be able to end a job
-            return replace(row, error=f"the teacher's template: {e}".splitlines()[0])
-        return replace(row, teacher=[*before, {**last, "content": text}])
-
     tried, first, made_any = 0, "", False
 
     def all_filled() -> Iterator[Row]:
         nonlocal tried, first, made_any
         for row in rows:
-            new = fill(row)
+            new = made.fill(row)
             made_any = made_any or new.teacher is not None
             if row.error is None and new.error is not None:
                 tried, first = tried + 1, first or new.error
@@ -87,6 +63,45 @@ def privileged(rows: Rows, config: GenerateConfig) -> Rows:
     if tried and not made_any:  # then it is not the rows that are wrong
         raise ValueError(f"{first}, in every row that was tried ({tried})")
     return Rows(rows.ids, filled.__getitem__)
+
+
+class TeacherTemplate:
+    """What the teacher reads in the place of a row's last turn.
+
+    names: the columns that it needs.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+
+    def __init__(self, template: str) -> None:
+        import jinja2
+        from jinja2 import meta, nodes
+
+        from rsd.models.limits import Bounded
+
+        bounded = Bounded(undefined=jinja2.StrictUndefined)
+        try:
+            self._made, parsed = bounded.from_string(template), bounded.parse(template)
+            asked = [n.node for n in parsed.find_all((nodes.Test, nodes.Filter)) if n.name in MAY_BE_MISSING]
+            names = meta.find_undeclared_variables(parsed) - {"id", "prompt", *bounded.globals}
+        except (jinja2.TemplateError, RecursionError) as e:
+            raise ValueError(f"{called('teacher_template')}: {e}") from e
+        self.names = names - {node.name for node in asked if isinstance(node, nodes.Name)}
+
+    def fill(self, row: Row) -> Row:
+        """A row with the teacher's prompt, or what is wrong with it."""
+        from rsd.models.limits import in_time
+
+        if row.error is not None:
+            return row
+        *before, last = row.messages
+        try:
+            with in_time():
+                text = self._made.render({**row.columns, **row.asked, "id": row.id, "prompt": last["content"]})
+        except Exception as e:  # a row must not be able to end a job
+            return replace(row, error=f"the teacher's template: {e}".splitlines()[0])
+        return replace(row, teacher=[*before, {**last, "content": text}])
 
 
 def _missing(names: Collection[str], rows: Rows) -> dict[str, str]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from rsd.settings import called
 from rsd.strictjson import finite
@@ -17,6 +17,18 @@ PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
 Messages = list[dict[str, str]]
 
 
+class Raw(NamedTuple):
+    """A response that is there already, after which a row's traces are made (`rsd tailor`).
+
+    is_correct: the verdict that came with it. left_out: steps of it that are not in the teacher's prompt, for want of
+    room.
+    """
+
+    text: str
+    is_correct: bool | None = None
+    left_out: int = 0
+
+
 @dataclass(frozen=True)
 class Row:
     """One prompt: a stable id, chat messages, the columns that are merely kept, or what is wrong.
@@ -24,6 +36,7 @@ class Row:
     teacher: the messages that the teacher reads in their place, if it has some of its own.
     answer_columns: where the problem's reference answer may be; the first that is not empty has it.
     asked: the prompt as it was given, by its column; for templates, and not kept.
+    raw: the response that its traces are made after, if there is one.
     """
 
     id: str | int
@@ -33,6 +46,7 @@ class Row:
     teacher: Messages | None = None
     answer_columns: tuple[str, ...] = ()
     asked: Mapping[str, Any] = field(default_factory=dict)
+    raw: Raw | None = None
 
     @property
     def answer(self) -> Any:
