@@ -51,9 +51,9 @@ def tailor(
     teacher is the student itself, unless one is named.
 
     Args:
-        output: a .jsonl file for them. Then this is the job that the command does: it resumes what is there, writes what
-            is kept beside it, and what is returned is the summary. Without one they are returned, in the order of the
-            rows; their `columns` say what there is to say of the raw responses.
+        output: a .jsonl file for them. Then this is the job that the command does: it resumes what is there, writes
+            what is kept beside it, and what is returned is the summary. Without one they are returned, in the order of
+            the rows; their `columns` say what there is to say of the raw responses.
         limit: only the first rows. overwrite: start anew instead of resuming. keep: one of `tailoring.config.KEEP`.
         settings: of `TailorConfig`.
 

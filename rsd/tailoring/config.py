@@ -41,7 +41,7 @@ class TailorConfig(Responding, GenerateConfig):
     teacher_template: str | None = setting(
         TEMPLATE,
         COLUMNS,
-        help="What the teacher reads: {{ prompt }} and {{ reference }}, the raw response",
+        help="What the teacher reads: '{{ prompt }} {{ reference }}'",
         unset="see --dry-run",
         resume=SAME,
         kind="text",
