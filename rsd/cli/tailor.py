@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command, short_help="Rewrite raw traces so that a student can learn from them.")
 @click.argument("source", metavar="RAW")
-@options(output="tailored.jsonl", keep=KEEP, kept="What to train on [correct, where answers are known]")
+@options(output="tailored.jsonl", keep=KEEP, kept="What to train on")
 @flags(TailorConfig)
 @reported
 def tailor(source: str, events: Events, **values: Any) -> None:

@@ -49,10 +49,10 @@ class TailorConfig(Responding, GenerateConfig):
     score: bool = setting(True, MAKE, help="Score every trace, and its raw response, under the student", resume=SAME)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.teacher_prompt_column:
             name, made = called("teacher_prompt_column"), called("teacher_template")
             raise ValueError(f"the teacher's prompt is made of the raw response, by {made}: leave {name} out")
+        super().__post_init__()
         if not self.teacher_template:
             raise ValueError(f"{called('teacher_template')}: a text is needed: without one use rsd generate")
         if not self.teacher and (self.teacher_revision or self.teacher_load_in or self.teacher_model):
