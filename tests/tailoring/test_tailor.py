@@ -109,12 +109,12 @@ def test_a_raw_response_that_is_kept_has_nobodys_tokens(tailored, tmp_path):
     kept = out.with_name("out.kept.jsonl")
     command("export", kept, "-o", tmp_path / "set.jsonl")
     made, rows = by_key(read(tmp_path / "set.jsonl")), by_key(read(kept))
-    assert made.keys() == rows.keys() and {r["source"] for r in rows.values()} == {"raw", "tailored"}
+    raws = {key for key, row in rows.items() if row["source"] == "raw"}
+    assert raws and raws < made.keys() <= rows.keys()  # of traces that are the same one is left
     for key, row in made.items():
         assert row["completion"] == rows[key]["completion"]
     result = command("export", kept, "--format", "token-ids", "-o", tmp_path / "ids.jsonl", expect=2)
-    raw = sum(r["source"] == "raw" for r in rows.values())
-    assert f"token-ids needs every trace's tokens, and {raw} are not in" in result.output
+    assert f"token-ids needs every trace's tokens, and {len(raws)} are not in" in result.output
 
 
 def test_the_formats_of_raw_responses_are_one(tailored, tmp_path):
