@@ -57,8 +57,8 @@ def tables(size: Size) -> list[Table]:
     thresholds = tuple(f"{t:g}" for t in size.sweep)
     primary = "the problems that every arm solved, same optimizer steps"
     return [
-        Table("rare", "steps", PLAIN + MORE, BOTH, "A student that has hardly seen two families: those problems that "
-              "raw and rsd both solved (own: and it itself), same optimizer steps"),
+        Table("rare", "steps", (*PLAIN, "tailor", *MORE), BOTH, "A student that has hardly seen two families: those "
+              "problems that raw and rsd both solved (own: and it itself), same optimizer steps"),
         Table("rare", "cold", COLD, BOTH, "Cold start: the same student, then on-policy distillation"),
         Table("early", "steps", PLAIN, PLAIN, f"A student that was stopped early: {primary}"),
         Table("unseen", "steps", PLAIN, BOTH, "A student that has never seen two families: as the first table"),

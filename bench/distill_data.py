@@ -17,6 +17,7 @@ THRESHOLDS = {"raw": 0.0, "rsd": 0.01, "own": 1.0}
 GENERATIONS = 4  # at the most, until one is right
 LONGEST = 256  # tokens of a trace
 NEW = ("bakery", "savings")  # families that some students have not seen, or hardly
+COLUMNS = ("id", "prompt", "completion", "num_tokens", "acceptance_rate", "local_naturalness", "low_prob_share")
 TOP = 8  # of the teacher's tokens in a soft target
 WORK = Path()  # set by `start`: traces, weights and students, by what made them
 
@@ -154,12 +155,11 @@ def traces(of: str, threshold: float, seed: int, size: Size) -> Rows:
             score=True,
             max_new_tokens=LONGEST,
         )
-        columns = ("id", "prompt", "completion", "num_tokens", "acceptance_rate", "local_naturalness", "low_prob_share")
         made: Rows = {}
         for trace in TraceGenerator(config).run(training_problems(of, threshold, seed, size)):
             if trace.is_correct:
                 row = trace.row()
-                made[trace.id] = {c: row[c] for c in columns}
+                made[trace.id] = {c: row[c] for c in COLUMNS}
                 made[trace.id] |= {"prompt_ids": trace.prompt_ids, "token_ids": trace.token_ids.tolist()}
         return made
 
@@ -205,13 +205,47 @@ def weights(of: str, threshold: float, seed: int, size: Size) -> Rows:
     return kept(WORK / f"weights-{of}-{threshold:g}-{seed}.json", make)
 
 
+def tailored(of: str, threshold: float, seed: int, size: Size) -> Rows:
+    """The teacher's raw traces (`threshold` 0) as `rsd tailor` makes them over, by the student alone: the first right
+    trace of each problem, and where none is the raw one."""
+
+    def make() -> Rows:
+        from rsd import Tailor
+
+        raw = traces(of, threshold, seed, size)
+        answers = {q["id"]: q["answer"] for q in training_problems(of, threshold, seed, size)}
+        given = [
+            {"id": k, "prompt": row["prompt"], "completion": row["completion"], "answer": answers[k]}
+            for k, row in raw.items()
+        ]
+        job = Tailor(
+            student=str(student(of, size)),
+            num_generations=GENERATIONS,
+            until_correct=True,
+            verify="boxed",
+            seed=seed,
+            max_new_tokens=LONGEST,
+        )
+        made = {k: row | {"source": "raw"} for k, row in raw.items()}
+        for trace in job.run(given):
+            if trace.is_correct:
+                row = trace.row()
+                made[trace.id] = {c: row[c] for c in COLUMNS} | {"source": row["source"]}
+                made[trace.id] |= {"prompt_ids": trace.prompt_ids, "token_ids": trace.token_ids.tolist()}
+        return made
+
+    return kept(WORK / f"tailored-{of}-{threshold:g}-{seed}.json", make)
+
+
 MORE = {"soft": soft, "weights": weights}  # what an arm adds to its traces, by the name behind the `+`
 
 
 def arm(name: str, task: Task, size: Size) -> Rows:
-    """An arm's traces by problem: raw, rsd, own, ln, or a threshold; with `+weights` or `+soft`."""
+    """An arm's traces by problem: raw, rsd, own, tailor, ln, or a threshold; with `+weights` or `+soft`."""
     name, _, more = name.partition("+")
     of, seed = task.get("student", "bundled"), task["seed"]
+    if name == "tailor":
+        return tailored(of, 0.0, seed, size)
     if name == "ln":
         raw, rsd = arm("raw", task, size), arm("rsd", task, size)
         both = {k: [rows[k] for rows in (rsd, raw) if k in rows] for k in rsd | raw}
@@ -233,6 +267,10 @@ def make(tasks: list[Task], size: Size) -> list[list[tuple[Callable[..., Any], t
         names = {task["arm"], *task["among"]} | ({"rsd"} if task["table"] == "tokens" else set())
         for name in sorted((names | ({"raw", "rsd"} if "ln" in names else set())) - {"none", "policy", "ln"}):
             name, _, added = name.partition("+")
+            if name == "tailor":
+                plain[of, 0.0, seed] = (traces, (of, 0.0, seed, size))
+                more[name, of, 0.0, seed] = (tailored, (of, 0.0, seed, size))
+                continue
             what = (of, THRESHOLDS[name] if name in THRESHOLDS else float(name), seed, size)
             (own if what[1] == 1 else plain)[what[:3]] = (traces, what)
             if added:
