@@ -21,6 +21,7 @@ COLUMNS = (
     "steps_left_out",
 )
 TAILORED, RAW = "tailored", "raw"
+KNOWN = 256  # rows of which it is known, beyond which it is found out again: a row's generations are near each other
 
 
 class RawResponses:
@@ -45,6 +46,8 @@ class RawResponses:
         name = str(row.id)
         if name not in self._made:
             self._made[name] = self._columns(row, prompt_ids)
+            if len(self._made) > KNOWN:
+                del self._made[next(iter(self._made))]
         return self._made[name]
 
     def _columns(self, row: Row, prompt_ids: list[int]) -> Mapping[str, Any]:
