@@ -28,7 +28,8 @@ def tailor(source: str, events: Events, **values: Any) -> None:
     RAW holds responses in a format of `rsd score`. The teacher has the raw response in its prompt, as a reference, and
     proposes; the student decides, as in `rsd generate`. The teacher is the student itself, loaded once, or any model
     that is named. Beside OUTPUT, which holds every trace, OUTPUT.kept.jsonl holds what to train on: where no trace of
-    a problem is right and its raw response is, that one (`source`: tailored, raw).
+    a problem is right and its raw response is, that one (`source`: tailored, raw). --keep is correct, unless nothing
+    can be judged: then it is all.
 
     \b
     Examples:
