@@ -12,10 +12,10 @@ from rsd.cli.help import Command, option
 from rsd.cli.options import SHARD, flags, given, on_own_device, one_line_errors, quiet, share_of
 from rsd.cli.reporting import begin, command_line, reported
 from rsd.config import PAPER, GenerateConfig
-from rsd.events import Events
+from rsd.events import Events, logging
 from rsd.files import lines_only
 from rsd.settings import Group, flag, free
-from rsd.terminal import HEADING, echo, hush, joined, one_line, paint, say
+from rsd.terminal import HEADING, echo, hush, hushed, joined, one_line, paint, say
 from rsd.traces.filters import KEEP
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     metavar="PORT",
     help="Show the running job at http://127.0.0.1:PORT, here alone; 0 is any free port.",
 )
+@option("--watch", group=Group.SAID, is_flag=True, help="Show a row as it is written, in place of the bar.")
 @option("--json", "as_json", group=Group.SAID, is_flag=True, help="Print the summary as JSON.")
 @option(
     "--dry-run",
@@ -89,6 +90,7 @@ def generate(
     ray: str | None,
     ray_workers: int | None,
     live: int | None,
+    watch: bool,
     as_json: bool,
     dry_run: bool,
     events: Events,
@@ -122,6 +124,8 @@ def generate(
             raise ValueError("--ray-workers is for --ray: name a cluster, or --ray local")
         if live is not None and output == "-":
             raise ValueError("--live shows what is in a job's files, and -o - leaves none: name a file")
+        if watch:
+            _check_watch(output, alone=ray is None and share is None)
         lines_only(output)
         from rsd.generation.finished import finished_before
         from rsd.generation.summary import kept_file
@@ -172,7 +176,7 @@ def generate(
 
             summary: Summary | None = run_on_ray(generator, source, output, Cluster(ray, ray_workers), **how)
         elif share is None:
-            summary = run_job(generator, source, output, **how)
+            summary = run_job(generator, source, output, watch=watch, **how)
         else:
             from rsd.generation.share import run_share
 
@@ -180,6 +184,16 @@ def generate(
         events.emit("end", **(summary.as_json() if summary else {}))
     if summary is not None:  # or another process prints
         _end(summary, output, as_json=as_json)
+
+
+def _check_watch(output: str, *, alone: bool) -> None:
+    """Raises ValueError where no row can be watched."""
+    if output == "-":
+        raise ValueError("--watch shows a row beside a job that writes a file, and -o - writes none: name one")
+    if not alone:
+        raise ValueError("--watch shows a row of this process: leave --ray, --shard and the launcher out")
+    if hushed() or logging() or sys.stderr is None or not sys.stderr.isatty():
+        raise ValueError("--watch needs a terminal on standard error, and neither --quiet nor --log-json: leave it out")
 
 
 def _end(summary: "Summary", output: str, *, as_json: bool) -> NoReturn:
