@@ -2,8 +2,8 @@
 
 In colour the student's own tokens (fallbacks) are underlined, and what the teacher would have said is struck out beside
 them. Without colours a fallback is `⟦its text|what the teacher would have said⟧`, and an improbable token `⟪its text⟫`.
-A mark stands in one line: a line break in a token is `⏎` there, and comes behind it. A later part of a character that
-several tokens spell is `·` in a mark, and else nothing.
+A mark stands in one line: a line break in a token is `⏎` there, and comes behind it. A token that is only a part of a
+character, which is the last one's, is `·` in a mark, and else nothing.
 """
 
 import math

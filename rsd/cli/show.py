@@ -1,6 +1,6 @@
 """`rsd show`. Heavy imports wait until it runs."""
 
-import shutil
+import os
 import sys
 from typing import Any
 
@@ -11,6 +11,8 @@ from rsd.cli.options import flags, given, one_line_errors
 from rsd.reading import Columns
 from rsd.settings import Group
 from rsd.terminal import coloured, echo
+
+USUAL = 80  # columns of a terminal that does not know how many it has
 
 
 @click.command(cls=Command, short_help="Show one trace, and what the student makes of its tokens.")
@@ -45,6 +47,6 @@ def show(source: str, name: str | None, generation: int | None, raw: str | None,
         shown = read_shown(source, config, name=name, generation=generation)
         one = shown.response
         other = read_shown(raw, config, name=one.id, prompt=one.prompt) if raw is not None else None
-        columns = shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
-        colours = sys.stdout is not None and coloured(sys.stdout)
-        echo(screenful(shown, other, colours=colours, columns=columns))
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        columns = os.get_terminal_size(sys.stdout.fileno()).columns or USUAL if terminal else None
+        echo(screenful(shown, other, colours=sys.stdout is not None and coloured(sys.stdout), columns=columns))

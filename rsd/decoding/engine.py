@@ -25,7 +25,7 @@ AT_ONCE = 16  # and how many prompts at the most
 ALIKE = 256  # rows that are asked for at once, of which many may have one prompt: there may be a million
 AGAIN = 16  # ids of the teacher's that a row may read itself, where its prompt begins like another one's
 
-# Who is shown, after a round, the rows that live on: each one's request, and the records [T] of its tokens so far, which
+# Who is shown the rows that live on after a round: each one's request, and the records [T] of its tokens so far, which
 # are the engine's own.
 Watch = Callable[[Iterable[tuple[Request, np.ndarray]]], object]
 

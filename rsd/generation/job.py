@@ -168,13 +168,14 @@ def run_rows(
         totals = store.totals(max_fallback_rate=fallback)
         store.end(manifest | {"totals": totals} | _stamped(generator, manifest, totals, found, others))
         return Summary(totals, 0, 0, 0.0, 0.0, *shares(manifest), *write_kept(out, keep, fallback))
-    with _progress(found, schedule.at_most, generator.blocks, others, bar=not watch) as progress:
-        with Watching(generator.find().decode, progress.bar.line) if watch else nullcontext() as watching:
-            for trace in generator.make(schedule, watch=watching.look if watching else None):
-                store.append(trace)
-                progress.add(trace, at_most=schedule.at_most, blocks=generator.blocks)
-                if watching:
-                    watching.ended(trace)
+    progress = _progress(found, schedule.at_most, generator.blocks, others, bar=not watch)
+    watching = Watching(generator.find().decode, progress.bar.line) if watch else None
+    with progress, watching or nullcontext():
+        for trace in generator.make(schedule, watch=watching.look if watching else None):
+            store.append(trace)
+            progress.add(trace, at_most=schedule.at_most, blocks=generator.blocks)
+            if watching:
+                watching.ended(trace)
     statistics = generator.blocks.statistics()
     statistics |= {"left_out": {"tokens": progress.tokens, "mass": progress.left_out}, "known": generator.known}
     totals = store.totals(max_fallback_rate=fallback)

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from conftest import environment, read, rsd, write
+from conftest import environment, read, write
 from hypothesis import given
 from hypothesis import strategies as st
 from jobs import command, run
@@ -23,6 +23,7 @@ from rsd.analysis.show import spelled
 from rsd.models.bundled import bundled
 from rsd.scoring.responses import Response
 from rsd.terminal import Painted, harmless, paint
+from rsd.traces.rows import digest
 from rsd.traces.tokens import unknown
 
 OURS = re.compile("\x1b\\[[0-9;]*m")
@@ -47,9 +48,9 @@ def decode(ids):
     return student().decode(ids, skip_special_tokens=False)
 
 
-def records(ids, own, proposals, logprobs):
+def records(ids, origin, proposals, logprobs):
     made = unknown(ids)
-    made["from_teacher"] = np.where(own, 0, 1)
+    made["from_teacher"] = origin
     made["proposals"], made["student_logprobs"] = proposals, logprobs
     return made
 
@@ -64,10 +65,11 @@ def test_without_its_marks_a_trace_is_its_text_and_the_marks_are_its_fallbacks(i
     text = decode(ids)
     if set(MARKS) & set(text):
         return
-    own = data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
+    origin = data.draw(st.lists(st.sampled_from([1, 0, -1]), min_size=len(ids), max_size=len(ids)))
+    own = [label == 0 for label in origin]
     proposals = data.draw(st.lists(st.integers(-1, 700), min_size=len(ids), max_size=len(ids)))
     logprobs = data.draw(st.lists(st.floats(-20, 0) | st.just(np.nan), min_size=len(ids), max_size=len(ids)))
-    tokens = shown_tokens(text, ids, records(ids, np.array(own, dtype=bool), proposals, logprobs))
+    tokens = shown_tokens(text, ids, records(ids, origin, proposals, logprobs))
     plain = marked_tokens(tokens, colours=False)
     assert bare(plain) == text and not getattr(plain, "spans", ())
     marks = FALLBACK.findall(plain)
@@ -79,6 +81,7 @@ def test_without_its_marks_a_trace_is_its_text_and_the_marks_are_its_fallbacks(i
     painted = marked_tokens(tokens, colours=True)
     underlined = [span for span in painted.spans if span[2].split(";")[0] == "4"]
     assert len(underlined) == sum(own)
+    assert all(painted[a:b].isspace() for a, b, colour in painted.spans if colour.endswith(";7"))
     plain_again = "".join(
         c for i, c in enumerate(painted) if not any(a <= i < b and k == "2;9" for a, b, k in painted.spans)
     )
@@ -89,7 +92,7 @@ def test_without_its_marks_a_trace_is_its_text_and_the_marks_are_its_fallbacks(i
 def test_characters_of_several_tokens_come_out_whole(text):
     ids = student().encode(text).ids
     assert len(ids) > len(text)  # bytes
-    tokens = shown_tokens(text, ids, records(ids, np.ones(len(ids), dtype=bool), -1, -9.0))
+    tokens = shown_tokens(text, ids, records(ids, 0, -1, -9.0))
     plain = marked_tokens(tokens, colours=False)
     assert bare(plain) == text and plain.count("⟦") == len(ids)
     assert "".join(c for c in plain if c == "\ufffd") == "\ufffd" * text.count("\ufffd")
@@ -101,7 +104,7 @@ def test_real_tokenizers_spell_traces(name):
     tok = real_tokenizer(name)
     text = "<think>\nSo \\frac{1}{2}, 数学 🙂.\n\n    return x  # é\n</think>\n\n\\boxed{42}"
     ids = tok.encode(text, add_special_tokens=False)
-    tokens = records(ids, np.arange(len(ids)) % 3 == 0, -1, -1.0)
+    tokens = records(ids, np.arange(len(ids)) % 3, -1, -1.0)
     one = Response(row={}, id="a", own_id=True, generation=0, messages=[], text=text, tokens=tokens)
     backend = tok.backend_tokenizer
     made = spelled(one, lambda i: backend.decode(i, skip_special_tokens=False), [])
@@ -270,15 +273,14 @@ def test_anybodys_rows_have_their_steps_and_scores(tmp_path):
     ]
     write(tmp_path / "r.jsonl", rows)
     flags = ["--prompt-column", "question", "--thinking-column", "thinking", "--response-column", "answer"]
-    from rsd.traces.rows import digest
-
     said = command("show", tmp_path / "r.jsonl", digest([{"role": "user", "content": "2 + 2?"}]), *flags).output
     assert "⟨1⟩<think>\nFirst this.⟨2⟩ Then that.\n</think>\n\n⟨3⟩So" in said and "LN -1.5" in said
     assert text in re.sub(r"⟨\d+⟩", "", said)
     # A trace of the same problem is found by its prompt, too.
-    write(tmp_path / "o.jsonl", [{"prompt": "1 + 1?", "completion": "no"}, {"prompt": "2 + 2?", "completion": "four"}])
-    said = command("show", tmp_path / "r.jsonl", digest([{"role": "user", "content": "2 + 2?"}]), *flags)
-    assert said.exit_code == 0
+    write(tmp_path / "o.jsonl", [{"prompt": "1 + 2?", "completion": "no"}, {"prompt": "2 + 2?", "completion": "four"}])
+    write(tmp_path / "p.jsonl", [{"id": "x", "prompt": "2 + 2?", "completion": "mine"}])
+    said = command("show", tmp_path / "p.jsonl", "--raw", tmp_path / "o.jsonl").output
+    assert "--- o.jsonl\n⟨1⟩four\n" in said and "--- p.jsonl\n⟨1⟩mine\n" in said
 
 
 WRONG = {
@@ -318,6 +320,10 @@ def test_an_id_or_a_generation_that_is_not_there(tmp_path):
     assert "--- savings-1, generation 0\n" in command("show", file, "savings-1", "--generation", 0).output
 
 
+def started(line, folder) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(line, cwd=folder, env=environment(), capture_output=True, text=True)
+
+
 def test_a_reader_that_goes_away_is_no_error(made):
     line = '"$0" -m rsd show t.jsonl | head -1; echo ${PIPESTATUS[0]}'
     ran = subprocess.run(
@@ -327,9 +333,9 @@ def test_a_reader_that_goes_away_is_no_error(made):
 
 
 def test_no_weights_and_no_torch_are_loaded(made):
-    code = "import sys; sys.argv = ['rsd', 'show', 't.jsonl']\nfrom rsd.cli import main\ntry: main()\nexcept SystemExit: pass\n"
-    code += "print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    ran = subprocess.run([sys.executable, "-c", code], cwd=made, env=environment(), capture_output=True, text=True)
+    code = "import sys; sys.argv = ['rsd', 'show', 't.jsonl']\nfrom rsd.cli import main\n"
+    code += "try: main()\nexcept SystemExit: pass\nprint([m for m in ('torch', 'transformers') if m in sys.modules])"
+    ran = started([sys.executable, "-c", code], made)
     assert ran.stdout.endswith("[]\n") and "⟦token|proposal⟧" in ran.stdout
 
 
@@ -348,7 +354,3 @@ def test_a_row_of_many_is_found_without_all_in_memory(tmp_path):
         return int(ran.stdout.splitlines()[-1])
 
     assert megabytes("p99999") < megabytes("p0") + 40  # the file has 100
-
-
-def test_show_is_told_of_by_help():
-    assert "show" in rsd("--help", cwd=".").stdout
