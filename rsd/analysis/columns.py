@@ -29,10 +29,12 @@ def wrapped(text: str, columns: int | None) -> list[Painted]:
 
 
 def _untabbed(line: Painted) -> Painted:
-    while (at := line.find("\t")) >= 0:
-        room = TAB - sum(map(width, line[:at])) % TAB
-        line = joined([part(line, 0, at), " " * room, part(line, at + 1, len(line))])
-    return line
+    pieces, begin, taken = [], 0, 0
+    for end in [i for i, c in enumerate(line) if c == "\t"]:
+        taken += sum(map(width, line[begin:end]))
+        pieces += [part(line, begin, end), " " * (TAB - taken % TAB)]
+        begin, taken = end + 1, 0
+    return joined([*pieces, part(line, begin, len(line))])
 
 
 def _broken(line: Painted, columns: int) -> Iterator[Painted]:

@@ -34,17 +34,19 @@ def show(source: str, name: str | None, generation: int | None, raw: str | None,
     probability, and where the student's own token stands (underlined) what the teacher would have said is beside it.
     Without colours (in a pipe, with NO_COLOR) there are marks, which are explained below the trace.
 
+    With --raw, the column flags are for OTHER, and for a FILE in no known format.
+
     \b
     Examples:
       rsd show traces.jsonl
       rsd show traces.jsonl savings-001 --raw raw.jsonl
-      rsd show s1K-1.1.jsonl --prompt-column question --response-column deepseek_attempt
+      rsd show traces.jsonl --raw s1K-1.1.jsonl --prompt-column question --response-column deepseek_attempt
     """
     with one_line_errors():
         from rsd.analysis.show import read_shown, screenful
 
         config = Columns(**given(values))
-        shown = read_shown(source, config, name=name, generation=generation)
+        shown = read_shown(source, config, name=name, generation=generation, named=raw is None)
         one = shown.response
         other = read_shown(raw, config, name=one.id, prompt=one.prompt) if raw is not None else None
         terminal = sys.stdout is not None and sys.stdout.isatty()

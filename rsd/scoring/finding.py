@@ -7,28 +7,36 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from rsd.reading import Columns, Reading
-from rsd.scoring.responses import Response, noted_tokens, responses, sidecar_of
+from rsd.scoring.responses import FORMATS, Response, noted_tokens, responses, sidecar_of
 from rsd.settings import shown
 from rsd.traces.readers import stream_rows
 from rsd.traces.sidecar import Sidecar
 
 
 def find_response(
-    source: str, config: Columns, *, name: str | None = None, generation: int | None = None, prompt: str | None = None
+    source: str,
+    config: Columns,
+    *,
+    name: str | None = None,
+    generation: int | None = None,
+    prompt: str | None = None,
+    named: bool = True,
 ) -> Response:
     """The response of an id and a generation, as `responses.read_responses` would read it.
 
     Args:
         name: the id; by default the first row's. generation: by default the first that there is.
         prompt: if no row has that id, the first of this prompt will do.
+        named: as of `responses.read_responses`.
 
     Raises:
         ValueError: the file cannot be read, it has no such row, or the row no columns of a known format.
     """
-    reading = Reading(**asdict(config))
+    asked, known = Reading(**asdict(config)), Reading(split=config.split)
     counts: Counter[str] = Counter()
     second: Response | None = None
     for row in stream_rows(source, split=config.split):
+        reading = asked if named or not any(c in row for c in FORMATS) else known
         given, number = row.get("id"), row.get("generation")
         own = isinstance(given, str | int) and not isinstance(given, bool)
         at = str(given) if own else _one(source, row, reading).id

@@ -17,12 +17,11 @@ from real import tokenizer as real_tokenizer
 from terminals import on_a_terminal
 from tokenizers import Tokenizer
 
-from rsd.analysis.columns import beside, width, wrapped
+from rsd.analysis.columns import width
 from rsd.analysis.marks import Token, marked_tokens
 from rsd.analysis.show import spelled
 from rsd.models.bundled import bundled
 from rsd.scoring.responses import Response
-from rsd.terminal import Painted, harmless, paint
 from rsd.traces.rows import digest
 from rsd.traces.tokens import unknown
 
@@ -35,8 +34,7 @@ TEXTS = st.text().filter(lambda text: not set(MARKS) & set(text))
 
 def bare(shown: str) -> str:
     """What was marked, without its marks."""
-    text = FALLBACK.sub(lambda mark: mark[1], shown)
-    return re.sub("[⟪⟫⏎·]", "", text)
+    return re.sub("[⟪⟫⏎·]", "", FALLBACK.sub(lambda mark: mark[1], shown))
 
 
 @cache
@@ -109,44 +107,6 @@ def test_real_tokenizers_spell_traces(name):
     backend = tok.backend_tokenizer
     made = spelled(one, lambda i: backend.decode(i, skip_special_tokens=False), [])
     assert bare(marked_tokens(made, colours=False)) == text and sum(t.own for t in made) == len(range(0, len(ids), 3))
-
-
-LINES = st.text(st.characters(codec="utf-8"), max_size=60)
-
-
-@given(st.lists(st.tuples(LINES, st.sampled_from(["31", "4", None])), max_size=8), st.integers(2, 30))
-def test_wrapped_lines_are_the_text_and_no_line_is_wider(parts, columns):
-    text = harmless("".join(piece for piece, _ in parts).replace("\t", " "))
-    from rsd.terminal import joined
-
-    painted = joined(
-        paint(piece.replace("\t", " "), colour) if colour else piece.replace("\t", " ") for piece, colour in parts
-    )
-    lines = wrapped(painted, columns)
-    assert "".join(lines) == text.replace("\n", "")
-    assert all(sum(map(width, line)) <= columns for line in lines)
-    assert len(lines) >= len(text.split("\n"))
-    assert [str(line) for line in wrapped(painted, None)] == text.split("\n")
-    # Colours go with their characters.
-    colour_of = [None] * len(text)
-    for a, b, colour in painted.spans:
-        colour_of[a:b] = [colour] * (b - a)
-    of_lines = []
-    for line in lines:
-        mine = [None] * len(line)
-        for a, b, colour in line.spans:
-            mine[a:b] = [colour] * (b - a)
-        of_lines += mine
-    assert of_lines == [colour for colour, c in zip(colour_of, text, strict=True) if c != "\n"]
-
-
-@pytest.mark.parametrize(
-    ("text", "wide"), [("abc", 3), ("数学", 4), ("é", 1), ("e\u0301", 1), ("a\u200db", 2), ("한글", 4)]
-)
-def test_what_a_text_takes_of_a_terminal(text, wide):
-    assert sum(map(width, text)) == wide
-    (line,) = beside([Painted(text)], [Painted("x")], 6)
-    assert line == f"{text}{' ' * (6 - wide)} │ x"
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +204,7 @@ BAD_STUDENTS = [
     {"name": 3, "path": 7},
     {"name": "a\0b", "path": "c\0d"},
     {"name": "no/where"},
+    {"name": "bundled-llama"},  # which spells something else
     {"path": "."},
 ]
 
@@ -281,6 +242,17 @@ def test_anybodys_rows_have_their_steps_and_scores(tmp_path):
     write(tmp_path / "p.jsonl", [{"id": "x", "prompt": "2 + 2?", "completion": "mine"}])
     said = command("show", tmp_path / "p.jsonl", "--raw", tmp_path / "o.jsonl").output
     assert "--- o.jsonl\n⟨1⟩four\n" in said and "--- p.jsonl\n⟨1⟩mine\n" in said
+
+
+def test_columns_that_are_named_are_the_other_files(made, tmp_path):
+    for name in ("t.jsonl", "t.tokens.jsonl", "t.meta.json"):
+        (tmp_path / name).write_bytes((made / name).read_bytes())
+    rows = [{"id": r["id"], "question": "?", "thought": "Hm.", "reply": "I see."} for r in read(made / "t.jsonl")]
+    raw = write(tmp_path / "r.jsonl", rows)
+    flags = ["--prompt-column", "question", "--thinking-column", "thought", "--response-column", "reply"]
+    said = command("show", tmp_path / "t.jsonl", "--raw", raw, *flags).output
+    assert "<think>\nHm.\n</think>\n\n⟨2⟩I see.\n" in said and "fallback" in said
+    assert "no column thought" in command("show", tmp_path / "t.jsonl", *flags, expect=2).output
 
 
 WRONG = {
