@@ -11,8 +11,8 @@ from rsd.settings import COLUMNS, FILES, FREE, MAKE, SAME, SCORES, called, check
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompting:
-    """How a row's prompt is found and rendered."""
+class Finding:
+    """Where a row's prompt is."""
 
     prompt_column: str | None = setting(
         None,
@@ -25,6 +25,12 @@ class Prompting:
     split: str | None = setting(
         None, FILES, help="Which split of an input that is a data set", unset="train", resume=FREE
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompting(Finding):
+    """How a row's prompt is found and rendered."""
+
     system_prompt: str | None = setting(
         None, COLUMNS, help="Put before prompts that have no system message", resume=SAME
     )
@@ -37,7 +43,7 @@ HOW = r"auto|boxed|math|none|[^\W\d][\w.]*:[^\W\d][\w.]*"  # a value of verify
 
 
 @dataclass(frozen=True, kw_only=True)
-class Responding(Prompting):
+class Columns(Finding):
     """Where the trace of a row is that exists: see `responses.responses`."""
 
     response_column: str | None = setting(
@@ -52,10 +58,13 @@ class Responding(Prompting):
         None, COLUMNS, help="Where the thinking is, if it is not in the trace", resume=SAME, kind="column"
     )
 
+    def __post_init__(self) -> None:
+        check(self)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Reading(Responding):
-    """Where the trace of a row is that exists, and what judges it.
+class Reading(Columns, Prompting):
+    """Where the trace of a row is, how its prompt is rendered, and what judges it.
 
     verify: see `answers.verifier.Verifier`; "auto" judges rows that have an answer and no verdict yet.
 
@@ -71,7 +80,7 @@ class Reading(Responding):
     )
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         check_how(self.verify)
 
 

@@ -15,8 +15,10 @@ import sys
 import traceback
 import unicodedata
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice, takewhile
 from types import TracebackType
 from typing import TextIO
 
@@ -60,6 +62,15 @@ def joined(parts: Iterable[str], between: str = "") -> Painted:
     return made
 
 
+def part(text: Painted, start: int, end: int) -> Painted:
+    """The characters from `start` to `end`, with their colours."""
+    made = Painted(text[start:end])
+    first = bisect_right(text.spans, start, key=lambda span: span[1])
+    inside = takewhile(lambda span: span[0] < end, islice(text.spans, first, None))
+    made.spans = tuple((max(a, start) - start, min(b, end) - start, colour) for a, b, colour in inside)
+    return made
+
+
 def marked(line: str) -> str:
     """A line of ours with its mark, such as `notice:`, in colour."""
     mark, _, rest = line.partition(" ")
@@ -95,9 +106,9 @@ def in_lines(lines: Iterable[object]) -> str:
     return joined(map(one_line, lines), "\n")
 
 
-def echo(text: str, *, err: bool = False) -> None:
-    """Print text that may hold what stood in a file."""
-    click.echo(harmless(text), err=err, color=True)  # a `Screen` decides
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text that may hold what stood in a file. nl: and end its line."""
+    click.echo(harmless(text), err=err, nl=nl, color=True)  # a `Screen` decides
 
 
 def say(line: str) -> None:

@@ -14,6 +14,7 @@ from rsd.cli.help import CONTEXT, headed
 from rsd.cli.merge import merge
 from rsd.cli.reporting import COMMAND
 from rsd.cli.scores import compare, score, select
+from rsd.cli.show import show
 from rsd.cli.tailor import tailor
 from rsd.cli.verify import verify
 from rsd.cli.weigh import weigh
@@ -73,5 +74,5 @@ def main() -> None:
     """Reasoning traces tailored to a small model, by reverse speculative decoding (arXiv 2509.22230)."""
 
 
-for command in (generate, tailor, verify, score, compare, select, weigh, export, merge):
+for command in (generate, tailor, verify, score, compare, show, select, weigh, export, merge):
     main.add_command(command)

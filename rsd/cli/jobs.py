@@ -13,10 +13,10 @@ from rsd.cli.help import option
 from rsd.cli.options import SHARD, on_own_device, one_line_errors, quiet, share_of
 from rsd.cli.reporting import begin, command_line
 from rsd.config import GenerateConfig
-from rsd.events import Events
+from rsd.events import Events, logging
 from rsd.files import Output, check_outputs, lines_only
 from rsd.settings import Group, flag, free
-from rsd.terminal import HEADING, echo, hush, joined, one_line, paint, say
+from rsd.terminal import HEADING, echo, hush, hushed, joined, one_line, paint, say
 
 if TYPE_CHECKING:
     from rsd.generation.generator import TraceGenerator
@@ -37,6 +37,7 @@ class Job:
     ray: str | None
     ray_workers: int | None
     live: int | None
+    watch: bool
     as_json: bool
     dry_run: bool
 
@@ -100,6 +101,7 @@ def options(*, output: str, keep: Sequence[str], kept: str) -> Callable[[Command
             metavar="PORT",
             help="Show the running job at http://127.0.0.1:PORT, here alone; 0 is any free port.",
         ),
+        option("--watch", group=Group.SAID, is_flag=True, help="Show a row as it is written, in place of the bar."),
         option("--json", "as_json", group=Group.SAID, is_flag=True, help="Print the summary as JSON."),
         option(
             "--dry-run",
@@ -146,6 +148,8 @@ def run(
             raise ValueError("--ray-workers is for --ray: name a cluster, or --ray local")
         if job.live is not None and output == "-":
             raise ValueError("--live shows what is in a job's files, and -o - leaves none: name a file")
+        if job.watch:
+            _check_watch(output, alone=job.ray is None and share is None)
         lines_only(output)
         from rsd.generation.finished import finished_before
         from rsd.generation.summary import kept_file
@@ -201,7 +205,7 @@ def run(
 
             summary: Summary | None = run_on_ray(generator, source, output, Cluster(job.ray, job.ray_workers), **how)
         elif share is None:
-            summary = run_job(generator, source, output, **how)
+            summary = run_job(generator, source, output, watch=job.watch, **how)
         else:
             from rsd.generation.share import run_share
 
@@ -212,6 +216,16 @@ def run(
     if told is None:  # another process prints
         sys.exit(0)
     _end(told, output, as_json=job.as_json)
+
+
+def _check_watch(output: str, *, alone: bool) -> None:
+    """Raises ValueError where no row can be watched."""
+    if output == "-":
+        raise ValueError("--watch shows a row beside a job that writes a file, and -o - writes none: name one")
+    if not alone:
+        raise ValueError("--watch shows a row of this process: leave --ray, --shard and the launcher out")
+    if hushed() or logging() or sys.stderr is None or not sys.stderr.isatty():
+        raise ValueError("--watch needs a terminal on standard error, and neither --quiet nor --log-json: leave it out")
 
 
 def _end(ended: Ended, output: str, *, as_json: bool) -> NoReturn:

@@ -4,7 +4,7 @@ The algorithm of a round is in `round`; here prompts are read, freed rows are re
 lack of memory is met with fewer rows (`room`).
 """
 
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -24,6 +24,10 @@ READ_AHEAD = 2048  # prompt tokens that are prefilled together, before rows are 
 AT_ONCE = 16  # and how many prompts at the most
 ALIKE = 256  # rows that are asked for at once, of which many may have one prompt: there may be a million
 AGAIN = 16  # ids of the teacher's that a row may read itself, where its prompt begins like another one's
+
+# Who is shown the rows that live on after a round: each one's request, and the records [T] of its tokens so far, which
+# are the engine's own.
+Watch = Callable[[Iterable[tuple[Request, np.ndarray]]], object]
 
 
 class Engine:
@@ -58,6 +62,7 @@ class Engine:
     ) -> None:
         self.vocabulary = vocabulary
         self.room, self.at_once = Room(rows), AT_ONCE
+        self.watch: Watch | None = None
         self.blocks = BlockController(block)
         self.student = CachedModel(student, rows, compile=compile, pooled=True)
         if isinstance(teacher, PreTrainedModel):
@@ -150,6 +155,8 @@ class Engine:
                 waiting.live -= 1
                 self.room.finish(1)
                 yield Finished(request, rows.tokens(slot), reason, error)
+            if self.watch is not None:
+                self.watch(rows.so_far())
 
     def _try_more_rows(self, rows: "_Rows") -> None:
         if twice_fit(self._models()):
@@ -280,6 +287,12 @@ class _Rows:
         """Have room for the records of so many tokens a row."""
         while tokens > self.records.shape[1]:
             self.records = np.concatenate([self.records, np.empty_like(self.records)], 1)
+
+    def so_far(self) -> Iterator[tuple[Request, np.ndarray]]:
+        """The live rows, and the records of their tokens, which are not copied."""
+        for slot, row in enumerate(self.live):
+            if row is not None:
+                yield row.request, self.records[slot, : self.state["done"][slot]]
 
     def tokens(self, slot: int) -> np.ndarray:
         """A copy of the records of a live row's tokens."""

@@ -8,7 +8,7 @@ grouped, as none depends on the batch.
 from collections.abc import Iterable, Iterator, Sequence
 
 from rsd.decoding.block_size import BlockController
-from rsd.decoding.engine import Engine
+from rsd.decoding.engine import Engine, Watch
 from rsd.decoding.sequence import Finished, Request, T
 from rsd.decoding.teacher import Teacher
 from rsd.decoding.waiting import Waiting
@@ -34,6 +34,16 @@ class Groups:
     def teacher(self) -> Teacher:
         """One of those that are asked; they count together."""
         return self.engines[0].teacher
+
+    @property
+    def watch(self) -> Watch | None:
+        """Who is shown the live rows of each."""
+        return self.engines[0].watch
+
+    @watch.setter
+    def watch(self, watch: Watch | None) -> None:
+        for engine in self.engines:
+            engine.watch = watch
 
     @property
     def rows(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from rsd.answers.verifier import Judgement, Verifier, answer_columns, read_reference, resolve
 from rsd.config import GenerateConfig
 from rsd.decoding.block_size import BlockController
+from rsd.decoding.engine import Watch
 from rsd.decoding.groups import Decoder
 from rsd.decoding.listed import MEANING
 from rsd.decoding.loading import engine_of, find_pair, load_pair, load_part, memory_of, served_mode
@@ -218,9 +219,10 @@ class TraceGenerator:
             rows, generations=c.num_generations, want=want, done=done, judged=lambda row: judged(row.answer)
         )
 
-    def make(self, schedule: Schedule) -> Iterator[Trace]:
-        """Yield the traces that are scheduled, as they are finished and judged."""
+    def make(self, schedule: Schedule, *, watch: Watch | None = None) -> Iterator[Trace]:
+        """Yield the traces that are scheduled, as they are finished and judged. watch: is shown the live rows."""
         self.load()
+        self._engine.watch = watch  # type: ignore[union-attr]
         verifier = self._judges()
         pipeline = Pipeline(self.find(), self.config, schedule, verifier=verifier, scorer=self._scorer)
         try:

@@ -1,6 +1,7 @@
 """One job: rows in, files out, resumable, with a progress bar and a summary."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -17,6 +18,7 @@ from rsd.generation.schedule import Schedule
 from rsd.generation.session import Session
 from rsd.generation.statistics import combined, readable
 from rsd.generation.summary import Summary, kept_file, shares, write_kept
+from rsd.generation.watching import Watching
 from rsd.models.loading import Source
 from rsd.settings import called, free
 from rsd.strictjson import finite
@@ -42,13 +44,14 @@ def run_job(
     overwrite: bool = False,
     keep: str | None = None,
     command: str | None = None,
+    watch: bool = False,
 ) -> Summary:
     """Make the traces of rows, or of a file's, and store them; resumes what an earlier run left.
 
     Args:
         source: as of `given.read`.
         keep: write the rows that are kept (`filters.KEEP`) to a file beside `out`, when all are made.
-        command: the command line, for the manifest.
+        command: the command line, for the manifest. watch: show a row as it is written, in place of the bar.
 
     Raises:
         ValueError: bad input, a pair that does not fit, or an output of another job. Nothing is
@@ -66,7 +69,7 @@ def run_job(
         merge(out, max_fallback_rate=generator.config.max_fallback_rate)
         say(f"{out}: the parts of several processes are merged")
     with Store(out, top=top) as store:
-        return run_rows(generator, rows, store, manifest, overwrite=overwrite, keep=keep)
+        return run_rows(generator, rows, store, manifest, overwrite=overwrite, keep=keep, watch=watch)
 
 
 def stream_job(
@@ -124,6 +127,7 @@ def run_rows(
     overwrite: bool = False,
     keep: str | None = None,
     others: Others | None = None,
+    watch: bool = False,
 ) -> Summary:
     """A job, or a share of it, with its files locked. manifest: as of `manifest_of`."""
     session = Session(manifest.pop("command"), lambda: generator.blocks.most_rows)
@@ -164,10 +168,14 @@ def run_rows(
         totals = store.totals(max_fallback_rate=fallback)
         store.end(manifest | {"totals": totals} | _stamped(generator, manifest, totals, found, others))
         return Summary(totals, 0, 0, 0.0, 0.0, *shares(manifest), *write_kept(out, keep, fallback))
-    with _progress(found, schedule.at_most, generator.blocks, others) as progress:
-        for trace in generator.make(schedule):
+    progress = _progress(found, schedule.at_most, generator.blocks, others, bar=not watch)
+    watching = Watching(generator.find().decode, progress.bar.line) if watch else None
+    with progress, watching or nullcontext():
+        for trace in generator.make(schedule, watch=watching.look if watching else None):
             store.append(trace)
             progress.add(trace, at_most=schedule.at_most, blocks=generator.blocks)
+            if watching:
+                watching.ended(trace)
     statistics = generator.blocks.statistics()
     statistics |= {"left_out": {"tokens": progress.tokens, "mass": progress.left_out}, "known": generator.known}
     totals = store.totals(max_fallback_rate=fallback)
@@ -200,9 +208,9 @@ def _stamped(
     return {"finished": {"stamp": made, "traces": traces}} if made is not None else {}
 
 
-def _progress(found: int, at_most: int, blocks: BlockController, others: Others | None) -> Progress:
+def _progress(found: int, at_most: int, blocks: BlockController, others: Others | None, *, bar: bool) -> Progress:
     if others is None:
-        return Progress(found + at_most, found, at_most=at_most, blocks=blocks)
+        return Progress(found + at_most, found, at_most=at_most, blocks=blocks, shown=bar)
     there = len(others.done)
     return Progress(others.total, there, at_most=at_most, blocks=blocks, of_all=others.files, shown=others.shown)
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,10 +97,15 @@ def read_responses(source: Given, config: Reading, *, named: bool = True, strict
     if name is None:
         return _responses(rows, config, lambda key: traces[key].sidecar() if key in traces else None)
     try:
-        beside = [files_of(file)[0] for file in made_of(name)]
-        return _responses(rows, config, Sidecar(next((file for file in beside if file.is_file()), beside[0])).record)
+        return _responses(rows, config, Sidecar(sidecar_of(name)).record)
     except ValueError as e:
         raise ValueError(f"{name}: {e}") from e
+
+
+def sidecar_of(name: str) -> Path:
+    """The sidecar of a file of rows, or of those that it was made of: the first that is there."""
+    beside = [files_of(file)[0] for file in made_of(name)]
+    return next((file for file in beside if file.is_file()), beside[0])
 
 
 def responses(rows: Iterable[Mapping[str, Any]], config: Reading) -> Responses:
@@ -172,14 +178,14 @@ def _responses(table: _Table, config: Reading, record: Callable[[Key], Mapping[s
             messages=messages,
             text=text,
             token_ids=None if error else row.get("token_ids"),
-            tokens=_tokens(record((names[i], generations[i]))),
+            tokens=noted_tokens(record((names[i], generations[i]))),
             error=error,
         )
 
     return Responses(names, made, table.rows, table.columns)
 
 
-def _tokens(record: Mapping[str, Any] | None) -> np.ndarray | None:
+def noted_tokens(record: Mapping[str, Any] | None) -> np.ndarray | None:
     """A trace's records [T] of `TOKEN`, if there are any."""
     with suppress(ValueError, TypeError, LookupError, OverflowError):  # a line that is not ours
         if record is not None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from rsd.config import GenerateConfig
-from rsd.reading import Reading, Responding
+from rsd.reading import Columns, Reading
 from rsd.settings import COLUMNS, MAKE, MODELS, SAME, called, setting
 
 # Ours. That it is somebody else's keeps a model from going on with it; whether it is right is not known here.
@@ -22,7 +22,7 @@ KEEP = ("correct", "shortest-correct", "best-ln", "natural-and-correct", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TailorConfig(Responding, GenerateConfig):
+class TailorConfig(Columns, GenerateConfig):
     """Everything that shapes a run of `rsd tailor`: as of `GenerateConfig`, but that the teacher reads the raw response
     of each row, too (`teacher_template`, as `{{ reference }}`), and is the student itself where none is named.
 
@@ -52,7 +52,7 @@ class TailorConfig(Responding, GenerateConfig):
         if self.teacher_prompt_column:
             name, made = called("teacher_prompt_column"), called("teacher_template")
             raise ValueError(f"the teacher's prompt is made of the raw response, by {made}: leave {name} out")
-        super().__post_init__()
+        GenerateConfig.__post_init__(self)
         if not self.teacher_template:
             raise ValueError(f"{called('teacher_template')}: a text is needed: without one use rsd generate")
         if not self.teacher and (self.teacher_revision or self.teacher_load_in or self.teacher_model):

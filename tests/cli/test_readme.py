@@ -12,6 +12,7 @@ from conftest import environment, rsd
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+LAYERS = (ROOT / "rsd" / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
@@ -19,7 +20,7 @@ NUMBER = re.compile(r" *[+-]?\d+(?:\.\d+)?")
 
 
 def block(name: str) -> str:
-    return re.search(rf"<!-- {name} -->\n```\w+\n(.+?)\n```", README + CONTRIBUTING, re.S).group(1)
+    return re.search(rf"<!-- {name} -->\n```\w+\n(.+?)\n```", README + CONTRIBUTING + LAYERS, re.S).group(1)
 
 
 def lines_without_time(text: str) -> list[str]:
@@ -103,6 +104,12 @@ def test_the_exported_files_are_as_shown(generated):
         assert result.returncode == 0, result.stderr
         said += result.stdout
     assert lines_without_time(said) == lines_without_time(block("exported"))
+
+
+def test_the_trace_shown_is_shown(generated):
+    result = rsd(*block("show").split()[1:], cwd=generated[0])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.rstrip() == block("shown")
 
 
 @pytest.mark.slow
