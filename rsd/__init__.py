@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 from rsd.config import GenerateConfig
 from rsd.dataset.config import ExportConfig
+from rsd.examining.config import DoctorConfig
 from rsd.scoring.config import ScoreConfig
 from rsd.version import __version__
 from rsd.weighing.config import WeighConfig
 
 if TYPE_CHECKING:
-    from rsd.api import compare, export, generate, score, select, verify, weigh
+    from rsd.api import compare, doctor, export, generate, score, select, verify, weigh
     from rsd.generation.generator import TraceGenerator
     from rsd.traces.trace import Trace
 
 __all__ = [
+    "DoctorConfig",
     "ExportConfig",
     "GenerateConfig",
     "ScoreConfig",
@@ -23,6 +25,7 @@ __all__ = [
     "WeighConfig",
     "__version__",
     "compare",
+    "doctor",
     "export",
     "generate",
     "score",
@@ -32,7 +35,7 @@ __all__ = [
 ]
 # torch and transformers take seconds to import: `rsd --help` must not wait for them.
 _PLACES = {
-    **dict.fromkeys(("compare", "export", "generate", "score", "select", "verify", "weigh"), "rsd.api"),
+    **dict.fromkeys(("compare", "doctor", "export", "generate", "score", "select", "verify", "weigh"), "rsd.api"),
     "Trace": "rsd.traces.trace",
     "TraceGenerator": "rsd.generation.generator",
 }

@@ -27,6 +27,7 @@ LAYERS = (
     ("pair", "scoring", "serving"),
     ("decoding", "analysis", "dataset", "live"),
     ("generation", "weighing"),
+    ("examining",),
     ("api",),
     ("cli",),
     ("__init__", "__main__"),
