@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rsd.api.sources import source_files
 from rsd.examining.config import DoctorConfig
-from rsd.settings import amended, shown as said
+from rsd.settings import amended
+from rsd.settings import shown as said
 
 if TYPE_CHECKING:
     from rsd.examining.examination import Examination

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 @option("--json", "json_file", group=Group.FILES, metavar="FILE", help="Write the figures to FILE.")
 @option("--overwrite", group=Group.FILES, is_flag=True, help="Replace these files.")
 @flags(DoctorConfig)
-def doctor(
-    problems: str | None, html_file: str | None, json_file: str | None, overwrite: bool, **values: Any
-) -> None:
+def doctor(problems: str | None, html_file: str | None, json_file: str | None, overwrite: bool, **values: Any) -> None:
     """Find out what a pair is good for, on a few of PROBLEMS; by default of the bundled ones.
 
     The teacher's raw traces, RSD's and the student's own are made of them, with both models loaded once: which

@@ -39,8 +39,8 @@ class Examination:
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values; numbers have six digits."""
         found = asdict(self.findings)
-        made = {"verdict": self.verdict, "begin_with": self.threshold}
-        made |= {"recommendations": [asdict(one) | {"rule": one.why} for one in self.recommendations]}
+        advice = [asdict(one) | {"rule": one.why} for one in self.recommendations]
+        made = {"verdict": self.verdict, "begin_with": self.threshold, "recommendations": advice}
         of: dict[str, Any] = plain({"examined": f"{self.findings.teacher} for {self.findings.student}"} | made | found)
         return of
 

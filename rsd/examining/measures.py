@@ -147,7 +147,7 @@ def fallen(records: np.ndarray, threshold: float, decode: Callable[[int], str]) 
     """The tokens of records that are below the threshold most often."""
     below = records[records["student_logprobs"] < math.log(threshold)]
     every = Counter(records["token_ids"].tolist())
-    made = []
+    made: list[Fallen] = []
     for token, count in sorted(Counter(below["token_ids"].tolist()).items(), key=lambda item: (-item[1], item[0])):
         if len(made) == SHOWN:
             break

@@ -24,7 +24,7 @@ SIGNS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A rule holds where its value is on its side of the bound; a value of None is not known, and the rule says nothing.
+    """A rule holds where its value is on its side of the bound; a value of None is not known, and it says nothing.
 
     what: the value in words. says: what is recommended. verdict: of those that decide, what all comes to, in a
     sentence. Both are templates, of f (the findings) and the `words` of `recommendations`. source: whose rule it is.
@@ -236,8 +236,8 @@ OTHERS: Sequence[Rule] = (
         value=lambda f: f.raw.cut / max(f.raw.traces, 1),
         sign=">",
         bound=0.25,
-        says="{f.raw.cut} of {f.raw.traces} raw traces were cut at {f.max_new_tokens} tokens or in a loop, and count as "
-        "not solved: what is said of late tokens and of answers is of beginnings. Give more {max_new_tokens}.",
+        says="{f.raw.cut} of {f.raw.traces} raw traces were cut at {f.max_new_tokens} tokens or in a loop, and count "
+        "as not solved: what is said of late tokens and of answers is of beginnings. Give more {max_new_tokens}.",
         source="ours",
     ),
     Rule(

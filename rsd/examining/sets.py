@@ -1,4 +1,4 @@
-"""A pair at work: the teacher's raw traces, RSD's and the student's own, of the same problems, with weights loaded once.
+"""A pair at work: the teacher's raw traces, RSD's and the student's own, of the same problems; weights are loaded once.
 
 All three are made by the one engine, as a job would make them: the raw ones at threshold 0, the student's own at
 threshold 1. What is noted of every token besides are a = q(A) at other thresholds, exactly, and both models' likeliest
@@ -129,7 +129,9 @@ class Work:
 
     def _scorer(self, models: Models) -> Scorer | None:
         if not self.pair.student.tokenizer.is_fast:
-            say(f"notice: {called('student')} has no fast tokenizer (a tokenizer.json): nothing is known of naturalness")
+            say(
+                f"notice: {called('student')} has no fast tokenizer (a tokenizer.json): nothing is known of naturalness"
+            )
             return None
         layout: dict[str, Any] = {}
         return Scorer(self.pair.student, models.student, Scoring(), dtype=dtype_of(self.how), layout=layout)

@@ -1,29 +1,34 @@
 """What was found, as text for a terminal of 80 columns."""
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from rsd.examining.findings import Fallen, Findings, Overlap, SetFindings
+from rsd.examining.findings import Fallen, Findings, SetFindings
 from rsd.examining.rules import Recommendation
 from rsd.examining.sets import OWN, RAW, RSD, TITLES
-from rsd.terminal import BAD, GOOD, HEADING, NOTE, harmless, in_lines, joined, marked, paint
+from rsd.terminal import BAD, GOOD, HEADING, harmless, in_lines, joined, marked, paint
 
 WIDTH = 79
 FOLLOWS = " " * 13
 COLOURS = {"worth it": GOOD, "raw": GOOD}  # of a verdict; all others say no
-ROUGH = (
-    "Of a threshold other than {threshold:g} all is an estimate, on a text that was made with {threshold:g}; speed is of "
-    "this small run alone. fallback: the expected share of the student's own tokens, the mean of (1-a)^n with n = "
-    "{trials:g} trials; first falls: the same of one trial, 1-a."
-)
 CONSTRUCTION = (
     "A threshold raises naturalness by construction (arXiv 2509.22230, 2510.03988): that RSD's traces are more natural "
     "than the raw ones shows that it works, not that training on them helps."
 )
 THIRDS = (
-    "Of the teacher's k likeliest tokens, before any filter, the share that is among the student's k: in the first third "
-    "of each trace, and in the last."
+    "Of the teacher's k likeliest tokens, before any filter, the share that is among the student's k: in the first "
+    "third of each trace, and in the last."
 )
+
+
+class Table(NamedTuple):
+    """A table: its name, what it is, the heads of its columns, and rows, of which the first column is the head."""
+
+    name: str
+    label: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def text(f: Findings, said: Sequence[Recommendation]) -> str:
@@ -31,9 +36,9 @@ def text(f: Findings, said: Sequence[Recommendation]) -> str:
     verdict = said[0]
     lines: list[str] = [paint(line, COLOURS.get(verdict.name, BAD)) for line in wrapped(verdict.verdict or "")]
     lines += ["", *about(f), ""]
-    lines += [*sets(f), "", *wrapped(CONSTRUCTION), ""]
-    lines += [*thresholds(f), "", *wrapped(ROUGH.format(threshold=f.threshold, trials=f.trials)), ""]
-    lines += [*overlaps(f.raw_overlaps, f.overlaps), "", *wrapped(THIRDS), ""]
+    lines += [*laid(sets(f), 28, 17), "", *wrapped(CONSTRUCTION), ""]
+    lines += [*laid(thresholds(f), 10, 13, f"{f.threshold:g}"), "", *wrapped(rough(f)), ""]
+    lines += [*laid(overlaps(f), 19, 15), "", *wrapped(THIRDS), ""]
     if f.fallen:
         lines += [*fallen(f.fallen, f), ""]
     lines += [paint("what to do", HEADING)]
@@ -73,27 +78,23 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "not known" if share is None else f"{share:.{digits}%}"
 
 
-def sets(f: Findings) -> list[str]:
-    columns = [f.raw, f.rsd, f.student_alone]
-    titles = [TITLES[RAW], f"{TITLES[RSD]}, {f.threshold:g}", TITLES[OWN]]
-
-    def row(name: str, values: Iterable[str]) -> str:
-        return f"{name:<28}" + "".join(f"{value:>17}" for value in values)
-
-    lines: list[str] = [paint(row("", titles), HEADING)]
-    if any(s.judged for s in columns):
-        lines.append(row("solved", (f"{s.solved} of {s.judged}" for s in columns)))
-    lines += [
-        row("cut, so not solved", (f"{s.cut} of {s.traces}" for s in columns)),
-        row("tokens of a trace", (f"{s.tokens_per_trace:.1f}" for s in columns)),
-        row("the student's own tokens", ("-", percent(f.rsd.own), "-")),
-        row(f"tokens below {f.threshold:g}", (percent(s.below[f.threshold]) for s in columns)),
-        row("local naturalness", (naturalness(s) for s in columns)),
-        row("  its 95 % interval", (interval(s) for s in columns)),
-        row("tokens/s, here and now", (f"{s.tokens_per_second:.0f}" for s in columns)),
-        row("tokens a round", (f"{s.tokens_per_round:.1f}" for s in columns)),
+def sets(f: Findings) -> Table:
+    """The three sets of traces."""
+    every = [f.raw, f.rsd, f.student_alone]
+    rows = [["solved", *(f"{s.solved} of {s.judged}" for s in every)]] if any(s.judged for s in every) else []
+    rows += [
+        ["cut, so not solved", *(f"{s.cut} of {s.traces}" for s in every)],
+        ["tokens of a trace", *(f"{s.tokens_per_trace:.1f}" for s in every)],
+        ["the student's own tokens", "-", percent(f.rsd.own), "-"],
+        [f"tokens below {f.threshold:g}", *(percent(s.below[f.threshold]) for s in every)],
+        ["local naturalness", *map(naturalness, every)],
+        ["  its 95 % interval", *map(interval, every)],
+        ["tokens/s, here and now", *(f"{s.tokens_per_second:.0f}" for s in every)],
+        ["tokens a round", *(f"{s.tokens_per_round:.1f}" for s in every)],
     ]
-    return lines
+    return Table(
+        "sets", "Three sets of traces", ["", TITLES[RAW], f"{TITLES[RSD]}, {f.threshold:g}", TITLES[OWN]], rows
+    )
 
 
 def naturalness(s: SetFindings) -> str:
@@ -104,22 +105,41 @@ def interval(s: SetFindings) -> str:
     return "-" if s.ln_interval is None else f"[{s.ln_interval[0]:.2f}, {s.ln_interval[1]:.2f}]"
 
 
-def thresholds(f: Findings) -> list[str]:
-    heads = ("threshold", "raw below", "a, raw text", "a, RSD's text", "fallback", "first falls")
-    lines: list[str] = [paint("".join(f"{head:>13}" for head in heads).lstrip().rjust(76), HEADING)]
+def thresholds(f: Findings) -> Table:
+    """What each threshold does."""
+    heads = ["threshold", "raw below", "a, raw text", "a, RSD text", "fallback", "first falls"]
+    rows = []
     for t in f.thresholds:
         values = (t.raw_below, t.raw_accepted, t.accepted, t.fallback, t.first_falls)
-        line = f"{t.threshold:>11g}" + "".join(f"{percent(v):>13}" for v in values)
-        lines.append(paint(line, HEADING) if t.threshold == f.threshold else line)
-    return lines
+        rows.append([f"{t.threshold:g}", *map(percent, values)])
+    return Table("thresholds", "What a threshold does", heads, rows)
 
 
-def overlaps(raw: Sequence[Overlap], rsd: Sequence[Overlap]) -> list[str]:
-    heads = ("raw, early", "raw, late", "RSD, early", "RSD, late")
-    lines: list[str] = [paint(f"{'top-k overlap':<19}" + "".join(f"{head:>15}" for head in heads), HEADING)]
-    for one, other in zip(raw, rsd, strict=True):
-        values = (one.early, one.late, other.early, other.late)
-        lines.append(f"{f'k = {one.k}':<19}" + "".join(f"{percent(v):>15}" for v in values))
+def rough(f: Findings) -> str:
+    """What is to be said of that."""
+    return (
+        f"a: the mean chance that a proposal stands. fallback: the expected share of the student's own tokens, the "
+        f"mean of (1-a)^n with n = {f.trials:g} trials; first falls: of one trial. But for {f.threshold:g} these are "
+        f"estimates: RSD's text was made with {f.threshold:g}, and another threshold would write another one."
+    )
+
+
+def overlaps(f: Findings) -> Table:
+    """How alike the likeliest tokens are."""
+    heads = ["top-k overlap", "raw, early", "raw, late", "RSD, early", "RSD, late"]
+    rows = [
+        [f"k = {raw.k}", *map(percent, (raw.early, raw.late, rsd.early, rsd.late))]
+        for raw, rsd in zip(f.raw_overlaps, f.overlaps, strict=True)
+    ]
+    return Table("overlaps", "Where the two agree", heads, rows)
+
+
+def laid(table: Table, first: int, width: int, bold: str | None = None) -> list[str]:
+    """A table in columns of these widths; the row whose head is `bold` stands out."""
+    lines = []
+    for i, (head, *values) in enumerate([table.heads, *table.rows]):
+        line = f"{head:<{first}}" + "".join(f"{value:>{width}}" for value in values)
+        lines.append(paint(line, HEADING) if i == 0 or head == bold else line)
     return lines
 
 
@@ -135,7 +155,5 @@ def fallen(some: Sequence[Fallen], f: Findings) -> list[str]:
 
 def shown(token: str) -> str:
     """A token in quotes, in which a line break is seen; not longer than a column."""
-    made = harmless(repr(token) if token.isprintable() else repr(token))
+    made = harmless(repr(token))
     return made if len(made) <= 18 else made[:14] + "..'"
-
-
