@@ -76,8 +76,8 @@ class Fallen:
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """Of the problems of which both sides are judged: those that one side alone solves, and the two-sided p-value of a
-    sign test that both are as likely."""
+    """Of the problems of which both sides are judged and came to an end: those that one side alone solves, and the
+    two-sided p-value of a sign test that both are as likely."""
 
     wins: int
     losses: int
@@ -123,11 +123,6 @@ class Findings:
     fallen: Sequence[Fallen]
     teacher_student: Contest
     teacher_rsd: Contest
-
-    @property
-    def judged(self) -> bool:
-        """Whether it is known of any trace if it is right."""
-        return min(self.raw.judged, self.student_alone.judged) > 0
 
     def at(self, threshold: float) -> AtThreshold:
         return next(one for one in self.thresholds if one.threshold == threshold)

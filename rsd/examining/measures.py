@@ -160,7 +160,7 @@ def fallen(records: np.ndarray, threshold: float, decode: Callable[[int], str]) 
 
 def contest(ours: Sequence[Trace], others: Sequence[Trace]) -> Contest:
     """Who solves the problems that the other one does not."""
-    theirs = {str(trace.id): solved(trace) for trace in others}
-    both = [(solved(trace), theirs.get(str(trace.id))) for trace in ours]
+    theirs = {str(trace.id): trace.is_correct for trace in others if ended(trace)}
+    both = [(trace.is_correct, theirs.get(str(trace.id))) for trace in ours if ended(trace)]
     wins, losses = both.count((True, False)), both.count((False, True))
     return Contest(wins=wins, losses=losses, p_value=sign_test(wins, losses))

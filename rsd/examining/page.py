@@ -41,7 +41,9 @@ def tiles(e: Examination) -> list[Tile]:
             label="Threshold to begin with",
             value=begin,
             kind=BESIDE if e.threshold is None else BETTER,
-            words="see what to do" if e.threshold is None else f"with {words.percent(f.at(e.threshold).fallback)} own",
+            words="see what to do"
+            if e.threshold is None
+            else f"{words.percent(f.at(e.threshold).fallback)} the student's own",
         ),
         Tile(
             label=f"Raw tokens below {f.threshold:g}",
@@ -57,7 +59,7 @@ def tiles(e: Examination) -> list[Tile]:
         ),
         Tile(label="Naturalness", value=_ln(f.rsd.ln), kind=BESIDE, words=f"of RSD; raw {_ln(f.raw.ln)}"),
     ]
-    if f.judged:
+    if f.rsd.judged:
         others = f"teacher {f.raw.solved}, student {f.student_alone.solved}"
         kind = WORSE if f.rsd.solved <= min(f.raw.solved, f.student_alone.solved) else BESIDE
         made.insert(1, Tile(label="RSD solves", value=f"{f.rsd.solved} of {f.rsd.judged}", kind=kind, words=others))

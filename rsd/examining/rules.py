@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rsd.examining.findings import Findings
+from rsd.examining.findings import Findings, SetFindings
 from rsd.settings import called
 
 PAPER = "arXiv 2509.22230"  # reverse speculative decoding
@@ -76,24 +76,32 @@ def begin_with(f: Findings) -> float | None:
     return max(fit, default=None)
 
 
-def loses(f: Findings) -> float | None:
-    """How sure it is that the student solves more than the teacher: a p-value; 1 where it does not."""
-    contest = f.teacher_student
-    return None if not f.judged else contest.p_value if contest.losses > contest.wins else 1.0
+def answered(*sets: SetFindings) -> bool:
+    """Whether at least half of these traces came to an end, so that their answers say something; and are judged."""
+    return all(s.judged and 2 * s.cut <= s.traces for s in sets)
 
 
-def wins(f: Findings) -> float | None:
-    """The same of the teacher. None where the student is the one that is known to solve more."""
+def student_wins(f: Findings) -> float | None:
+    """The p-value of a sign test, if the student solves more than the teacher; else 1."""
     contest = f.teacher_student
-    if not f.judged or f.one_model or (contest.losses > contest.wins and contest.p_value < SURE):
+    if not answered(f.raw, f.student_alone):
         return None
-    return contest.p_value if contest.wins > contest.losses else 1.0
+    return contest.p_value if contest.losses > contest.wins else 1.0
+
+
+def teacher_wins(f: Findings) -> float | None:
+    """The same of the teacher; None where another rule says what it solves."""
+    contest = f.teacher_student
+    said = f.one_model or not f.raw.solved or (student_wins(f) or 0.0) < SURE
+    return None if said else contest.p_value if contest.wins > contest.losses else 1.0
 
 
 def rsd_loses(f: Findings) -> float | None:
-    """How sure it is that fewer of RSD's traces are right than of the raw ones."""
+    """The same of the raw traces, against RSD's."""
     contest = f.teacher_rsd
-    return None if not f.judged else contest.p_value if contest.wins > contest.losses else 1.0
+    if not answered(f.raw, f.rsd):
+        return None
+    return contest.p_value if contest.wins > contest.losses else 1.0
 
 
 def raw_below(f: Findings) -> float:
@@ -124,7 +132,7 @@ VERDICTS: Sequence[Rule] = (
     Rule(
         name="swapped",
         what="sign test that both solve as many, the student solving more",
-        value=loses,
+        value=student_wins,
         sign="<",
         bound=SURE,
         says="The teacher solves fewer problems by itself: " + ALONE + ". Are {teacher} and {student} swapped?",
@@ -134,7 +142,7 @@ VERDICTS: Sequence[Rule] = (
     Rule(
         name="no answers",
         what="problems that the teacher solves alone",
-        value=lambda f: float(f.raw.solved) if f.judged else None,
+        value=lambda f: float(f.raw.solved) if answered(f.raw) else None,
         sign="<=",
         bound=0,
         says="The teacher solves none of {f.raw.judged} problems ({f.raw.cut} of its traces were cut): look at its "
@@ -150,7 +158,7 @@ VERDICTS: Sequence[Rule] = (
         bound=MOST_FALLBACK,
         says="Even at a threshold of {f.thresholds[0].threshold:g} most tokens are the student's own: the two think in "
         "ways too different. Look for a teacher that is nearer to the student.",
-        source=f"ours, after {PAPER}, which drops traces with more than 50 % of the student's own tokens",
+        source=f"ours, after {PAPER}, which drops traces with more than 50% of the student's own tokens",
         verdict="Their ways of thinking differ too much: most tokens of RSD's traces would be the student's own.",
     ),
     Rule(
@@ -182,8 +190,8 @@ VERDICTS: Sequence[Rule] = (
         sign=">",
         bound=0.01,
         says="{below} of the raw tokens are improbable for the student: this is what RSD is for. Make both sets of "
-        "traces, train on both, and measure: nothing here shows that it helps. The paper's one pair lost 20.5 % on "
-        "raw traces and gained 4.9 % on RSD's.",
+        "traces, train on both, and measure: nothing here shows that it helps. The paper's one pair lost 20.5% on "
+        "raw traces and gained 4.9% on RSD's.",
         source=f"the share is the diagnosis of {PAPER}; the bound is ours",
         verdict="{below} of the raw tokens are improbable for the student: RSD is worth a try.",
     ),
@@ -197,14 +205,14 @@ OTHERS: Sequence[Rule] = (
         sign="<=",
         bound=MOST_FALLBACK,
         says="Begin with a {threshold} of {begin:g}, and try its neighbours.",
-        source=f"{PAPER}: 0.01 was the best of its sweep (told by others, one pair), and traces with more than 50 % of "
+        source=f"{PAPER}: 0.01 was the best of its sweep (told by others, one pair), and traces with more than 50% of "
         "the student's own tokens are dropped; that a lower one is tried then is ours",
         after="worth it",
     ),
     Rule(
         name="not better",
         what="sign test that both solve as many",
-        value=wins,
+        value=teacher_wins,
         sign=">=",
         bound=SURE,
         says="It is not shown that the teacher solves more: " + ALONE + ". Look at more problems, or harder ones.",
@@ -223,7 +231,7 @@ OTHERS: Sequence[Rule] = (
     Rule(
         name="student solves nothing",
         what="problems that the student solves alone",
-        value=lambda f: float(f.student_alone.solved) if f.judged else None,
+        value=lambda f: float(f.student_alone.solved) if answered(f.student_alone) else None,
         sign="<=",
         bound=0,
         says="The student solves none of {f.student_alone.judged} problems alone ({f.student_alone.cut} of its traces "
@@ -237,7 +245,8 @@ OTHERS: Sequence[Rule] = (
         sign=">",
         bound=0.25,
         says="{f.raw.cut} of {f.raw.traces} raw traces were cut at {f.max_new_tokens} tokens or in a loop, and count "
-        "as not solved: what is said of late tokens and of answers is of beginnings. Give more {max_new_tokens}.",
+        "as not solved: late tokens are those of beginnings, and where more than half are cut, nothing is said of who "
+        "solves more. Give more {max_new_tokens}.",
         source="ours",
     ),
     Rule(
