@@ -28,7 +28,7 @@ class Rule:
 
     what: the value in words. says: what is recommended. verdict: of those that decide, what all comes to, in a
     sentence. Both are templates, of f (the findings) and the `words` of `recommendations`. source: whose rule it is.
-    after: the name of the one that must have decided, if that matters.
+    after: those of which one must have decided, if that matters.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Rule:
     says: str
     source: str
     verdict: str | None = None
-    after: str | None = None
+    after: Sequence[str] = ()
 
     def holds(self, f: Findings) -> bool:
         value = self.value(f)
@@ -184,11 +184,22 @@ VERDICTS: Sequence[Rule] = (
         verdict="The student agrees with {agreed} of the raw tokens: train on the raw traces.",
     ),
     Rule(
+        name="little",
+        what=f"share of raw tokens below {PAPERS_THRESHOLD:g}",
+        value=raw_below,
+        sign="<=",
+        bound=0.05,
+        says="Only {below} of the raw tokens are improbable for the student, so RSD has little to change: train on the "
+        "raw traces ({threshold} 0) first, and on RSD's beside them if that disappoints.",
+        source=f"the share is the diagnosis of {PAPER}; the bound is ours",
+        verdict="Only {below} of the raw tokens are improbable for the student: RSD has little to change.",
+    ),
+    Rule(
         name="worth it",
         what=f"share of raw tokens below {PAPERS_THRESHOLD:g}",
         value=raw_below,
         sign=">",
-        bound=0.01,
+        bound=0.05,
         says="{below} of the raw tokens are improbable for the student: this is what RSD is for. Make both sets of "
         "traces, train on both, and measure: nothing here shows that it helps. The paper's one pair lost 20.5% on "
         "raw traces and gained 4.9% on RSD's.",
@@ -207,7 +218,7 @@ OTHERS: Sequence[Rule] = (
         says="Begin with a {threshold} of {begin:g}, and try its neighbours.",
         source=f"{PAPER}: 0.01 was the best of its sweep (told by others, one pair), and traces with more than 50% of "
         "the student's own tokens are dropped; that a lower one is tried then is ours",
-        after="worth it",
+        after=("little", "worth it"),
     ),
     Rule(
         name="not better",
@@ -290,7 +301,7 @@ def recommendations(f: Findings) -> list[Recommendation]:
     names = ("teacher", "student", "threshold", "max_new_tokens", "teacher_template")
     words |= {name: called(name) for name in names} | {"until_correct": called("until_correct", True)}
     decides = next(rule for rule in VERDICTS if rule.holds(f))
-    others = [rule for rule in OTHERS if rule.holds(f) and rule.after in (None, decides.name)]
+    others = [rule for rule in OTHERS if rule.holds(f) and (not rule.after or decides.name in rule.after)]
     return [
         Recommendation(
             name=rule.name,

@@ -11,7 +11,7 @@ from rsd.terminal import BAD, GOOD, HEADING, harmless, in_lines, joined, marked,
 
 WIDTH = 79
 FOLLOWS = " " * 13
-COLOURS = {"worth it": GOOD, "raw": GOOD}  # of a verdict; all others say no
+COLOURS = {"worth it": GOOD, "little": GOOD, "raw": GOOD}  # of a verdict; all others say no
 CONSTRUCTION = (
     "A threshold raises naturalness by construction (arXiv 2509.22230, 2510.03988): that RSD's traces are more natural "
     "than the raw ones shows that it works, not that training on them helps."
@@ -93,7 +93,7 @@ def sets(f: Findings) -> Table:
         ["tokens a round", *(f"{s.tokens_per_round:.1f}" for s in every)],
     ]
     return Table(
-        "sets", "Three sets of traces", ["", TITLES[RAW], f"{TITLES[RSD]}, {f.threshold:g}", TITLES[OWN]], rows
+        "sets", "Three sets of traces", ["traces", TITLES[RAW], f"{TITLES[RSD]}, {f.threshold:g}", TITLES[OWN]], rows
     )
 
 

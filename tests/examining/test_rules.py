@@ -99,6 +99,7 @@ CASES = {
     "apart": ({"thresholds": [at(0.001, fallback=0.6), at(0.01, fallback=0.9)]}, ["apart"]),
     "strangers": ({"overlaps": [Overlap(k=1, early=0.1, late=0.1)]}, ["strangers"]),
     "agree": ({"thresholds": [at(0.001, below=0.001), at(0.01, below=0.01)]}, ["raw"]),
+    "agree nearly": ({"thresholds": [at(0.001, below=0.001), at(0.01, below=0.05)]}, ["little", "threshold"]),
     "a lower threshold": (
         {"thresholds": [at(0.001, fallback=0.1), at(0.003, fallback=0.4), at(0.01, fallback=0.6)]},
         ["worth it", "threshold"],
