@@ -8,7 +8,7 @@ tokens.
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rsd.answers.verifier import Verifier, resolve
 from rsd.bar import Bar
@@ -91,16 +91,24 @@ class Work:
         verifier = Verifier(resolve(self.config.verify))
         verifier.start()
         try:
-            return {
-                name: self._made(name, models, together, verifier, scorer, threshold)
+            made = {
+                name: self._made(name, models, together, verifier, threshold)
                 for name, threshold in zip(SETS, (0.0, self.config.threshold, 1.0), strict=True)
             }
         finally:
             verifier.stop()
+        if scorer is None:
+            return made
+        with Bar(sum(len(one.traces) for one in made.values()), what="naturalness") as bar:
+            for name, one in made.items():
+                scores = []
+                for trace in one.traces:
+                    scores.append(score(scorer, trace))
+                    bar.at(bar.done + 1)
+                made[name] = one._replace(scores=scores)
+        return made
 
-    def _made(
-        self, name: str, models: Models, together: int, verifier: Verifier, scorer: Scorer | None, threshold: float
-    ) -> Made:
+    def _made(self, name: str, models: Models, together: int, verifier: Verifier, threshold: float) -> Made:
         how = self.config.decoding(threshold=threshold)
         thresholds = self.thresholds if name != OWN else ()
         engine = engine_of(self.pair, models, how, rows=together, thresholds=thresholds)
@@ -121,7 +129,7 @@ class Work:
         traces = [trace for trace in inorder if trace.error is None]
         return Made(
             traces=traces,
-            scores=[score(scorer, trace) for trace in traces],
+            scores=[None] * len(traces),
             seconds=seconds,
             tokens_per_round=engine.blocks.tokens_per_round if traces else 0.0,
             errors=[f"{trace.id}: {trace.error}" for trace in inorder if trace.error is not None],
@@ -133,8 +141,7 @@ class Work:
                 f"notice: {called('student')} has no fast tokenizer (a tokenizer.json): nothing is known of naturalness"
             )
             return None
-        layout: dict[str, Any] = {}
-        return Scorer(self.pair.student, models.student, Scoring(), dtype=dtype_of(self.how), layout=layout)
+        return Scorer(self.pair.student, models.student, Scoring(), dtype=dtype_of(self.how), layout={})
 
 
 def spread(rows: Rows, count: int) -> Rows:
@@ -144,10 +151,8 @@ def spread(rows: Rows, count: int) -> Rows:
     return rows.at((2 * i + 1) * len(rows) // (2 * count) for i in range(count))
 
 
-def score(scorer: Scorer | None, trace: Trace) -> Scored | None:
+def score(scorer: Scorer, trace: Trace) -> Scored | None:
     """How natural a trace is for the student, if that can be found out."""
-    if scorer is None:
-        return None
     response = Response(
         row={}, id=str(trace.id), own_id=True, generation=0, messages=trace.prompt, text=trace.text, error=None
     )

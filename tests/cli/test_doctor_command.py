@@ -46,10 +46,10 @@ def test_a_terminal_shows_it_in_colours_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["none.jsonl"], "none.jsonl: no such file"),
+        (["none.jsonl"], "none.jsonl: cannot be read: No such file"),
         (["--threshold", "0"], "--threshold must be above 0 and below 1, not 0.0: the raw teacher (0)"),
         (["--teacher", "nobody"], "--teacher nobody: no such directory"),
-        (["--teacher", "http://127.0.0.1:1/v1"], "give --teacher-model"),
+        (["--teacher", "http://127.0.0.1:1/v1"], "http://127.0.0.1:1/v1: cannot be reached"),
         (["--json", "in.jsonl"], "in.jsonl is not a file that this command wrote"),
         (["in.jsonl"], "no trace could be made: 1: prompt is empty"),
     ],
