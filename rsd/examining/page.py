@@ -80,7 +80,7 @@ def facts(f: Findings) -> dict[str, object]:
         "Tokens of a trace": f"{f.max_new_tokens} at the most",
         "Threshold": f"{f.threshold:g}, on the {f.threshold_on} probability",
         "Trials": f"{f.trials:g}",
-        "Sampling": f"temperature {f.temperature:g}, top-p {f.top_p:g}, top-k {f.top_k}",
+        "Sampling": next((n.partition(": ")[2] for n in f.notices if n.startswith("sampling: ")), "not known"),
         "Seed": f.seed,
         "Vocabularies": f.vocabularies,
         "Memory of a job": f.memory.removeprefix("memory: "),

@@ -126,7 +126,7 @@ def rough(f: Findings) -> str:
 
 def overlaps(f: Findings) -> Table:
     """How alike the likeliest tokens are."""
-    heads = ["top-k overlap", "raw, early", "raw, late", "RSD, early", "RSD, late"]
+    heads = ["top k shared", "raw, early", "raw, late", "RSD, early", "RSD, late"]
     rows = [
         [f"k = {raw.k}", *map(percent, (raw.early, raw.late, rsd.early, rsd.late))]
         for raw, rsd in zip(f.raw_overlaps, f.overlaps, strict=True)
