@@ -14,7 +14,7 @@ FOLLOWS = " " * 13
 COLOURS = {"worth it": GOOD, "little": GOOD, "raw": GOOD}  # of a verdict; all others say no
 CONSTRUCTION = (
     "A threshold raises naturalness by construction (arXiv 2509.22230, 2510.03988): that RSD's traces are more natural "
-    "than the raw ones shows that it works, not that training on them helps."
+    "than the raw ones shows that it works, not that training on them helps. Speed is of this small run alone."
 )
 THIRDS = (
     "Of the teacher's k likeliest tokens, before any filter, the share that is among the student's k: in the first "
