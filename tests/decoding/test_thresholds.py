@@ -4,8 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pairs import random_model, spelled_vocabulary
+from test_proposals import SPELLED, THEIRS, WIDTH
 
 from rsd import GenerateConfig
+from rsd.acceptance import Acceptance, Sampling
+from rsd.decoding.engine import Engine
 from rsd.decoding.loading import engine_of, find_pair, load_pair
 from rsd.decoding.sampling import row_key
 from rsd.decoding.sequence import Request
@@ -80,3 +84,41 @@ def test_they_do_not_depend_on_block_or_on_other_columns(how):
     for other in made[1:]:
         for i, tokens in made[0].items():
             np.testing.assert_allclose(other[i]["accepted_at"], tokens["accepted_at"], atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=2.0, top_p=0.98, top_k=0), Sampling(temperature=2.0, top_k=4)]
+)
+def test_what_the_teacher_spells_is_looked_up_for_the_lowest_of_them(sampling):
+    """Where a spelling could stand at a lower threshold alone, its first piece would else have its probability, too."""
+    models = random_model(vocab=THEIRS, seed=5), random_model(vocab=WIDTH, seed=6)
+    vocabulary, prompt, lower = spelled_vocabulary(WIDTH, SPELLED), [2, 0, 3], (0.001, 0.02, 0.1)
+
+    def run(threshold, thresholds=(), given=None):
+        engine = Engine(
+            *models,
+            vocabulary,
+            sampling=sampling,
+            acceptance=Acceptance(threshold=threshold),
+            eos=(),
+            rows=6,
+            thresholds=thresholds,
+        )
+        asked = [
+            Request(
+                student_prompt=prompt,
+                teacher_prompt=prompt,
+                key=row_key(0, str(i), 0),
+                max_new_tokens=12,
+                tag=i,
+                given=given[i]["token_ids"].tolist() if given else (),
+            )
+            for i in range(12)
+        ]
+        return {one.request.tag: one.tokens for one in engine.run(asked)}
+
+    told = run(0.3, lower)
+    for n, threshold in enumerate(lower):
+        read = run(threshold, given=told)
+        for i, tokens in told.items():
+            np.testing.assert_allclose(tokens["accepted_at"][:, n], read[i]["accepted"], atol=1e-5)
