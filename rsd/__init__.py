@@ -5,18 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 from rsd.config import GenerateConfig
 from rsd.dataset.config import ExportConfig
+from rsd.examining.config import DoctorConfig
 from rsd.scoring.config import ScoreConfig
 from rsd.tailoring.config import TailorConfig
 from rsd.version import __version__
 from rsd.weighing.config import WeighConfig
 
 if TYPE_CHECKING:
-    from rsd.api import compare, export, generate, score, select, tailor, verify, weigh
+    from rsd.api import compare, doctor, export, generate, score, select, tailor, verify, weigh
     from rsd.generation.generator import TraceGenerator
     from rsd.tailoring.tailor import Tailor
     from rsd.traces.trace import Trace
 
 __all__ = [
+    "DoctorConfig",
     "ExportConfig",
     "GenerateConfig",
     "ScoreConfig",
@@ -27,6 +29,7 @@ __all__ = [
     "WeighConfig",
     "__version__",
     "compare",
+    "doctor",
     "export",
     "generate",
     "score",
@@ -37,7 +40,9 @@ __all__ = [
 ]
 # torch and transformers take seconds to import: `rsd --help` must not wait for them.
 _PLACES = {
-    **dict.fromkeys(("compare", "export", "generate", "score", "select", "tailor", "verify", "weigh"), "rsd.api"),
+    **dict.fromkeys(
+        ("compare", "doctor", "export", "generate", "score", "select", "tailor", "verify", "weigh"), "rsd.api"
+    ),
     "Tailor": "rsd.tailoring.tailor",
     "Trace": "rsd.traces.trace",
     "TraceGenerator": "rsd.generation.generator",

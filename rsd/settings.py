@@ -77,6 +77,14 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
+def as_in(config: type, name: str, **other: Any) -> Any:
+    """A field that is as another configuration has it, but for `other` values: a `default`, or what `About` has."""
+    there = next(f for f in fields(config) if f.name == name)
+    known = there.metadata["about"]
+    default = there.default if there.default_factory is MISSING else there.default_factory
+    return setting(other.pop("default", default), **{**vars(known), **other})
+
+
 def about(setting: "Field[Any]") -> About:
     made: About = setting.metadata["about"]
     return made

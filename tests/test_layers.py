@@ -27,7 +27,7 @@ LAYERS = (
     ("pair", "scoring", "serving"),
     ("decoding", "analysis", "dataset", "live"),
     ("generation", "weighing"),
-    ("tailoring",),
+    ("tailoring", "examining"),
     ("api",),
     ("cli",),
     ("__init__", "__main__"),

@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from conftest import write
 
 import rsd
-from rsd import ExportConfig, GenerateConfig, ScoreConfig
+from rsd import DoctorConfig, ExportConfig, GenerateConfig, ScoreConfig
 from rsd.cli import main
 
 ROOT = Path(rsd.__file__).parent
-CONFIGS = (GenerateConfig, ScoreConfig, ExportConfig)
+CONFIGS = (GenerateConfig, ScoreConfig, ExportConfig, DoctorConfig)
 # Flags of other programs, and what a way to find out q is called.
 THEIRS, MODE = ("--max-logprobs", "--logprobs-mode", "--nproc-per-node", "--head", "--h"), "complete top-k"
 

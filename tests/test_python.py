@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rsd
-from rsd import ExportConfig, GenerateConfig, ScoreConfig, TraceGenerator
+from rsd import DoctorConfig, ExportConfig, GenerateConfig, ScoreConfig, TraceGenerator
 from rsd.models.bundled import bundled
 from rsd.reading import Reading
 from rsd.scoring.responses import read_responses
@@ -55,6 +55,7 @@ def test_importing_rsd_is_quick_and_shows_what_there_is():
     names, heavy = said.splitlines()
     assert heavy == "[]"
     for name in (
+        "doctor",
         "generate",
         "score",
         "compare",
@@ -85,7 +86,11 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3),
     max_leaves=4,
 )
-FIELDS = [(config, f.name) for config in (GenerateConfig, ScoreConfig, ExportConfig, Reading) for f in fields(config)]
+FIELDS = [
+    (config, f.name)
+    for config in (GenerateConfig, ScoreConfig, ExportConfig, DoctorConfig, Reading)
+    for f in fields(config)
+]
 
 
 @settings(max_examples=2000)

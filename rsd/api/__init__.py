@@ -6,8 +6,9 @@ that is given, too. What a user can get wrong is a ValueError of one line.
 """
 
 from rsd.api.comparing import compare, select
+from rsd.api.examining import doctor
 from rsd.api.judging import score, verify, weigh
 from rsd.api.making import export, generate
 from rsd.api.tailoring import tailor
 
-__all__ = ["compare", "export", "generate", "score", "select", "tailor", "verify", "weigh"]
+__all__ = ["compare", "doctor", "export", "generate", "score", "select", "tailor", "verify", "weigh"]

@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.exceptions import NoArgsIsHelpError
 
+from rsd.cli.doctor import doctor
 from rsd.cli.export import export
 from rsd.cli.generate import generate
 from rsd.cli.help import CONTEXT, headed
@@ -74,5 +75,5 @@ def main() -> None:
     """Reasoning traces tailored to a small model, by reverse speculative decoding (arXiv 2509.22230)."""
 
 
-for command in (generate, tailor, verify, score, compare, show, select, weigh, export, merge):
+for command in (doctor, generate, tailor, verify, score, compare, show, select, weigh, export, merge):
     main.add_command(command)

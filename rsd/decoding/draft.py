@@ -1,6 +1,7 @@
 """The student's side of a round: what it drafts, and where it lets a proposal of the teacher stand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -47,9 +48,18 @@ class Student:
     """
 
     def __init__(
-        self, model: CachedModel, vocabulary: Vocabulary, *, sampling: Sampling, acceptance: Acceptance
+        self,
+        model: CachedModel,
+        vocabulary: Vocabulary,
+        *,
+        sampling: Sampling,
+        acceptance: Acceptance,
+        thresholds: Sequence[float] = (),
     ) -> None:
         self.model, self.sampling, self.acceptance = model, sampling, acceptance
+        self.others = [replace(acceptance, threshold=threshold) for threshold in thresholds]
+        # What matters to any of them: the most that may stand.
+        self.widest = min([acceptance, *self.others], key=lambda one: one.threshold)
         self.few = bounded(sampling, vocabulary.width)
         self.own = vocabulary.own.to(model.device)
         said = vocabulary.own == 0
@@ -209,16 +219,25 @@ class Drafts:
         return wide(ids, k, -1), wide(values, k, torch.nan)
 
     def accepts(self, places: Sequence[tuple[int, int, int]]) -> list[bool]:
-        """Of (row, draft, token), whether the token could stand there."""
+        """Of (row, draft, token), whether the token could stand there at any threshold that is asked for."""
         if not places:
             return []
         said = [(*self._place(i, j), token) for i, j, token in places]
         if not self.student.few:
-            return [bool(self.student.over_all(step.logprobs[n]).mask[token]) for step, n, token in said]
+            masks = (self._mask(self.student.over_all(step.logprobs[n]), self.student.widest) for step, n, _ in said)
+            return [bool(mask[token]) for mask, (*_, token) in zip(masks, said, strict=True)]
         logprobs = torch.stack([step.logprobs[n, token] for step, n, token in said])
         p = torch.stack([(step.p[n] * (step.ids[n] == token)).sum() for step, n, token in said])  # type: ignore[index]
         least = None if self.least is None else torch.cat([step.least[n] for step, n, _ in said])  # type: ignore[index]
-        return (accept_mask(logprobs, p, self.student.acceptance, self.student.sampling, least) > 0).tolist()
+        return (accept_mask(logprobs, p, self.student.widest, self.student.sampling, least) > 0).tolist()
+
+    def accepted_at(self, q: Tensor, over: Over) -> Tensor:
+        """q(A) at the other thresholds, [N, R, K], of proposals [R, K, C] and what `over` says of them."""
+        sums = [(q * self._mask(over, acceptance, self.least)).sum(-1) for acceptance in self.student.others]
+        return torch.stack(sums).clamp_max(1)
+
+    def _mask(self, over: Over, acceptance: Acceptance, least: Tensor | None = None) -> Tensor:
+        return accept_mask(over.logprobs, over.p, acceptance, self.student.sampling, least)
 
     def stand(self, row: int, column: int) -> list[int]:
         """A in one place: the tokens that could stand there."""

@@ -4,7 +4,7 @@ The algorithm of a round is in `round`; here prompts are read, freed rows are re
 lack of memory is met with fewer rows (`room`).
 """
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class Engine:
         loop_check: end traces that repeat themselves for ever, see `loops`.
         compile: see `kv_cache.CachedModel`.
         top_logprobs: how many of each model's likeliest tokens a record holds (`traces.tokens.record`).
+        thresholds: others, for which a record holds a = q(A) in its place, too. No trace depends on them.
 
     Raises:
         ValueError: a model whose state cannot be rolled back.
@@ -59,6 +60,7 @@ class Engine:
         loop_check: bool = True,
         compile: bool = False,
         top_logprobs: int = 0,
+        thresholds: Sequence[float] = (),
     ) -> None:
         self.vocabulary = vocabulary
         self.room, self.at_once = Room(rows), AT_ONCE
@@ -80,6 +82,7 @@ class Engine:
             loop_check=loop_check,
             graphs=compile and self.student.device.type == "cuda",
             top=top_logprobs,
+            thresholds=thresholds,
         )
 
     @property

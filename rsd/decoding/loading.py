@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -130,8 +131,13 @@ def load_model(source: Source, config: GenerateConfig, *, packed: bool = True, p
     return model
 
 
-def engine_of(pair: Pair, models: Models, config: GenerateConfig, *, rows: int) -> Decoder:
-    """An engine with these weights, which others may share; several in turn, if they wait for a server."""
+def engine_of(
+    pair: Pair, models: Models, config: GenerateConfig, *, rows: int, thresholds: Sequence[float] = ()
+) -> Decoder:
+    """An engine with these weights, which others may share; several in turn, if they wait for a server.
+
+    thresholds: as of `Engine`.
+    """
 
     def one(teacher: PreTrainedModel | Teacher, rows: int) -> Engine:
         return Engine(
@@ -146,6 +152,7 @@ def engine_of(pair: Pair, models: Models, config: GenerateConfig, *, rows: int) 
             loop_check=config.loop_check,
             compile=config.compile,
             top_logprobs=config.top_logprobs,
+            thresholds=thresholds,
         )
 
     if not config.served or rows == 1:

@@ -69,12 +69,13 @@ class Rounds:
         loop_check: bool,
         graphs: bool,
         top: int = 0,
+        thresholds: Sequence[float] = (),
     ) -> None:
         """graphs: replay the student's steps as CUDA graphs. top: how many likeliest tokens of each model are kept."""
-        self.student = Student(student, vocabulary, sampling=sampling, acceptance=acceptance)
+        self.student = Student(student, vocabulary, sampling=sampling, acceptance=acceptance, thresholds=thresholds)
         self.proposer = Proposer(teacher, vocabulary, sampling=sampling, rows=rows, device=student.device, top=top)
         self.acceptance, self.blocks, self.loop_check = acceptance, blocks, loop_check
-        self.top, self.record = top, record(top)
+        self.top, self.record = top, record(top, len(thresholds))
         self.stops = np.isin(np.arange(vocabulary.width), list(eos))
         self.loop = DraftLoop(self.student.step, student, capture=True) if graphs else None
         # Columns of a pass over what was looked up, whose log-probs are kept.
@@ -205,13 +206,17 @@ class Rounds:
             numbers = [torch.stack([x.double() for x in kept.values()])]  # exact for ids; one transfer carries all
             if self.top:
                 numbers += [x.double().movedim(-1, 0) for x in (*proposed.soft, *mine.top(self.top))]
+            if self.student.others:
+                numbers.append(mine.accepted_at(proposed.q, student))
             made.append(torch.cat(numbers))
             errors |= proposed.errors
         host = torch.cat(made, 1).cpu().numpy()
         columns = dict(zip(kept, host, strict=False))
         if self.top:
-            wide = host[len(kept) :].reshape(4, self.top, rows, block)
+            wide = host[len(kept) :][: 4 * self.top].reshape(4, self.top, rows, block)
             columns |= dict(zip(top_columns(), np.moveaxis(wide, 1, -1), strict=True))
+        if self.student.others:
+            columns["accepted_at"] = np.moveaxis(host[len(kept) + 4 * self.top :], 0, -1)
         records = np.empty((rows, block), dtype=self.record)
         for name in self.record.names or ():
             records[name] = columns[name]

@@ -114,6 +114,11 @@ def score_report(file: Path) -> bool:
     return _page(file, b"score")
 
 
+def doctors_page(file: Path) -> bool:
+    """Whether it is the page of an examination."""
+    return _page(file, b"doctor")
+
+
 def _page(file: Path, command: bytes) -> bool:
     head = _head(file)
     return head.startswith(b"<!DOCTYPE html>") and b"\n<title>rsd " + command + b": " in head
@@ -121,9 +126,18 @@ def _page(file: Path, command: bytes) -> bool:
 
 def figures(file: Path) -> bool:
     """Whether it holds the figures of a comparison."""
+    return _object(file, {"baseline", "candidate", "scoring", "aligned_by", "metrics"})
+
+
+def examined(file: Path) -> bool:
+    """Whether it holds the figures of an examination."""
+    return _object(file, {"examined", "verdict", "recommendations", "thresholds"})
+
+
+def _object(file: Path, keys: set[str]) -> bool:
     with suppress(ValueError, RecursionError), open(file, "rb") as f:
         made = json.loads(f.read(TOO_LONG))
-        return isinstance(made, dict) and {"baseline", "candidate", "scoring", "aligned_by", "metrics"} <= made.keys()
+        return isinstance(made, dict) and keys <= made.keys()
     return False
 
 

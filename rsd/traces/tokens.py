@@ -75,11 +75,13 @@ def top_columns() -> list[str]:
     return [f"{model}_top_{of}" for model in MODELS for of in ("ids", "logprobs")]
 
 
-def record(top: int) -> np.dtype:
-    """The record of a token with the `top` likeliest tokens of each model in its place: see `soft.SoftTargets`."""
+def record(top: int, thresholds: int = 0) -> np.dtype:
+    """The record of a token with the `top` likeliest tokens of each model in its place (see `soft.SoftTargets`), and
+    with `accepted_at`, what `accepted` would be at so many other thresholds."""
     kinds = {"ids": np.int32, "logprobs": np.float32}
-    wide = [(name, kinds[name.rpartition("_")[2]], (top,)) for name in top_columns()]
-    return np.dtype([*TOKEN.descr, *wide]) if top else TOKEN
+    wide: list[tuple[Any, ...]] = [(name, kinds[name.rpartition("_")[2]], (top,)) for name in top_columns() if top]
+    wide += [("accepted_at", np.float64, (thresholds,))] if thresholds else []
+    return np.dtype([*TOKEN.descr, *wide]) if wide else TOKEN
 
 
 def no_tokens() -> np.ndarray:

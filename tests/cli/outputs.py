@@ -16,6 +16,7 @@ from rsd.traces.readers import read_rows
 KEEP = "--keep", "all"
 ROWS = {"score": "scored.jsonl", "select": "best.jsonl", "export": "set.jsonl"}
 PAIR = "raw.jsonl", "other.jsonl"
+TINY = "problems.jsonl", "--limit", "1", "--max-new-tokens", "8", "--overwrite"
 COMMANDS = {  # each up to its output's name; inputs first
     "generate": ["generate", "problems.jsonl", *KEEP, "-o"],
     "score": ["score", "raw.jsonl", "--overwrite", "-o"],
@@ -23,11 +24,18 @@ COMMANDS = {  # each up to its output's name; inputs first
     "score --html": ["score", "raw.jsonl", "--overwrite", "-o", "page.jsonl", "--html"],
     "compare --json": ["compare", *PAIR, "--overwrite", "--json"],
     "compare --html": ["compare", *PAIR, "--overwrite", "--html"],
+    "doctor --json": ["doctor", *TINY, "--json"],
+    "doctor --html": ["doctor", *TINY, "--html"],
     "select": ["select", *PAIR, "--keep-incorrect", "--overwrite", "-o"],
     "weigh": ["weigh", "raw.jsonl", "--validity", "token", "--overwrite", "-o"],
     "export": ["export", "traces.jsonl", "--overwrite", "-o"],
 }
-INPUTS = {"generate": "problems.jsonl", "export": "traces.jsonl"}  # of the others: raw.jsonl
+INPUTS = {
+    "generate": "problems.jsonl",
+    "doctor --json": "problems.jsonl",
+    "doctor --html": "problems.jsonl",
+    "export": "traces.jsonl",
+}  # of the others: raw.jsonl
 
 
 def command(*args, expect=0):

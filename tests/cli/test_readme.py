@@ -12,7 +12,7 @@ from conftest import environment, rsd
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LAYERS = (ROOT / "rsd" / "README.md").read_text(encoding="utf-8")
+HOW_BUILT = (ROOT / "rsd" / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
@@ -20,7 +20,7 @@ NUMBER = re.compile(r" *[+-]?\d+(?:\.\d+)?")
 
 
 def block(name: str) -> str:
-    return re.search(rf"<!-- {name} -->\n```\w+\n(.+?)\n```", README + CONTRIBUTING + LAYERS, re.S).group(1)
+    return re.search(rf"<!-- {name} -->\n```\w+\n(.+?)\n```", README + CONTRIBUTING + HOW_BUILT, re.S).group(1)
 
 
 def lines_without_time(text: str) -> list[str]:
@@ -46,19 +46,32 @@ def test_the_output_shown_is_the_output(generated):
     assert lines_without_time(block("output")) == said + lines_without_time(result.stdout)
 
 
+def nearly_shown(lines: list[str], shown: str) -> None:
+    """That these lines are those shown, but for what "..." stands for and for what processors round otherwise."""
+    at = 0
+    for part in shown.split("\n...\n"):
+        for line in part.splitlines():
+            words = NUMBER.split(line)
+            at = next(i for i in range(at, len(lines)) if NUMBER.split(lines[i]) == words)
+            numbers, made = ([float(n) for n in NUMBER.findall(text)] for text in (line, lines[at]))
+            assert made == pytest.approx(numbers, rel=0.03, abs=0.005), line
+            at += 1
+
+
 def test_the_comparison_shown_is_the_comparison(tmp_path):
     command = block("compare").split()
     result = rsd(*command[1:], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    lines, at = result.stdout.splitlines(), 0
-    for part in block("compared").split("\n...\n"):  # what stands between is left out
-        for shown in part.splitlines():
-            words = NUMBER.split(shown)
-            at = next(i for i in range(at, len(lines)) if NUMBER.split(lines[i]) == words)
-            shown_numbers, made = ([float(n) for n in NUMBER.findall(text)] for text in (shown, lines[at]))
-            assert made == pytest.approx(shown_numbers, rel=0.03, abs=0.005), shown  # processors round otherwise
-            at += 1
+    nearly_shown(result.stdout.splitlines(), block("compared"))
     assert (tmp_path / "report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+
+
+def test_the_examination_shown_is_the_examination(tmp_path):
+    result = rsd(*block("doctor").split()[1:], cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    own = re.compile(r"tokens/s|tokens a round|tokens in both caches|at once \(|^memory")  # of this machine
+    shown, made = ([x for x in text.splitlines() if not own.search(x)] for text in (block("doctored"), result.stdout))
+    nearly_shown(made, "\n".join(shown))
 
 
 def test_the_python_example_runs(tmp_path):
@@ -87,7 +100,7 @@ def test_help_is_fast_and_imports_no_torch():
     assert "generate" in result.stdout and result.stdout.endswith("[]\n")
 
 
-COMMANDS = ("generate", "score", "compare", "select", "export")
+COMMANDS = ("doctor", "generate", "score", "compare", "select", "export")
 
 
 def test_every_flag_is_explained():

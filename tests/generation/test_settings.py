@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from conftest import read, write
 from jobs import PROBLEMS, run
 
-from rsd import GenerateConfig, ScoreConfig, TraceGenerator, WeighConfig
+from rsd import DoctorConfig, GenerateConfig, ScoreConfig, TraceGenerator, WeighConfig
 from rsd.cli import main
 from rsd.dataset.config import ExportConfig
 from rsd.settings import FREE, SAME, about, default_of, flag, kinds, settings
@@ -76,7 +76,7 @@ def test_every_setting_is_classified():
 
 BOUNDED = [
     (config, f.name)
-    for config in (GenerateConfig, ExportConfig, WeighConfig)
+    for config in (GenerateConfig, ExportConfig, WeighConfig, DoctorConfig)
     for f in settings(config)
     if about(f).whole
 ]
@@ -126,7 +126,13 @@ def test_a_job_goes_on_with_other_free_settings_and_with_no_others(tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "config"),
-    [("generate", GenerateConfig), ("score", ScoreConfig), ("export", ExportConfig), ("weigh", WeighConfig)],
+    [
+        ("doctor", DoctorConfig),
+        ("generate", GenerateConfig),
+        ("score", ScoreConfig),
+        ("export", ExportConfig),
+        ("weigh", WeighConfig),
+    ],
 )
 def test_the_command_line_has_a_flag_for_every_setting_and_tells_its_default(command, config):
     said = " ".join(CliRunner().invoke(main, [command, "--help"]).output.split())
