@@ -16,7 +16,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,7 +160,7 @@ def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--problems", type=int, default=16)
     ap.add_argument("--tokens", type=int, default=256, help="of a trace at the most")
-    ap.add_argument("--json", type=Path)
+    ap.add_argument("--json")
     args = ap.parse_args()
     rows = [json.loads(line) for line in PROBLEMS.read_text(encoding="utf-8").splitlines()][: args.problems]
     answers = {row["id"]: row["answer"] for row in rows}
@@ -185,7 +184,8 @@ def main() -> None:
             "back": float(np.mean([going.back for going in done])),
         } | figures(texts, [(going.ids, answers[going.row.id]) for going in done])
         show(rule, made[rule])
-    write(args.json, {"machine": machine(), "problems": args.problems, "tokens": args.tokens, "made": made})
+    write(args.json, [{"problems": args.problems, "tokens": args.tokens, **made}])
+    print(f"\n{json.dumps(machine())}")
 
 
 def _response(row: Row) -> Response:

@@ -115,7 +115,7 @@ def main() -> None:
         made["speed"].append(of)
         rounds, equal = of["tokens_a_round"], "" if of["equal"] else " (other traces!)"
         print(f"| {count} | {rounds[0]:.1f} / {rounds[1]:.1f} | {of['ratio']}{equal} |", flush=True)
-    write(args.json, {"machine": machine(), **made})
+    write(args.json, [made])
     print(f"\n{json.dumps(machine())}")
 
 
