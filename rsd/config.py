@@ -117,13 +117,19 @@ class Pairing(PairPlacing, Loading):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.teachers:
+        unnamed = self.teacher == "" and not self.alone
+        if not self.teachers or unnamed:
             raise ValueError(f"{called('teacher')}: a model, or servers of one, is needed")
         models = [one for one in self.teachers if not is_address(one)]
         if len(self.teachers) > 1 and models:
             raise ValueError(f"{called('teacher')}: several are for servers of one model, {models[0]} is no address")
         if len(self.teachers) > len({url.rstrip("/") for url in self.teachers}):
             raise ValueError(f"{called('teacher')}: a server is named twice")
+
+    @property
+    def alone(self) -> bool:
+        """Whether the student may be its own teacher where none is named: else that is a variable that is not set."""
+        return False
 
     @property
     def teachers(self) -> tuple[str, ...]:

@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from conftest import write
 
 import rsd
-from rsd import DoctorConfig, ExportConfig, GenerateConfig, ScoreConfig
+from rsd import DoctorConfig, ExportConfig, GenerateConfig, ScoreConfig, TailorConfig
 from rsd.cli import main
 
 ROOT = Path(rsd.__file__).parent
-CONFIGS = (GenerateConfig, ScoreConfig, ExportConfig, DoctorConfig)
+CONFIGS = (GenerateConfig, ScoreConfig, ExportConfig, DoctorConfig, TailorConfig)
 # Flags of other programs, and what a way to find out q is called.
 THEIRS, MODE = ("--max-logprobs", "--logprobs-mode", "--nproc-per-node", "--head", "--h"), "complete top-k"
 
@@ -23,7 +23,7 @@ THEIRS, MODE = ("--max-logprobs", "--logprobs-mode", "--nproc-per-node", "--head
 def texts(tree: ast.AST) -> Iterator[str]:
     """The texts of a module that are printed: neither docstrings nor the help of flags."""
     for node in ast.iter_child_nodes(tree):
-        help_of = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setting"
+        help_of = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("setting", "as_in")
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
         elif not (help_of or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))):

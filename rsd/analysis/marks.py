@@ -17,12 +17,7 @@ from rsd.traces.html import IMPROBABLE
 
 # Colours of tokens whose student probability is below: red, yellow, cyan.
 LEVELS = ((0.001, "31"), (IMPROBABLE, "33"), (0.1, "36"))
-BLANK, OWN, FELL, FAINT = (
-    "7",
-    "4",
-    "2;9",
-    "2",
-)  # reversed (of a space one sees no colour), underlined, struck out, faint
+BLANK, OWN, FELL, FAINT = "7", "4", "2;9", "2"  # reversed, since a space has no colour; underlined; struck out; faint
 
 
 class Token(NamedTuple):

@@ -25,7 +25,7 @@ from typing import IO, Any
 from rsd.answers.equality import exactly, is_answer, same
 from rsd.answers.normalise import after_thinking, boxed, reference
 from rsd.settings import called
-from rsd.traces.rows import found
+from rsd.traces.rows import Row, found
 
 # Columns that hold a problem's answer, unless one is named.
 WORKER = Path(__file__).with_name("worker.py")  # started as a process of its own
@@ -40,6 +40,12 @@ class Judgement:
 
     correct: bool | None
     error: str | None = None
+
+
+def verdict(verifier: "Verifier", row: Row, text: str, *, opened: bool) -> "Future[Judgement]":
+    """Whether the answer in a row's completion is right, as soon as that is known."""
+    given = {"id": row.id, "prompt": row.messages, **row.columns}
+    return verifier.submit(text, given, row.answer, opened=opened)
 
 
 class Verifier:

@@ -164,8 +164,8 @@ def run(
             check_outputs([Output(kept_file(output), ours.kept)], inputs=[source], job=beside[1])
         keep = job.keep if finish is None else None
         alone = not (share or job.ray or job.keep or overwrite)
-        asked_again = not (share or job.ray or keep or overwrite or job.dry_run)
-        if asked_again and (known := finished_before(made, source, output, job.limit)) is not None:
+        may_be_finished = not (share or job.ray or keep or overwrite or job.dry_run)
+        if may_be_finished and (known := finished_before(made, source, output, job.limit)) is not None:
             begin(events, name, made, **begun)
             ended: Ended = known if finish is None else finish(known, output)
             events.emit("end", **ended.as_json())

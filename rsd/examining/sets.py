@@ -21,7 +21,6 @@ from rsd.generation.schedule import Schedule
 from rsd.models.loading import dtype_of
 from rsd.pair.pair import DEFAULT_NEW_TOKENS, Pair
 from rsd.reading import Scoring
-from rsd.scoring.responses import Response
 from rsd.scoring.scorer import Scored, Scorer
 from rsd.settings import called
 from rsd.terminal import say
@@ -153,8 +152,5 @@ def spread(rows: Rows, count: int) -> Rows:
 
 def score(scorer: Scorer, trace: Trace) -> Scored | None:
     """How natural a trace is for the student, if that can be found out."""
-    response = Response(
-        row={}, id=str(trace.id), own_id=True, generation=0, messages=trace.prompt, text=trace.text, error=None
-    )
-    made = scorer.score(response, prompt_ids=trace.prompt_ids)
+    made = scorer.score_text(trace.text, prompt_ids=trace.prompt_ids)
     return None if made.error else made

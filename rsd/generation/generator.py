@@ -4,14 +4,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-from rsd.answers.verifier import Judgement, Verifier, answer_columns, read_reference, resolve
+from rsd.answers.verifier import Judgement, Verifier, answer_columns, read_reference, resolve, verdict
 from rsd.config import GenerateConfig
 from rsd.decoding.block_size import BlockController
 from rsd.decoding.engine import Watch
 from rsd.decoding.groups import Decoder
 from rsd.decoding.listed import MEANING
 from rsd.decoding.loading import engine_of, find_pair, load_pair, load_part, memory_of, served_mode
-from rsd.generation.pipeline import Pipeline, verdict
+from rsd.generation.pipeline import Pipeline
 from rsd.generation.schedule import Schedule
 from rsd.models import tensor_parallel
 from rsd.models.loading import dtype_of

@@ -5,7 +5,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from typing import NamedTuple
 
-from rsd.answers.verifier import Judgement, Verifier
+from rsd.answers.verifier import Judgement, Verifier, verdict
 from rsd.config import GenerateConfig
 from rsd.decoding.groups import Decoder
 from rsd.decoding.sampling import row_key
@@ -14,7 +14,6 @@ from rsd.generation.raw import RawResponses
 from rsd.generation.schedule import Schedule
 from rsd.pair.pair import Pair
 from rsd.pair.prompts import Prompt
-from rsd.scoring.responses import Response
 from rsd.scoring.scorer import Scorer
 from rsd.traces.filters import is_right
 from rsd.traces.rows import Row
@@ -27,12 +26,6 @@ class Wanted(NamedTuple):
     row: Row
     generation: int
     prompt: Prompt
-
-
-def verdict(verifier: Verifier, row: Row, text: str, *, opened: bool) -> "Future[Judgement]":
-    """Whether the answer in a row's completion is right, as soon as that is known."""
-    given = {"id": row.id, "prompt": row.messages, **row.columns}
-    return verifier.submit(text, given, row.answer, opened=opened)
 
 
 class Pipeline:
@@ -156,13 +149,6 @@ class Pipeline:
             trace = replace(trace, columns={**trace.columns, **self.raw.columns(row, trace.prompt_ids)})
         if self.scorer is None:
             return trace
-        response = Response(
-            row={},
-            id=str(trace.id),
-            own_id=True,
-            generation=trace.generation,
-            messages=trace.prompt,
-            text=trace.text,
-            error=trace.error and f"the row is an error itself: {trace.error}",
-        )
-        return replace(trace, scores=self.scorer.score(response, prompt_ids=trace.prompt_ids).columns())
+        error = trace.error and f"the row is an error itself: {trace.error}"
+        scored = self.scorer.score_text(trace.text, prompt_ids=trace.prompt_ids, error=error)
+        return replace(trace, scores=scored.columns())

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from rsd.answers.verifier import Judgement, Verifier
+from rsd.answers.verifier import Judgement, Verifier, verdict
 from rsd.scoring.metrics import LN
-from rsd.scoring.responses import Response
 from rsd.scoring.scorer import Scorer
 from rsd.traces.rows import Row
 
@@ -37,9 +36,8 @@ class RawResponses:
         name = str(row.id)
         if row.raw is None or row.raw.is_correct is not None or name in self._judged or name in self._made:
             return
-        text, given = row.raw.text, {"id": row.id, "prompt": row.messages, **row.columns}
-        thought = opened and "</think>" in text
-        self._judged[name] = self.verifier.submit(text, given, row.answer, opened=thought)
+        text = row.raw.text
+        self._judged[name] = verdict(self.verifier, row, text, opened=opened and "</think>" in text)
 
     def columns(self, row: Row, prompt_ids: list[int]) -> Mapping[str, Any]:
         """`COLUMNS` of a row's traces. prompt_ids: the student's; none where the row has no prompt."""
@@ -55,17 +53,16 @@ class RawResponses:
         if raw is None or not prompt_ids:
             return dict.fromkeys(COLUMNS) | {"source": TAILORED, "raw_completion": raw and raw.text}
         judged = self._judged.pop(str(row.id), None)
-        verdict = Judgement(raw.is_correct) if judged is None else judged.result()
+        found = Judgement(raw.is_correct) if judged is None else judged.result()
         scores: Mapping[str, float | None] = {}
-        error = verdict.error
+        error = found.error
         if self.scorer is not None:
-            response = Response(row={}, id=str(row.id), own_id=True, generation=0, messages=row.messages, text=raw.text)
-            scored = self.scorer.score(response, prompt_ids=prompt_ids)
+            scored = self.scorer.score_text(raw.text, prompt_ids=prompt_ids)
             scores, error = scored.metrics, error or scored.error
         return {
             "source": TAILORED,
             "raw_completion": raw.text,
-            "raw_is_correct": verdict.correct,
+            "raw_is_correct": found.correct,
             **{f"raw_{name}": scores.get(name) for name in SCORES},
             "raw_error": error,
             "steps_left_out": raw.left_out,

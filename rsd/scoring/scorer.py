@@ -117,6 +117,11 @@ class Scorer:
 
         return self._or_error(response, made)
 
+    def score_text(self, text: str, *, prompt_ids: list[int], error: str | None = None) -> Scored:
+        """Scores of a text after a prompt as the student reads it, or what is wrong with it."""
+        response = Response(row={}, id="", own_id=False, generation=0, messages=[], text=text, error=error)
+        return self.score(response, prompt_ids=prompt_ids)
+
     def score_all(self, responses: Iterable[Response]) -> Iterator[Scored]:
         """Scores of responses, in order."""
         left = iter(responses)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 from rsd.config import GenerateConfig
 from rsd.reading import Columns, Reading
-from rsd.settings import COLUMNS, MAKE, MODELS, SAME, called, setting
+from rsd.settings import as_in, called
 
 # Ours. That it is somebody else's keeps a model from going on with it; whether it is right is not known here.
 TEMPLATE = """{{ prompt }}
@@ -30,23 +30,23 @@ class TailorConfig(Columns, GenerateConfig):
         ValueError: a value is out of its range, or of no use with another one.
     """
 
-    teacher: str | Sequence[str] = setting(
-        "",
-        MODELS,
+    teacher: str | Sequence[str] = as_in(
+        GenerateConfig,
+        "teacher",
+        default="",
         help="Who proposes: directory or Hub id, or servers' URLs",
         unset="the student's own weights",
-        resume=SAME,
-        kind="model",
     )
-    teacher_template: str | None = setting(
-        TEMPLATE,
-        COLUMNS,
+    teacher_template: str | None = as_in(
+        GenerateConfig,
+        "teacher_template",
+        default=TEMPLATE,
         help="What the teacher reads: '{{ prompt }} {{ reference }}'",
         unset="see --dry-run",
-        resume=SAME,
-        kind="text",
     )
-    score: bool = setting(True, MAKE, help="Score every trace, and its raw response, under the student", resume=SAME)
+    score: bool = as_in(
+        GenerateConfig, "score", default=True, help="Score every trace, and its raw response, under the student"
+    )
 
     def __post_init__(self) -> None:
         if self.teacher_prompt_column:
@@ -58,6 +58,10 @@ class TailorConfig(Columns, GenerateConfig):
         if not self.teacher and (self.teacher_revision or self.teacher_load_in or self.teacher_model):
             names = ", ".join(map(called, ("teacher_revision", "teacher_load_in", "teacher_model")))
             raise ValueError(f"{names} are for a {called('teacher')}: name one, or leave them out")
+
+    @property
+    def alone(self) -> bool:
+        return True
 
     def reading(self) -> Reading:
         """Where the raw responses are, and what judges them."""

@@ -45,9 +45,11 @@ def chosen(out: Path, how: str | None, *, max_fallback_rate: float) -> tuple[set
         ValueError: as `filters.choose`.
     """
     problems: dict[str, _Problem] = {}
+    of: list[_Problem] = []  # each row's
     judged = False
     for i, row in enumerate(whole_lines(out)):
         problem = problems.setdefault(str(row["id"]), _Problem(i))
+        of.append(problem)
         problem.at, problem.generations = i, max(problem.generations, row["generation"] + 1)
         if row.get("error") is not None:
             continue
@@ -63,8 +65,8 @@ def chosen(out: Path, how: str | None, *, max_fallback_rate: float) -> tuple[set
     if how == "natural-and-correct":
         return *_natural(problems), how
     places = set(choose(whole_lines(out), how, max_fallback_rate=max_fallback_rate)[0])
-    for i, row in enumerate(whole_lines(out)):
-        problems[str(row["id"])].kept |= i in places
+    for i in places:
+        of[i].kept = True
     return places, {p.at: p.generations for p in problems.values() if p.raw_right and not p.kept}, how
 
 

@@ -18,6 +18,7 @@ from rsd.traces.given import Given, rows_of
 from rsd.traces.rows import PROMPT_COLUMNS, Raw, Row, Rows
 
 CUT = "\n..."  # what stands for the steps that are left out of a reference
+TEMPLATES = 4096  # bytes of a chat template that are certainly enough
 # What a row says of its raw response, and what is said of it anew.
 OLD = {*trace.COLUMNS, *metrics.COLUMNS, *raw.COLUMNS, *FORMATS}
 
@@ -70,6 +71,10 @@ class Tailor(TraceGenerator):
     def _fits(self, row: Row) -> bool:
         """Whether the teacher's prompt leaves room for as long a trace as the student's does."""
         pair = self.find()
+        # A token is a byte at the least: what is short for certain is not read for this.
+        text = sum(len(m["content"].encode("utf-8", "replace")) for m in row.teacher or ())
+        if text + TEMPLATES + pair.max_new_tokens <= pair.teacher.context:
+            return True
         try:
             prompt = pair.render(row, self.config)
         except ValueError:

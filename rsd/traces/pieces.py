@@ -16,20 +16,27 @@ class Spelling:
         self.decode, self.replacement = decode, None if replacement is None else list(replacement)
         self.ids: list[int] = []
         self.starts: list[int] = []
-        self.text, self.whole = "", 0
+        self.whole = 0
+        self._pieces: list[str] = []
+        self._length = 0  # of the text
         self._begin, self._before, self._partial = 0, "", 0  # the last tokens that are whole, and their text
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
 
     def add(self, token: int) -> None:
         """One token more; it is decoded with the one before it."""
         self.ids.append(token)
-        self.starts.append(len(self.text) + self._partial)
+        self.starts.append(self._length + self._partial)
         after = self.decode(self.ids[self._begin :])
         wanted = self.replacement
         itself = wanted is not None and self.ids[-len(wanted) :] == wanted
         if after.endswith("\ufffd") and not itself:
             self._partial = max(0, len(after.rstrip("\ufffd")) - len(self._before))
             return
-        self.text += after[len(self._before) :]
+        self._pieces.append(after[len(self._before) :])
+        self._length += len(self._pieces[-1])
         self._begin, self.whole, self._partial = self.whole, len(self.ids), 0
         self._before = self.decode(self.ids[self._begin :])
 

@@ -64,6 +64,7 @@ def bad(tmp_path, tiny):
         "no model": ([good, "--teacher", "./none"], "--teacher ./none: no such directory"),
         "no hub id": ([good, "--student", "nonsense"], "--student nonsense: no such directory"),
         "two models": ([good, "--teacher", "./a", "--teacher", "http://h/v1"], "of one model, ./a is no address"),
+        "a teacher without a name": ([good, "--teacher", ""], "--teacher: a model, or servers of one, is needed"),
         "not a model": ([good, "--teacher", str(tmp_path)], "cannot be loaded"),
         "not jsonl": ([text], "line 2: not a JSON object"),
         "no column": ([plain], "found text, label; name yours with --prompt-column"),

@@ -73,6 +73,17 @@ def test_a_raw_response_is_scored_and_judged_as_the_commands_do(tailored, tmp_pa
     assert f"raw          {right} correct, {len(RAW) - right} wrong" in said
 
 
+def test_what_is_said_of_a_response_does_not_depend_on_how_many_are_remembered(tailored, monkeypatch):
+    source, out, _ = tailored
+    monkeypatch.setattr("rsd.generation.raw.KNOWN", 1)
+    whole = by_key(read(out))
+    for trace in rsd.tailor(source, num_generations=2, limit=4, batch_size=3):
+        row = trace.row()
+        assert {k: row[k] for k in row if k.startswith("raw_")} == {
+            k: v for k, v in whole[trace.key].items() if k.startswith("raw_")
+        }
+
+
 @pytest.mark.parametrize("how", KEEP)
 def test_what_is_kept_knows_both_sides(how, tailored, tmp_path):
     source, out, _ = tailored
