@@ -23,7 +23,8 @@ THEIRS, MODE = ("--max-logprobs", "--logprobs-mode", "--nproc-per-node", "--head
 def texts(tree: ast.AST) -> Iterator[str]:
     """The texts of a module that are printed: neither docstrings nor the help of flags."""
     for node in ast.iter_child_nodes(tree):
-        help_of = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("setting", "as_in")
+        called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
+        help_of = called in ("setting", "as_in")
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
         elif not (help_of or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))):
