@@ -162,16 +162,13 @@ def _killed(bench: Bench, job: Job, plan: list[tuple[int, list[float]]]) -> str 
             ended = list(pool.map(run, job.commands, ats))
         if fault := next((f for e in ended if (f := e.fault(0, *SIGNALS[signal.Signals(by)], line=False))), None):
             return fault
-    return whole_again(bench, job, folder, killed=any(by == signal.SIGKILL for by, _ in plan))
+    return whole_again(bench, job, folder)
 
 
-def whole_again(bench: Bench, job: Job, folder: Path, *, killed: bool = False) -> str | None:
+def whole_again(bench: Bench, job: Job, folder: Path) -> str | None:
     for command in job.commands:
         if fault := rsd(*command, cwd=folder).fault(0):
             return f"run again: {fault}"
-    if killed:  # nobody could tidy up behind it
-        for hidden in folder.glob(".*.tmp"):
-            hidden.unlink()
     return bench.against(job, folder)
 
 

@@ -12,6 +12,7 @@ An output, and every file that comes beside it (card, testing rows, sidecar, man
 appended to while nobody else writes them (`locked`).
 """
 
+import hashlib
 import json
 import os
 import re
@@ -60,8 +61,8 @@ def write_text(out: str | Path, text: str) -> None:
 def replacing(out: str | Path) -> Iterator[BinaryIO]:
     """A new file to write, which takes the place of `out` when it is whole and on the disk.
 
-    If that fails, what was there stays as it was, and nothing is left beside it. A link stays, and what it names is
-    replaced; so do the permissions of what was there.
+    If that fails, what was there stays as it was, and nothing is left beside it; what a process that was killed midway
+    has left there is removed. A link stays, and what it names is replaced; so do the permissions of what was there.
 
     Raises:
         ValueError: `out` is no place for a file; see `place`.
@@ -69,10 +70,10 @@ def replacing(out: str | Path) -> Iterator[BinaryIO]:
     """
     target = place(out)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")  # nobody's; and no longer than a name may be
+    sweep(target)
     with _ended_by_exception():
         try:
-            file = open(temporary, "xb")  # noqa: SIM115 (closed below, before it is renamed or removed)
+            file, temporary = _new(target)
         except OSError as e:
             raise OSError(e.errno, e.strerror, str(out)) from e
         try:
@@ -81,7 +82,7 @@ def replacing(out: str | Path) -> Iterator[BinaryIO]:
                     os.chmod(temporary, os.stat(target).st_mode & 0o777)
                 yield file
                 synced(file)
-            os.replace(temporary, target)
+                os.replace(temporary, target)  # while it is locked
         except BaseException as e:
             temporary.unlink(missing_ok=True)
             if isinstance(e, OSError) and e.filename in (None, str(temporary)):
@@ -93,6 +94,30 @@ def replacing(out: str | Path) -> Iterator[BinaryIO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _new(target: Path) -> tuple[BinaryIO, Path]:
+    """A file under a name that is nobody's and no longer than a name may be, locked against `sweep`."""
+    while True:
+        temporary = target.with_name(f"{_unfinished(target)}{secrets.token_hex(8)}.tmp")
+        file = open(temporary, "xb")  # noqa: SIM115 (closed by who asked for it)
+        _flock(file)
+        if temporary.exists():  # or it was swept away before it was locked
+            return file, temporary
+        file.close()
+
+
+def sweep(target: Path) -> None:
+    """Remove what processes that were killed have left half written beside a file (`replacing`)."""
+    for left in target.parent.glob(f"{_unfinished(target)}*.tmp"):
+        with suppress(OSError), open(left, "rb") as file:
+            if _flock(file):
+                left.unlink()
+
+
+def _unfinished(target: Path) -> str:
+    """How the names of this file's half written ones begin."""
+    return f".{hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()}."
 
 
 def synced(file: BinaryIO) -> None:

@@ -1,15 +1,17 @@
 """Jobs for the tests: the command in this process, and the files that it leaves."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 from click.testing import CliRunner
-from conftest import read
+from conftest import environment, read
 
 from rsd.cli import main
 from rsd.traces.lines import Key
-from rsd.traces.shards import part_files
 from rsd.traces.soft import SoftFile, SoftTargets, soft_file
 
 FLAGS = ["--max-new-tokens", "30", "--temperature", "1", "--top-k", "0", "--top-p", "1"]
@@ -17,6 +19,33 @@ PROBLEMS = [{"id": f"p{i}", "problem": f"{i} plus {i}?", "answer": str(2 * i), "
 # Traces of one problem, for what is scored and compared.
 NATURAL = ["<think>\n6+5=11. 11*3=33.\n</think>\n\n\\boxed{33}", "<think>\n15+2=17. 17*2=34.\n</think>\n\n\\boxed{34}"]
 WORDY = "<think>\nOkay, let me think. To start: 6 plus 5 is 11.\nThen: 11 times 3 is 33.\n</think>\n\nSo \\boxed{33}."
+
+
+def stopped_while_writing(file: Path, sent: int) -> None:
+    """Have a process begin another file in the place of one, and end it with a signal before it is whole."""
+    code = """
+import sys
+from rsd.files import write_rows
+
+def rows():
+    for i in range(10**6):
+        yield {"new": "x" * 1000}
+        if i == 1000:
+            print("begun", flush=True)
+
+write_rows(rows(), sys.argv[1])
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, file],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+        # The suite may itself run where interrupts are ignored, which would be inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout.readline() == b"begun\n"
+    process.send_signal(sent)
+    assert process.wait() != 0
 
 
 def command(*args, expect=0):
@@ -96,11 +125,6 @@ def assert_same(folder: Path, alone: Path) -> dict:
     assert manifest["identity"] == one["identity"]
     for name in ("rows", "tokens", "correct", "errors", "solved"):
         assert manifest["totals"][name] == one["totals"][name]
-    assert not part_files(folder / "t.jsonl") and {f.name for f in folder.iterdir()} <= {
-        "in.jsonl",
-        "t.jsonl",
-        "t.tokens.jsonl",
-        "t.meta.json",
-        "t.logprobs.arrow",
-    }
+    beside = {"in.jsonl", "t.jsonl", "t.tokens.jsonl", "t.meta.json", "t.logprobs.arrow"}
+    assert not {f.name for f in folder.iterdir()} - beside  # no parts, and nothing half written
     return manifest

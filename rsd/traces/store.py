@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rsd.files import encode, locked, rewritten, synced, write_text
+from rsd.files import encode, locked, rewritten, sweep, synced, write_text
 from rsd.strictjson import finite
 from rsd.traces.found import Found, Spelled, kept, look
 from rsd.traces.lines import Key, files_of, hash_of, key_of, read_manifest, whole_lines
@@ -159,9 +159,10 @@ class Store:
             self._replace(name, contents[name])
 
     def remove(self) -> None:
-        """Remove the files."""
+        """Remove the files, and what a killed run left half written of them."""
         for file in (*reversed(self.parts.values()), self.manifest, self.soft):
             file.unlink(missing_ok=True)
+            sweep(file)
 
     def decoding(self) -> dict[str, Any]:
         """The statistics of the rounds (`BlockController.statistics`) that made what is there, as far as runs ended."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import environment, read, rsd, write
+from jobs import stopped_while_writing
 from outputs import COMMANDS, KEEP, PAIR, ROWS, command, folder, there, whole  # noqa: F401 (fixtures)
 
 from rsd.files import replacing, write_rows, write_text
@@ -148,34 +149,24 @@ def test_a_full_disk_leaves_the_old_file(args, folder):
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_that_is_stopped_midway_leaves_the_old_file(sent, tmp_path):
-    write(tmp_path / "out.jsonl", [{"old": 1}])
+    out = write(tmp_path / "out.jsonl", [{"old": 1}])
     before = there(tmp_path)
-    code = """
-import time
-from rsd.files import write_rows
-
-def rows():
-    for i in range(10**6):
-        yield {"new": "x" * 1000}
-        if i == 1000:
-            print("begun", flush=True)
-
-write_rows(rows(), "out.jsonl")
-"""
-    args = [sys.executable, "-c", code]
-    job = subprocess.Popen(
-        args,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-        # The suite may itself run where interrupts are ignored, which would be inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert job.stdout.readline() == b"begun\n"
-    job.send_signal(sent)
-    assert job.wait() != 0
+    stopped_while_writing(out, sent)
     assert there(tmp_path) == before
+
+
+def test_what_a_killed_process_left_half_written_is_removed_by_the_next(tmp_path):
+    out = write(tmp_path / "out.jsonl", [{"old": 1}])
+    stopped_while_writing(out, signal.SIGKILL)
+    assert read(out) == [{"old": 1}]
+    (half,) = there(tmp_path).keys() - {"out.jsonl"}
+    write_rows([], tmp_path / "other.jsonl")  # another file is no business of it
+    assert there(tmp_path).keys() == {"out.jsonl", "other.jsonl", half}
+    with replacing(out) as file:  # who is still writing is not disturbed
+        file.write(b'{"last": 1}\n')
+        write_rows([{"first": 1}], out)
+        assert read(out) == [{"first": 1}]
+    assert read(out) == [{"last": 1}] and there(tmp_path).keys() == {"out.jsonl", "other.jsonl"}
 
 
 def test_of_two_writers_the_last_wins_whole(tmp_path):

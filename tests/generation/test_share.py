@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from conftest import environment, read, write
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs import assert_same, run
+from jobs import assert_same, run, stopped_while_writing
 
 from rsd.cli import main
 from rsd.files import held, locked
@@ -87,6 +87,7 @@ def test_another_number_of_processes_goes_on(job, alone, tmp_path, then):
     run(*job, "--shard", "2/3", expect=code(2, 3))
     torn = tmp_path / "t.part-2-of-3.jsonl"
     torn.write_bytes(torn.read_bytes()[:-100])  # and its process was killed
+    stopped_while_writing(torn.with_name("t.part-2-of-3.meta.json"), signal.SIGKILL)
     if then == 1:
         said = run(*job, expect=1).output
         assert "parts of several processes are merged" in said and "resuming" in said
