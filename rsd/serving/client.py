@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from rsd.serving.answer import FAULTS, UNREADABLE, Answer, fault, httpx
 from rsd.serving.key import headers, said
 from rsd.serving.replicas import Homes, Server, unlike
-from rsd.serving.told import Told
+from rsd.serving.told import TRIES, Fewer, Told
 
 TOGETHER = 64  # requests under way, of each server
 TIMEOUT = httpx.Timeout(300, connect=10)  # seconds; a server that is stopped may never answer what it had begun
@@ -260,7 +260,14 @@ class Client:
             self._tell()
 
     async def _recognise(self, server: Server, known: Known) -> None:
-        told = await self._try(server, known.path, _json(known.body), known.read, known.room)
+        try:
+            told = await self._try(server, known.path, _json(known.body), known.read, known.room)
+        except Fewer as e:  # it may have been asked by ids meanwhile
+            server.short += 1
+            if server.short > TRIES:
+                raise
+            raise Failed(str(e)) from e
+        server.short = 0
         why = f"it refuses what was answered: {told}" if isinstance(told, str) else unlike(told, known.told)
         if why:
             raise ConnectionError(f"the teacher at {server.url} is another model than before: {why}")

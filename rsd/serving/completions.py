@@ -21,14 +21,13 @@ from rsd.serving import client as serving
 from rsd.serving.client import Client, Known, together
 from rsd.serving.replicas import Server
 from rsd.serving.sharing import shared
-from rsd.serving.told import KNOWN, LEAST, TOP, Asked, Chain, Told, told_of_width
+from rsd.serving.told import KNOWN, LEAST, TOP, TRIES, Asked, Chain, Fewer, Told, told_of_width
 
 CONTEXTS = 64  # contexts of a request, if those of one row are not more
 CONTEXT = 1 << 16  # bytes that an answer may have for each context, and each token that is said there
 # What the generation config of a served model would add unasked.
 PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 IDS = 128  # that a request may name
-TRIES = 8  # for a list of likeliest tokens that is too short
 
 
 class Completions:
@@ -90,10 +89,7 @@ class Completions:
 
     def _known(self, prompts: list[list[int]], told: list[Told]) -> Known:
         def read(answer: Any) -> list[Told]:
-            try:
-                return [told[0] for _, told in top_logprobs(answer, len(prompts), self.width)]
-            except Fewer as e:  # it may have been asked by ids meanwhile
-                raise ValueError(str(e)) from e
+            return [told[0] for _, told in top_logprobs(answer, len(prompts), self.width)]
 
         return Known("/completions", body_of(self.model, prompts, 1), read, CONTEXT * len(prompts), told)
 
@@ -195,10 +191,6 @@ def by_ids(answer: Any, count: int, ids: Sequence[int]) -> list[dict[int, float]
             raise ValueError("log-probs that are none")
         made.append({one: value if value > LEAST else -math.inf for one, value in told.items()})
     return made
-
-
-class Fewer(ConnectionError):
-    """Fewer likeliest tokens than the teacher is to propose from."""
 
 
 def top_logprobs(answer: Any, count: int, width: int) -> list[tuple[list[int], list[Told]]]:

@@ -9,6 +9,7 @@ from rsd.settings import called
 TOP = 20  # likeliest tokens that are asked for: what vLLM tells at the most, unless it is told otherwise
 KNOWN = 4  # contexts by which a server is recognised
 LIKELY = -3.0  # log-prob that an id of the padding behind a vocabulary never has
+TRIES = 8  # for a list of likeliest tokens that is too short
 LEAST = -9000.0  # servers send -9999 for minus infinity
 
 
@@ -17,6 +18,10 @@ class Told(NamedTuple):
 
     ids: list[int]
     logprobs: list[float]
+
+
+class Fewer(ConnectionError):
+    """Fewer likeliest tokens than the teacher is to propose from."""
 
 
 def told_of_width(logprobs: Mapping[int, float], width: int) -> Told:

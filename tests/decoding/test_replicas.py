@@ -182,6 +182,21 @@ def test_one_that_came_late_with_another_model_never_takes_part(stub, other, loc
     assert "is left out from now on" in caplog.text
 
 
+def test_the_only_server_that_tells_fewer_when_it_is_back_ends_the_job(stub, tmp_path, monkeypatch):
+    def change():
+        stub.stop()
+        stub.tells = 5
+        stub.start()
+
+    monkeypatch.setattr(served, "DELAYS", (0.05, 0.1))
+    monkeypatch.setattr(served, "PATIENCE", 60)  # not for so long
+    with after(stub, 12, change):
+        result = command(stub, tmp_path, "--block-size", 2)
+    assert result.exit_code == 1
+    assert "the teacher's server tells 5 of the 20 likeliest tokens" in result.output.splitlines()[-1]
+    assert "has not answered" not in result.output
+
+
 @pytest.mark.parametrize("how", ["restarted", "swapped", "named"])
 def test_the_only_server_that_changes_ends_the_job(stub, local, tmp_path, monkeypatch, how):
     def change():
