@@ -223,11 +223,10 @@ def test_another_tokenizer_behind_a_server(monkeypatch):
 
 
 def assert_refused_alone(generator, stub, local, monkeypatch):
-    first, check = [], stub.check
+    rows, check = generator.prepare(ROWS), stub.check
+    first = generator.find().render(rows[0], generator.config).teacher
 
     def refuse(body):
-        if not first:
-            first.extend(body["prompt"][0])
         if any(ids[: len(first)] == first for ids in body["prompt"]):
             raise Refused("This one I do not like.")
         return check(body)
