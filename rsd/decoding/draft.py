@@ -224,8 +224,12 @@ class Drafts:
             return []
         said = [(*self._place(i, j), token) for i, j, token in places]
         if not self.student.few:
-            masks = (self._mask(self.student.over_all(step.logprobs[n]), self.student.widest) for step, n, _ in said)
-            return [bool(mask[token]) for mask, (*_, token) in zip(masks, said, strict=True)]
+            found: dict[tuple[int, int], Tensor] = {}  # over all tokens: each place once, and those of a step together
+            for step in {id(step): step for step, *_ in said}.values():
+                rows = list(dict.fromkeys(n for s, n, _ in said if s is step))
+                mask = self._mask(self.student.over_all(step.logprobs[rows]), self.student.widest) > 0
+                found |= {(id(step), n): of for n, of in zip(rows, mask, strict=True)}
+            return torch.stack([found[id(step), n][token] for step, n, token in said]).tolist()
         logprobs = torch.stack([step.logprobs[n, token] for step, n, token in said])
         p = torch.stack([(step.p[n] * (step.ids[n] == token)).sum() for step, n, token in said])  # type: ignore[index]
         least = None if self.least is None else torch.cat([step.least[n] for step, n, _ in said])  # type: ignore[index]
