@@ -7,10 +7,12 @@ import sys
 import time
 
 import pytest
+from click.testing import CliRunner
 from conftest import environment, rsd, write
 from stub import Stub
 from terminals import COLOUR, on_a_terminal
 
+from rsd.cli import main
 from rsd.models.bundled import bundled
 
 SMALL = "--limit", "3", "--max-new-tokens", "64"
@@ -54,15 +56,17 @@ def test_a_terminal_shows_it_in_colours_and_nothing_else(tmp_path):
         (["in.jsonl"], "no trace could be made: 1: prompt is empty"),
     ],
 )
-def test_what_is_wrong_is_one_line(args, said, tmp_path):
+def test_what_is_wrong_is_one_line(args, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     write(tmp_path / "in.jsonl", [{"id": 1, "prompt": " "}])
     more = ["--overwrite"] if "--json" in args else []
-    made = rsd("doctor", *args, *more, *SMALL, cwd=tmp_path)
-    assert made.returncode == 2 and made.stdout == ""
+    made = CliRunner().invoke(main, ["doctor", *args, *more, *SMALL])
+    assert made.exit_code == 2 and made.stdout == ""
     *before, last = made.stderr.splitlines()
     assert last.startswith("rsd: ") and said in last and not any("Traceback" in line for line in before)
 
 
+@pytest.mark.slow
 def test_a_served_teacher_of_which_enough_is_told_is_as_good_as_one_that_is_here(tmp_path):
     here = rsd("doctor", *SMALL, "--json", "here.json", cwd=tmp_path)
     with Stub(bundled("teacher"), name="teacher") as stub:

@@ -48,7 +48,7 @@ JOB = ["--num-generations", "2", "--batch-size", "6", "--block-size", "3", "--se
 
 
 def test_on_a_terminal_rows_are_shown_whole_and_no_byte_of_the_job_is_another(tmp_path):
-    problems = write(tmp_path / "in.jsonl", read_rows(bundled("problems.jsonl"))[:48])
+    problems = write(tmp_path / "in.jsonl", read_rows(bundled("problems.jsonl"))[:24])
     said = on_a_terminal("generate", problems, "-o", "watched.jsonl", "--watch", *JOB, cwd=tmp_path)
     said = said.replace("\r\n", "\n")
     on_a_terminal("generate", problems, "-o", "alone.jsonl", *JOB, cwd=tmp_path)
@@ -58,7 +58,7 @@ def test_on_a_terminal_rows_are_shown_whole_and_no_byte_of_the_job_is_another(tm
     assert manifests[0]["identity"] == manifests[1]["identity"] and manifests[0]["totals"] == manifests[1]["totals"]
     rows = read(tmp_path / "watched.jsonl")
     assert holds(said, rows, read(tmp_path / "watched.tokens.jsonl")) >= 2
-    assert "\r" not in said and "\x1b[A" not in said and "rows         96 (96 new)" in said
+    assert "\r" not in said and "\x1b[A" not in said and "rows         48 (48 new)" in said
     assert f"/{len(rows)} traces (" in said and " tok/s" in said  # how far it is, in place of the bar
     # Without colours there are marks.
     flags = ("-o", "plain.jsonl", "--watch", "--limit", "8", *JOB)

@@ -164,6 +164,7 @@ def test_the_library_stops_too():
         assert made[-1].is_correct or len(made) == 4
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     source = write(tmp_path / "in.jsonl", PROBLEMS)
     flags = [*ALONE, "--until-correct", "--num-generations", "6", "--batch-size", "2"]

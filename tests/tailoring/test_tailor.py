@@ -158,6 +158,7 @@ def test_the_formats_of_raw_responses_are_one(tailored, tmp_path):
         assert not {"messages", "conversations", "question", "trajectory", "attempt"} & read(made)[0].keys()
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on(tmp_path):
     source = write(tmp_path / "raw.jsonl", PLAIN)
     flags = ["--num-generations", "2", "--batch-size", "2"]

@@ -157,7 +157,7 @@ def test_a_weight_does_not_depend_on_its_batch(tiny, kind, settings):
     texts = [
         "One. Two is more.\n\nThree, four; five!",
         "x",
-        "So 3+4=7.\n" * 12,
+        "So 3+4=7.\n" * 6,
         "It is. \\boxed{1}",
         "<think>\nA.\n</think>\nB.",
     ]

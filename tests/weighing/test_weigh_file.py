@@ -33,6 +33,7 @@ def same(made, want):
                 assert row[name] == other[name], name
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path, tiny):
     source, out, whole = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
     more = [*flags(tiny), "--batch-size", "2"]
