@@ -20,7 +20,7 @@ class Server:
 
     load: bytes of work under way. failed: times in a row, why for the last time. gone: why it is not asked any more.
     back: what tries it again, while it is left out. sure: when it was last known to be the model that it was. named:
-    what it calls that. short: times in a row that it told too few tokens to be recognised. pace: seconds a byte of work,
+    what it calls that. short: times in a row that it told too few tokens when recognised. pace: seconds a byte of work,
     the slowest of its last answers; None if that is not known.
     """
 
