@@ -1,7 +1,7 @@
 """A model that decodes rows that have lengths of their own, with its cache."""
 
+import inspect
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,9 +17,6 @@ from rsd.models.row_pools import RowPools
 
 PREFILL = 512  # columns of one prefill pass: bounds the attention mask
 OTHER = "choose another model"
-
-# A model is given its cache by the name that all versions of transformers from 5.16 on know.
-warnings.filterwarnings("ignore", ".*past_key_values.* is deprecated", FutureWarning)
 
 
 class TreeMask(NamedTuple):
@@ -104,6 +101,8 @@ class CachedModel:
         if compile:
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             self.step = torch.compile(model, dynamic=True)
+        # Newer versions of transformers have another name for it, and will silently ignore the former one some day.
+        self.named = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         config = model.config.get_text_config()
         self.context = context(model.config)
         kinds = getattr(config, "layer_types", None)
@@ -245,9 +244,9 @@ class CachedModel:
             # A block may reach past the context, with drafts that are not committed.
             position_ids=positions.clamp_max(self.context - 1),
             attention_mask=masks,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=keep,
+            **{self.named: cache},
         ).logits
 
     def copy_row(self, source: "CachedModel", row: int, to: int, *, length: int) -> None:

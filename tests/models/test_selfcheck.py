@@ -52,8 +52,9 @@ def by_the_cache(model):
     """The tokens' places are taken from the length of the cache."""
 
     def place(_, args, given):
-        if given.get("past_key_values") is not None:
-            width, past = given["input_ids"].shape[1], given["past_key_values"].get_seq_length()
+        cache = given.get("cache", given.get("past_key_values"))
+        if cache is not None:
+            width, past = given["input_ids"].shape[1], cache.get_seq_length()
             given["position_ids"] = torch.arange(past - width, past)[None].expand(len(given["input_ids"]), -1)
         return args, given
 
