@@ -4,7 +4,8 @@
     python bench/tailor.py --real --json bench/tailor-real.json    # SmolLM2-135M after real solutions (fetch.py)
 
 The bundled teacher's raw traces are tailored by the bundled student alone, and by the teacher with its own trace in its
-prompt; beside them stands what `rsd generate` makes with that teacher, which it is about to do without. Real solutions
+prompt; beside them stand what the student writes by itself, several times where the first is wrong, and what `rsd
+generate` makes with that teacher, which tailoring is about to do without. Real solutions
 have no teacher that could be asked; beside them stands what the student writes by itself. They hold no boxed answer:
 a text is right if its last number is the answer. Speed is with drafts that are looked up, by without; same traces.
 """
@@ -27,6 +28,7 @@ from rsd.models.bundled import bundled
 from rsd.traces.readers import read_rows
 
 Row = Mapping[str, Any]
+TRIES = 4
 SCORES = ("local_naturalness", "low_prob_share")
 
 
@@ -89,15 +91,21 @@ def main() -> None:
     else:
         rows, how = read_rows(bundled("teacher.jsonl")), {}
         after = how
+        until = {"until_correct": True, "num_generations": TRIES}
+        alone: dict[str, Any] = {"teacher": "bundled-student", "threshold": 1, "score": True}
         sides = {
             "tailored by the student": Tailor,
             "tailored by the teacher": lambda: Tailor(teacher="bundled-teacher"),
+            f"tailored by the student until right, {TRIES} at the most": lambda: Tailor(**until),
+            "the student's own": lambda: TraceGenerator(**alone),
+            f"the student's own until right, {TRIES} at the most": lambda: TraceGenerator(**alone, **until),
             "generated with the teacher": lambda: TraceGenerator(score=True),
         }
     made: dict[str, Any] = {}
     print("| | right | Local Naturalness | improbable tokens | tokens |\n|---|---|---|---|---|")
     for name, generator in sides.items():
-        traces = [trace.row() for trace in generator().run(rows)]
+        # Of each problem the last: where it is asked until one is right that one, if there is any.
+        traces = list({trace.id: trace.row() for trace in generator().run(rows)}.values())
         if "raw" not in made:
             made["raw"] = figures(traces, "raw_")
             show("raw", made["raw"])

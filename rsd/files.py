@@ -110,9 +110,11 @@ def _new(target: Path) -> tuple[BinaryIO, Path]:
 def sweep(target: Path) -> None:
     """Remove what processes that were killed have left half written beside a file (`replacing`)."""
     for left in target.parent.glob(f"{_unfinished(target)}*.tmp"):
-        with suppress(OSError), open(left, "rb") as file:
-            if _flock(file):
-                left.unlink()
+        with suppress(OSError):
+            if left.is_file():  # a pipe would be waited for
+                with open(left, "rb") as file:
+                    if _flock(file):
+                        left.unlink()
 
 
 def _unfinished(target: Path) -> str:
