@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 # The models here are too small for two threads to help: beside other work these wait for each other, ten times as long.
 torch.set_num_threads(1)
+# A suite that a script runs in the background ignores interrupts, and so would the commands that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Beside other work anything may take a second; what is slow is measured in bench/.
 settings.register_profile("rsd", deadline=None)
 settings.load_profile("rsd")

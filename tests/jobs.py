@@ -1,7 +1,6 @@
 """Jobs for the tests: the command in this process, and the files that it leaves."""
 
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,8 +39,6 @@ write_rows(rows(), sys.argv[1])
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environment(),
-        # The suite may itself run where interrupts are ignored, which would be inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout.readline() == b"begun\n"
     process.send_signal(sent)

@@ -255,8 +255,6 @@ def test_an_interrupted_job_does_not_wait_for_verdicts(tiny, tmp_path):
         cwd=tmp_path,
         env=environment(),
         stderr=subprocess.PIPE,
-        # The suite may itself run where interrupts are ignored, which would be inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (tmp_path / "begun").exists():
         time.sleep(0.05)

@@ -95,7 +95,6 @@ def test_an_interrupt_is_one_line(tiny, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     said = job.stderr.readline()  # it is at work, and says so
     assert "raw teacher" in said or "notice" in said

@@ -216,7 +216,6 @@ def test_an_interrupt_is_one_line(tiny, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         # A suite that runs in the background may have been told to ignore interrupts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (tmp_path / "traces.jsonl").exists() or not (tmp_path / "traces.jsonl").stat().st_size:
         time.sleep(0.01)

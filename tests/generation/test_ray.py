@@ -32,7 +32,7 @@ CRAWL = ["--batch-size", "1", "--block-size", "1"]  # slowly enough to be killed
 @pytest.fixture(scope="module")
 def cluster():
     environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    os.environ["RAY_worker_niceness"] = "0"  # or they wait for all other tests
+    os.environ.update(RAY_worker_niceness="0")  # or they wait for all other tests
     how = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 100 << 20}
     ray.init(num_cpus=3, runtime_env={"env_vars": environment}, **how)
     yield ray.get_runtime_context().gcs_address
