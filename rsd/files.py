@@ -101,10 +101,12 @@ def _new(target: Path) -> tuple[BinaryIO, Path]:
     while True:
         temporary = target.with_name(f"{_unfinished(target)}{secrets.token_hex(8)}.tmp")
         file = open(temporary, "xb")  # noqa: SIM115 (closed by who asked for it)
-        _flock(file)
-        if temporary.exists():  # or it was swept away before it was locked
+        free = _flock(file)
+        # Where there are no locks nobody sweeps; elsewhere it may be swept before it is locked.
+        if free is None or (free and temporary.exists()):
             return file, temporary
         file.close()
+        temporary.unlink(missing_ok=True)
 
 
 def sweep(target: Path) -> None:
@@ -189,16 +191,21 @@ def held(file: Path) -> bool:
     return False
 
 
-def _flock(handle: IO[bytes]) -> bool:
-    """Take the lock of an open file, if nobody has it. A platform without file locks does without this guard."""
+def _flock(handle: IO[bytes]) -> bool | None:
+    """Take the lock of an open file, if nobody has it; None where the disk has none to give.
+
+    A platform without file locks does without this guard.
+    """
     try:
         import fcntl
     except ImportError:
         return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 

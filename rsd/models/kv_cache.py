@@ -101,7 +101,7 @@ class CachedModel:
         if compile:
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             self.step = torch.compile(model, dynamic=True)
-        # Newer versions of transformers have another name for it, and will silently ignore the former one some day.
+        # How forwards call the cache: newer versions of transformers do otherwise, and may one day ignore the old name.
         self.named = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         config = model.config.get_text_config()
         self.context = context(model.config)

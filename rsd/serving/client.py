@@ -154,7 +154,7 @@ class Client:
         if all(s.gone for s in self.servers):
             why = str(self.servers[-1].gone)
             for server in self.servers:  # a job that is begun again in this process asks them again
-                server.gone = server.sure = None
+                server.gone, server.sure, server.short = None, None, 0
             raise ConnectionError(why)
         for server in self.servers:
             fresh = server.sure is not None and time.monotonic() - server.sure < CHECKED

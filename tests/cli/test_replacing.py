@@ -16,7 +16,7 @@ from conftest import environment, read, rsd, write
 from jobs import stopped_while_writing
 from outputs import COMMANDS, KEEP, PAIR, ROWS, command, folder, there, whole  # noqa: F401 (fixtures)
 
-from rsd.files import replacing, write_rows, write_text
+from rsd.files import replacing, sweep, write_rows, write_text
 
 
 def own(name: str, output: str) -> list[str]:
@@ -167,6 +167,26 @@ def test_what_a_killed_process_left_half_written_is_removed_by_the_next(tmp_path
         write_rows([{"first": 1}], out)
         assert read(out) == [{"first": 1}]
     assert read(out) == [{"last": 1}] and there(tmp_path).keys() == {"out.jsonl", "other.jsonl"}
+
+
+def test_sweeping_takes_nothing_from_who_has_just_begun(tmp_path):
+    out, done, count = tmp_path / "out.json", threading.Event(), 400
+
+    def sweeping() -> None:
+        while not done.is_set():
+            sweep(out)
+
+    threads = [threading.Thread(target=sweeping) for _ in range(3)]
+    for t in threads:
+        t.start()
+    try:
+        for i in range(count):
+            write_text(out, str(i))
+    finally:
+        done.set()
+        for t in threads:
+            t.join()
+    assert out.read_text() == str(count - 1) and list(tmp_path.iterdir()) == [out]
 
 
 def test_of_two_writers_the_last_wins_whole(tmp_path):
