@@ -15,6 +15,7 @@ LAYERS = (
         "config",
         "events",
         "files",
+        "outputs",
         "placing",
         "reading",
         "settings",

@@ -50,7 +50,8 @@ def compare(
     config = amended(StudentConfig, config, settings)
     if (baseline is None) != (candidate is None):
         raise ValueError("compare needs both, BASELINE and CANDIDATE, or neither for the bundled pair")
-    from rsd.files import Output, check_outputs, write_text
+    from rsd.files import write_text
+    from rsd.outputs import Output, check_outputs
     from rsd.traces import ours
 
     files = [Output(str(file), of) for file, of in ((html, ours.report), (json, ours.figures)) if file is not None]
@@ -117,7 +118,8 @@ def select(
     """
     check_choice("by", by, [*BY])
     config = amended(StudentConfig, config, settings)
-    from rsd.files import Output, check_outputs, lines_only, write_rows
+    from rsd.files import write_rows
+    from rsd.outputs import Output, check_outputs, lines_only
     from rsd.traces import ours
     from rsd.traces.given import files_in
 

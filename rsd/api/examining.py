@@ -41,8 +41,9 @@ def doctor(
     config = amended(DoctorConfig, config, settings)
     if isinstance(source, str) and " " in source and not Path(source).exists():
         raise ValueError(f"{said(source)}: there is no such file; a prompt is given in a list: [{said(source)}]")
-    from rsd.files import Output, check_outputs, write_text
+    from rsd.files import write_text
     from rsd.models.bundled import bundled
+    from rsd.outputs import Output, check_outputs
     from rsd.traces import ours
 
     source = bundled("problems.jsonl") if source is None else source

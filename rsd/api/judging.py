@@ -60,7 +60,7 @@ def score(
         scorer = load_scorer(config)
         made = scorer.score_all(judged(todo, judging_of(todo, config)))
         return [dict(one.response.row) | one.columns() for one in made]
-    from rsd.files import Output, check_outputs, lines_only
+    from rsd.outputs import Output, check_outputs, lines_only
     from rsd.scoring.scored_rows import finished_before
     from rsd.traces import ours
     from rsd.traces.shards import part_files
@@ -128,7 +128,7 @@ def verify(
             raise ValueError("overwrite is for an output: name one")
         todo = read_responses(source, config)
         return [dict(r.row) for r in judged(todo, must_judge(todo, config))]
-    from rsd.files import Output, check_outputs, lines_only
+    from rsd.outputs import Output, check_outputs, lines_only
     from rsd.scoring.verify import verify_file
     from rsd.traces import ours
 
@@ -173,7 +173,7 @@ def weigh(
 
         weigher, todo = weigher_for(source, config)
         return [made.row() for made in weigher.weigh(todo)]
-    from rsd.files import Output, check_outputs, lines_only
+    from rsd.outputs import Output, check_outputs, lines_only
     from rsd.traces import ours
     from rsd.weighing.job import weigh_file, weigher_for
 

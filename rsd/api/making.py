@@ -80,8 +80,8 @@ def generate(
         from rsd.traces.given import read
 
         return TraceGenerator(config).run(islice(read(source, split=config.split), limit))
-    from rsd.files import lines_only
     from rsd.generation.finished import finished_before
+    from rsd.outputs import lines_only
     from rsd.traces.given import file_of
 
     lines_only(output)
@@ -118,7 +118,7 @@ def export(
     config = amended(ExportConfig, config, settings)
     from rsd.dataset.export import export as export_traces
     from rsd.dataset.publish import parquet_library, write, written
-    from rsd.files import Output, check_outputs
+    from rsd.outputs import Output, check_outputs
     from rsd.traces import ours
 
     if output is None:

@@ -72,9 +72,9 @@ def tailor(
         if overwrite or keep:
             raise ValueError("overwrite and keep are for an output: name one")
         return Tailor(config).run(islice(read(source, split=config.split), limit))
-    from rsd.files import Output, check_outputs, lines_only
     from rsd.generation.finished import finished_before
     from rsd.generation.summary import kept_file
+    from rsd.outputs import Output, check_outputs, lines_only
     from rsd.tailoring.keeping import finished
     from rsd.traces import ours
     from rsd.traces.lines import files_of

@@ -14,7 +14,7 @@ from rsd.cli.options import SHARD, on_own_device, one_line_errors, quiet, share_
 from rsd.cli.reporting import begin, command_line
 from rsd.config import GenerateConfig
 from rsd.events import Events, logging
-from rsd.files import Output, check_outputs, lines_only
+from rsd.outputs import Output, check_outputs, lines_only
 from rsd.settings import Group, flag, free
 from rsd.terminal import HEADING, echo, hush, hushed, joined, one_line, paint, say
 

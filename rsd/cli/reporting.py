@@ -15,7 +15,7 @@ import click
 
 from rsd.cli.help import option
 from rsd.events import Events, reporting
-from rsd.files import Output, check_outputs, lines_only
+from rsd.outputs import Output, check_outputs, lines_only
 from rsd.settings import Group
 from rsd.traces.shards import Shard
 from rsd.version import __version__

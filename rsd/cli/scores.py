@@ -12,7 +12,7 @@ from rsd.cli.options import SHARD, flags, given, on_own_device, one_line_errors,
 from rsd.cli.reporting import begin, reported
 from rsd.config import StudentConfig
 from rsd.events import Events
-from rsd.files import Output, check_outputs, lines_only
+from rsd.outputs import Output, check_outputs, lines_only
 from rsd.scoring.config import ScoreConfig
 from rsd.scoring.metrics import BY
 from rsd.settings import Group

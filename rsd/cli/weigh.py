@@ -9,7 +9,7 @@ from rsd.cli.help import Command, option
 from rsd.cli.options import flags, given, one_line_errors, quiet
 from rsd.cli.reporting import begin, reported
 from rsd.events import Events
-from rsd.files import Output, check_outputs, lines_only
+from rsd.outputs import Output, check_outputs, lines_only
 from rsd.settings import Group
 from rsd.terminal import echo, joined, one_line
 from rsd.weighing.config import WeighConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rsd.decoding.block_size import BlockController
-from rsd.files import Output, check_outputs, place
+from rsd.files import place
 from rsd.generation.finished import stamp
 from rsd.generation.generator import TraceGenerator
 from rsd.generation.merge import discard, merge
@@ -20,6 +20,7 @@ from rsd.generation.statistics import combined, readable
 from rsd.generation.summary import Summary, kept_file, shares, write_kept
 from rsd.generation.watching import Watching
 from rsd.models.loading import Source
+from rsd.outputs import Output, check_outputs
 from rsd.settings import called, free
 from rsd.strictjson import finite
 from rsd.terminal import say

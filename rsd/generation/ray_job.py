@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rsd.config import GenerateConfig
-from rsd.files import Output, check_outputs, held
+from rsd.files import held
 from rsd.generation.generator import TraceGenerator
 from rsd.generation.job import Others, discard_beside, manifest_of, run_rows
 from rsd.generation.merge import merge
@@ -25,6 +25,7 @@ from rsd.generation.progress import Progress
 from rsd.generation.session import sessions_of
 from rsd.generation.share import POLL, Incomplete, joined, made_before, process
 from rsd.generation.summary import Summary, kept_file
+from rsd.outputs import Output, check_outputs
 from rsd.settings import called
 from rsd.terminal import hush, say
 from rsd.traces import ours

@@ -10,12 +10,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rsd.files import Output, check_outputs, held
+from rsd.files import held
 from rsd.generation.generator import TraceGenerator
 from rsd.generation.job import Others, manifest_of, run_rows
 from rsd.generation.merge import discard, merge
 from rsd.generation.progress import Progress
 from rsd.generation.summary import Summary, kept_file, shares, write_kept
+from rsd.outputs import Output, check_outputs
 from rsd.settings import called
 from rsd.terminal import say
 from rsd.traces import ours

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from rsd.bar import Bar
 from rsd.events import ticking
-from rsd.files import Output, begun, check_outputs, encode
+from rsd.files import begun, encode
+from rsd.outputs import Output, check_outputs
 from rsd.scoring.responses import Responses
 from rsd.scoring.scored_rows import ScoreSummary, plain, scored_before, scores_of
 from rsd.scoring.scorer import WINDOW, Scored, Scorer

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rsd.config import StudentConfig
-from rsd.files import anew, encode, first_row
+from rsd.files import encode, first_row
 from rsd.models.bundled import folder_of
 from rsd.models.fingerprint import fingerprint
+from rsd.outputs import anew
 from rsd.scoring.measure import SetRsr
 from rsd.scoring.metrics import COLUMNS, METRICS
 from rsd.scoring.responses import Responses

@@ -7,7 +7,8 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from rsd.files import Output, check_outputs, encode, held, locked, replacing
+from rsd.files import encode, held, locked, replacing
+from rsd.outputs import Output, check_outputs
 from rsd.scoring.job import Others, Place, score_file
 from rsd.scoring.responses import Responses
 from rsd.scoring.scored_rows import ScoreSummary, plain

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rsd.bar import Bar
-from rsd.files import Output, anew, begun, check_outputs, encode
+from rsd.files import begun, encode
+from rsd.outputs import Output, anew, check_outputs
 from rsd.scoring.responses import Responses
 from rsd.scoring.scored_rows import lines_before
 from rsd.scoring.verdicts import Judging, judged

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from rsd.files import anew, encode, first_row
+from rsd.files import encode, first_row
+from rsd.outputs import anew
 from rsd.settings import called
 from rsd.traces import ours
 from rsd.traces.columns import not_ours

@@ -1,4 +1,4 @@
-"""By what a command recognises the files that it made: the only ones that it replaces (see `rsd.files`)."""
+"""By what a command recognises the files that it made: the only ones that it replaces (see `rsd.outputs`)."""
 
 import json
 from collections.abc import Iterable

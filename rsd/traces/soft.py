@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rsd.files import anew, locked
+from rsd.files import locked
+from rsd.outputs import anew
 from rsd.settings import called
 from rsd.traces.lines import Key
 from rsd.traces.tokens import MODELS, top_columns

@@ -7,7 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rsd.files import Output, anew, begun, check_outputs, encode
+from rsd.files import begun, encode
+from rsd.outputs import Output, anew, check_outputs
 from rsd.scoring.job import progress
 from rsd.scoring.responses import Responses, read_responses
 from rsd.scoring.scored_rows import lines_before
